@@ -1,0 +1,177 @@
+"""Reading a diffusers-layout SD3.5 checkpoint, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sd35_trt.errors import CheckpointError
+
+#: Model parts by their folder in the diffusers layout; text_encoder_3 (T5) may be absent.
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+OPTIONAL_PARTS = ("text_encoder_3",)
+
+# Base names diffusers and transformers save under, the full-precision file before its variant.
+_STEMS = ("diffusion_pytorch_model", "model")
+_VARIANTS = ("", ".fp16", ".bf16")
+
+_FETCH = "download the checkpoint again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing", _FETCH) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", _FETCH) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object", _FETCH)
+    return data
+
+
+class Weights:
+    """The tensors of one model part, found by name in its safetensors files.
+
+    Tensors come as views of the mapped file, so nothing is held in memory that the caller does
+    not keep.
+
+    Args:
+        folder: the part's folder; sharded, single, full-precision and ``.fp16`` files are found.
+
+    Raises:
+        CheckpointError: no safetensors there, or one that is truncated or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _weight_files(folder)
+        self._handles = {}
+        self._file_of: dict[str, Path] = {}
+        for path in self.files:
+            self._handles[path] = _open(path)
+            for name in self._handles[path].keys():  # noqa: SIM118 (not a dict)
+                self._file_of[name] = path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor as stored.
+
+        Raises:
+            CheckpointError: names the tensor that is not there.
+        """
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}", _FETCH)
+        return self._handles[self._file_of[name]].get_tensor(name)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare names and shapes with what the configuration asks for.
+
+        Raises:
+            CheckpointError: names the first tensor that is missing or of another shape.
+        """
+        missing = [name for name in shapes if name not in self]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise CheckpointError(f"{self.folder} has no tensor {missing[0]!r}{more}", _FETCH)
+        for name, shape in shapes.items():
+            if self.shape(name) != shape:
+                raise CheckpointError(
+                    f"{self._file_of[name]}: {name!r} has shape {list(self.shape(name))}, "
+                    f"config.json asks for {list(shape)}",
+                    "use the config.json that belongs to these weights",
+                )
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing", _FETCH) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error})", _FETCH) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for variant in _VARIANTS:
+        for stem in _STEMS:
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if index.is_file():
+                names = read_json(index).get("weight_map")
+                if not isinstance(names, dict) or not names:
+                    raise CheckpointError(f"{index} has no weight_map", _FETCH)
+                return [folder / name for name in sorted(set(names.values()))]
+            single = folder / f"{stem}{variant}.safetensors"
+            if single.is_file():
+                return [single]
+    raise CheckpointError(f"{folder} holds no .safetensors file", _FETCH)
+
+
+class Checkpoint:
+    """A model directory in the diffusers layout of ``StableDiffusion3Pipeline``.
+
+    Raises:
+        CheckpointError: not such a directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        if not root.is_dir():
+            raise CheckpointError(f"{root} is not a directory", "give a diffusers model directory")
+        index = root / "model_index.json"
+        if not index.is_file():
+            raise CheckpointError(
+                f"{root} is not a diffusers model directory (no model_index.json)",
+                "save the model with StableDiffusion3Pipeline.save_pretrained",
+            )
+        self.index = read_json(index)
+        kind = self.index.get("_class_name")
+        if kind != "StableDiffusion3Pipeline":
+            raise CheckpointError(
+                f"{root} holds a {kind}, not a StableDiffusion3Pipeline",
+                "give a Stable Diffusion 3.5 model",
+            )
+
+    def has(self, part: str) -> bool:
+        """Whether the checkpoint comes with this part; only T5 may be left out."""
+        listed = self.index.get(part)
+        absent = listed is None or listed == [None, None]
+        return not (part in OPTIONAL_PARTS and (absent or not (self.root / part).is_dir()))
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's configuration, without the keys that begin with an underscore.
+
+        Raises:
+            CheckpointError: missing or unreadable.
+        """
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        data = read_json(self.root / part / name)
+        return {key: value for key, value in data.items() if not key.startswith("_")}
+
+    def weights(self, part: str) -> Weights:
+        """Opens the part's safetensors files; see :class:`Weights`."""
+        return Weights(self.root / part)
+
+    def files(self, part: str) -> list[Path]:
+        """The files a part is made of: its configuration and weights, or the tokenizer's files."""
+        folder = self.root / part
+        if part not in PARTS:
+            return sorted(path for path in folder.iterdir() if path.is_file())
+        return [folder / "config.json", *_weight_files(folder)]
+

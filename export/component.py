@@ -1,0 +1,192 @@
+"""The components of the ONNX contract: what each computes, its ports, and how it is exported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sd35_trt.bundle import Port
+from sd35_trt.errors import CheckpointError, Sd35Error
+from sd35_trt.policy import Policy
+
+from .checkpoint import Checkpoint, Weights
+from .layers import replace_layers
+from .modules import (
+    Conditioner,
+    Denoiser,
+    GuidedDenoiser,
+    T5Encoder,
+    TextEncoder,
+    VaeDecoder,
+    VaeEncoder,
+    build_clip,
+    build_t5,
+    build_transformer,
+    build_vae,
+)
+from .trace import trace
+from .weights import stream_weights
+
+#: Part of every stage key: raise it when the exporter's output changes for the same inputs.
+EXPORTER_VERSION = 1
+
+DTYPES = {"fp32": torch.float32, "half": torch.float16}
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.data"
+DESCRIPTION_FILE = "component.json"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a component's graph depends on besides checkpoint and policy.
+
+    Attributes:
+        clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
+        guided: whether the denoiser computes the unconditional branch too.
+    """
+
+    clip_tokens: int
+    guided: bool = True
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """How one component is made.
+
+    Attributes:
+        part: the checkpoint part its weights come from.
+        build: configuration and weights → the part's module, on fake tensors.
+        wrap: the part's module and the options → a module with the component's signature.
+    """
+
+    part: str
+    build: Callable[[dict, Weights], nn.Module]
+    wrap: Callable[[nn.Module, ExportOptions], nn.Module]
+
+
+COMPONENTS = {
+    "clip_l": ComponentSpec("text_encoder", build_clip, lambda m, o: TextEncoder(m, o.clip_tokens)),
+    "clip_g": ComponentSpec(
+        "text_encoder_2", build_clip, lambda m, o: TextEncoder(m, o.clip_tokens)
+    ),
+    "t5": ComponentSpec("text_encoder_3", build_t5, lambda m, o: T5Encoder(m)),
+    "conditioner": ComponentSpec("transformer", build_transformer, lambda m, o: Conditioner(m)),
+    "denoiser": ComponentSpec(
+        "transformer",
+        build_transformer,
+        lambda m, o: GuidedDenoiser(m) if o.guided else Denoiser(m),
+    ),
+    "vae_decoder": ComponentSpec("vae", build_vae, lambda m, o: VaeDecoder(m)),
+    "vae_encoder": ComponentSpec("vae", build_vae, lambda m, o: VaeEncoder(m)),
+}
+
+
+def apply_policy(model: nn.Module, component: str, policy: Policy) -> None:
+    """Give every layer's parameters the dtype that the policy asks for.
+
+    Raises:
+        UsageError: a rule of the policy matches nothing, or no rule matches a layer.
+        Sd35Error: a precision that this exporter does not write.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+    policy.check(component, layers)
+    for name, module in layers.items():
+        precision = policy.precision(component, name)
+        if precision not in DTYPES:
+            raise Sd35Error(
+                f"policy {policy.name!r} asks for {precision} in {component}/{name}, "
+                "which this version does not export",
+                f"use a policy with {' or '.join(DTYPES)}",
+            )
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(DTYPES[precision])
+
+
+@contextlib.contextmanager
+def _fake_tensors() -> Iterator[None]:
+    """Everything made inside has shapes but no storage; the libraries' chatter is silenced."""
+    with warnings.catch_warnings(), FakeTensorMode(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def export_component(
+    name: str,
+    checkpoint: Checkpoint,
+    policy: Policy,
+    options: ExportOptions,
+    out: Path,
+    progress: Callable[[float, str], None] = lambda fraction, note: None,
+) -> None:
+    """Write one component: ``model.onnx``, ``weights.data`` and ``component.json``.
+
+    The graph is traced without weights; these are then converted and written one tensor at a
+    time, so peak memory is the traced graph plus the largest tensor.
+
+    Args:
+        name: a key of :data:`COMPONENTS`.
+        out: an existing directory.
+        progress: called with the fraction done (0 to 1) and what is being done.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshapen or not finite in the stored precision.
+        UsageError: the policy does not fit the component.
+    """
+    spec = COMPONENTS[name]
+    weights = checkpoint.weights(spec.part)
+    config = checkpoint.config(spec.part)
+    progress(0.0, "tracing")
+    with _fake_tensors():
+        try:
+            part = spec.build(config, weights)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{checkpoint.root / spec.part}/config.json is not usable: {error}",
+                "use the config.json that belongs to these weights",
+            ) from error
+        replace_layers(part)
+        apply_policy(part, name, policy)
+        module = spec.wrap(part, options).eval()
+        model, ports = trace(module)
+    progress(0.5, "writing weights")
+    total = stream_weights(
+        model,
+        module,
+        weights,
+        out / MODEL_FILE,
+        WEIGHTS_FILE,
+        lambda fraction: progress(0.5 + 0.5 * fraction, "writing weights"),
+    )
+    description = {
+        "name": name,
+        "weight_bytes": total,
+        "inputs": [asdict(port) for port in ports if port.name in module.inputs],
+        "outputs": [asdict(port) for port in ports if port.name in module.outputs],
+    }
+    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+
+
+__all__ = [
+    "COMPONENTS",
+    "DESCRIPTION_FILE",
+    "EXPORTER_VERSION",
+    "MODEL_FILE",
+    "WEIGHTS_FILE",
+    "ExportOptions",
+    "Port",
+    "apply_policy",
+    "export_component",
+]

@@ -1,0 +1,331 @@
+"""The components' arithmetic: thin modules around diffusers' and transformers' own.
+
+Each declares its ports: ``inputs`` and ``outputs`` map names to (dtype, shape), where a string is
+a dynamic dimension. Latent height and width are even, in latent pixels.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import Weights
+from .layers import ModulationRows, PositionTable, SeparablePositionTable, is_separable
+
+Shape = tuple["int | str", ...]
+Ports = dict[str, tuple[torch.dtype, Shape]]
+
+
+class ComponentModule(nn.Module, abc.ABC):
+    """A module with named, typed ports; ``part`` is the checkpoint's module it is made from."""
+
+    inputs: Ports
+    outputs: Ports
+    part: nn.Module
+
+
+# Parts: the checkpoint's modules, built from their configuration on fake tensors.
+
+
+def build_clip(config: dict[str, Any], weights: Weights) -> nn.Module:
+    """CLIP-L or CLIP-G with its text projection."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**config, attn_implementation="sdpa"))
+    return _checked(model, weights)
+
+
+def build_t5(config: dict[str, Any], weights: Weights) -> nn.Module:
+    """The T5 v1.1 encoder; eager attention, whose position bias traces."""
+    from transformers import T5Config, T5EncoderModel
+
+    model = T5EncoderModel(T5Config(**config, attn_implementation="eager"))
+    # The embedding is tied: files hold it as "shared.weight".
+    return _checked(model, weights, skip=("encoder.embed_tokens.weight",))
+
+
+def build_transformer(config: dict[str, Any], weights: Weights) -> nn.Module:
+    """The MMDiT, its position table replaced by one that needs a thousandth of the bytes."""
+    from diffusers import SD3Transformer2DModel
+
+    size = int(config["pos_embed_max_size"])
+    model = SD3Transformer2DModel(**{**config, "pos_embed_max_size": 1})
+    name = "pos_embed.pos_embed"
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    shapes[name] = (1, size * size, model.inner_dim)
+    weights.check(shapes)
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        separable = is_separable(weights.read(name))
+    table = SeparablePositionTable if separable else PositionTable
+    model.pos_embed.pos_embed = None
+    model.pos_embed.register_module("table", table(size, model.inner_dim))
+    return model
+
+
+def build_vae(config: dict[str, Any], weights: Weights) -> nn.Module:
+    """The autoencoder."""
+    from diffusers import AutoencoderKL
+
+    return _checked(AutoencoderKL(**config), weights)
+
+
+def _checked(model: nn.Module, weights: Weights, skip: tuple[str, ...] = ()) -> nn.Module:
+    weights.check({k: tuple(v.shape) for k, v in model.state_dict().items() if k not in skip})
+    return model
+
+
+# Components.
+
+
+class TextEncoder(ComponentModule):
+    """CLIP: the penultimate hidden state, and the projected state at the end token."""
+
+    def __init__(self, model: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.part = model
+        config: Any = model.config
+        dtype = model.text_projection.weight.dtype  # type: ignore[union-attr]
+        self.dtype: Any = dtype
+        self.inputs = {"input_ids": (torch.int64, ("batch", tokens))}
+        self.outputs = {
+            "hidden": (self.dtype, ("batch", tokens, config.hidden_size)),
+            "pooled": (self.dtype, ("batch", config.projection_dim)),
+        }
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Given, because the model's own are a constant, and constants have no value while tracing.
+        positions = torch.arange(input_ids.shape[1])[None]
+        out = self.part(input_ids, position_ids=positions, output_hidden_states=True)
+        return out.hidden_states[-2].to(self.dtype), out.text_embeds.to(self.dtype)
+
+
+class T5Encoder(ComponentModule):
+    """The T5 encoder, without an attention mask: SD3 attends to the padding too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.part = model
+        norm: Any = model.encoder.final_layer_norm  # type: ignore[union-attr]
+        self.dtype = norm.weight.dtype
+        config: Any = model.config
+        self.inputs = {"input_ids": (torch.int64, ("batch", "tokens"))}
+        self.outputs = {"hidden": (self.dtype, ("batch", "tokens", config.d_model))}
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        encoder: Any = self.part.encoder
+        # The residual stream starts, and by the policy's FP32 output layers stays, in the dtype
+        # of the feed-forward output: T5's exceeds FP16.
+        wo = encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype
+        embedded = encoder.embed_tokens(input_ids).to(wo)
+        return (encoder(inputs_embeds=embedded).last_hidden_state.to(self.dtype),)
+
+
+def _modulated_norms(transformer: Any) -> list[nn.Module]:
+    """Every adaptive norm in the order of its rows in the modulation."""
+    norms: list[nn.Module] = []
+    for block in transformer.transformer_blocks:
+        norms += [block.norm1, block.norm1_context]
+    return [*norms, transformer.norm_out]
+
+
+def _rows(norm: Any) -> int:
+    return norm.linear.out_features // norm.linear.in_features
+
+
+class Conditioner(ComponentModule):
+    """Everything in the MMDiT that depends on the prompt and the timestep alone.
+
+    The modulation of all steps comes out at once: SD3's adaLN linears see only the timestep
+    embedding and the pooled text, and the sigma schedule is known before the loop.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.part = transformer
+        self.dtype = transformer.context_embedder.weight.dtype
+        self.norms = _modulated_norms(transformer)
+        width = transformer.inner_dim
+        rows = sum(map(_rows, self.norms))
+        config = transformer.config
+        self.inputs = {
+            "prompt_embeds": (self.dtype, ("samples", "tokens", config.joint_attention_dim)),
+            "pooled": (self.dtype, ("samples", config.pooled_projection_dim)),
+            "timesteps": (torch.float32, ("steps",)),
+        }
+        self.outputs = {
+            "context": (self.dtype, ("samples", "tokens", config.caption_projection_dim)),
+            "modulation": (self.dtype, ("steps", "samples", rows, width)),
+        }
+
+    def forward(
+        self, prompt_embeds: torch.Tensor, pooled: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        embed: Any = self.part.time_text_embed
+        time = embed.timestep_embedder(embed.time_proj(timesteps).to(pooled.dtype))
+        text = embed.text_embedder(pooled)
+        embedding = nn.functional.silu(time[:, None] + text[None])
+        modulation = [
+            norm.linear(embedding).unflatten(-1, (_rows(norm), -1))  # type: ignore[operator]
+            for norm in self.norms
+        ]
+        context = self.part.context_embedder(prompt_embeds)  # type: ignore[operator]
+        return context.to(self.dtype), torch.cat(modulation, dim=2).to(self.dtype)
+
+
+class Denoiser(ComponentModule):
+    """One sampling step without guidance: the MMDiT's blocks and the sampler's update.
+
+    ``denoised = latents - sigma * velocity`` and
+    ``next = a * latents + b * denoised + c * previous_denoised`` with the step's coefficients
+    (a, b, c), all in FP32. Sigma and coefficients are per sample, so that samples at different
+    steps can share a batch.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.dtype = transformer.context_embedder.weight.dtype
+        rows = 0
+        for norm in _modulated_norms(transformer):
+            module: Any = norm
+            count = _rows(module)
+            module.silu = nn.Identity()
+            module.linear = ModulationRows(rows, count)
+            rows += count
+        self.part = transformer
+        config = transformer.config
+        self.patch = config.patch_size
+        latents = (torch.float32, ("batch", config.in_channels, "height", "width"))
+        per_sample = (torch.float32, ("batch",))
+        self.inputs: Ports = {
+            "latents": latents,
+            "sigma": per_sample,
+            "coefficients": (torch.float32, ("batch", 3)),
+            "previous_denoised": latents,
+            "context": (self.dtype, ("batch", "tokens", config.caption_projection_dim)),
+            "modulation": (self.dtype, ("batch", rows, transformer.inner_dim)),
+        }
+        self.outputs = {"next_latents": latents, "denoised": latents}
+
+    def velocity(
+        self, latents: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor
+    ) -> torch.Tensor:
+        """The MMDiT on precomputed context and modulation; [N, 16, h, w] in FP32."""
+        part: Any = self.part
+        patch = self.patch
+        height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
+        image = part.pos_embed.proj(latents.to(self.dtype)).flatten(2).transpose(1, 2)
+        image = image + part.pos_embed.table(height, width).to(image.dtype)
+        for block in part.transformer_blocks:
+            context, image = block(
+                hidden_states=image, encoder_hidden_states=context, temb=modulation
+            )
+        patches = part.proj_out(part.norm_out(image, modulation)).float()
+        patches = patches.reshape(-1, height, width, patch, patch, part.out_channels)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(
+            -1, part.out_channels, height * patch, width * patch
+        )
+
+    @staticmethod
+    def update(
+        latents: torch.Tensor,
+        velocity: torch.Tensor,
+        sigma: torch.Tensor,
+        coefficients: torch.Tensor,
+        previous_denoised: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sampler's step: next latents and denoised latents."""
+        denoised = latents - sigma.view(-1, 1, 1, 1) * velocity
+        a, b, c = (coefficients[:, i].view(-1, 1, 1, 1) for i in range(3))
+        return a * latents + b * denoised + c * previous_denoised, denoised
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+        coefficients: torch.Tensor,
+        previous_denoised: torch.Tensor,
+        context: torch.Tensor,
+        modulation: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        velocity = self.velocity(latents, context, modulation)
+        return self.update(latents, velocity, sigma, coefficients, previous_denoised)
+
+
+class GuidedDenoiser(Denoiser):
+    """The same with classifier-free guidance: both branches in one batch inside the graph."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__(transformer)
+        self.inputs["uncond_context"] = self.inputs["context"]
+        self.inputs["uncond_modulation"] = self.inputs["modulation"]
+        self.inputs["guidance"] = (torch.float32, ("batch",))
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+        coefficients: torch.Tensor,
+        previous_denoised: torch.Tensor,
+        context: torch.Tensor,
+        modulation: torch.Tensor,
+        uncond_context: torch.Tensor,
+        uncond_modulation: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = latents.shape[0]
+        both = self.velocity(
+            torch.cat([latents, latents]),
+            torch.cat([uncond_context, context]),
+            torch.cat([uncond_modulation, modulation]),
+        )
+        # Sliced apart, not chunked: chunk() would fix the batch at the example's.
+        uncond, cond = both[:batch], both[batch:]
+        velocity = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+        return self.update(latents, velocity, sigma, coefficients, previous_denoised)
+
+
+class VaeDecoder(ComponentModule):
+    """Latents → an RGB image, rounded to bytes as diffusers' image processor does."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.part = vae
+        config = vae.config
+        self.inputs = {
+            "latents": (torch.float32, ("batch", config.latent_channels, "height", "width"))
+        }
+        self.outputs = {"image": (torch.uint8, ("batch", "image_height", "image_width", 3))}
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        vae: Any = self.part
+        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        if vae.post_quant_conv is not None:
+            latents = vae.post_quant_conv(latents)
+        image = vae.decoder(latents.to(vae.decoder.conv_in.weight.dtype)).float()
+        image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return ((image * 255).round().to(torch.uint8),)
+
+
+class VaeEncoder(ComponentModule):
+    """An RGB image → the mean of its latent distribution, scaled as the MMDiT expects."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.part = vae
+        config = vae.config
+        self.inputs = {"image": (torch.uint8, ("batch", "image_height", "image_width", 3))}
+        self.outputs = {
+            "latents": (torch.float32, ("batch", config.latent_channels, "height", "width"))
+        }
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        vae: Any = self.part
+        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        moments = vae.encoder(pixels.to(vae.encoder.conv_in.weight.dtype))
+        if vae.quant_conv is not None:
+            moments = vae.quant_conv(moments)
+        mean = moments[:, : vae.config.latent_channels].float()
+        return ((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor,)

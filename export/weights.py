@@ -1,0 +1,111 @@
+"""Streaming a checkpoint's tensors into a traced graph's external data, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from sd35_trt.errors import CheckpointError
+
+from .checkpoint import Weights
+from .modules import ComponentModule
+
+# ONNX Runtime maps external data; pages and cache lines start on this boundary.
+_ALIGNMENT = 4096
+
+_PREFIX = "part."
+_TIED = {"encoder.embed_tokens.weight": "shared.weight"}
+
+
+def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tensor:
+    """The value of one parameter, made from the checkpoint in the parameter's dtype.
+
+    Raises:
+        CheckpointError: names the tensor that is missing, or not finite in that dtype.
+    """
+    owner_name, _, parameter_name = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    expected = module.get_parameter(name)
+    source, convert = getattr(owner, "SOURCES", {}).get(
+        parameter_name, (parameter_name, lambda tensor: tensor)
+    )
+    path = f"{owner_name}.{source}".removeprefix(_PREFIX)
+    if path == "pos_embed.table.pos_embed":
+        path = "pos_embed.pos_embed"
+    if path not in weights:
+        path = _TIED.get(path, path)
+    stored = weights.read(path)
+    value = convert(stored).to(expected.dtype).contiguous()
+    assert value.shape == expected.shape, (name, value.shape, expected.shape)
+    low, high = torch.aminmax(value)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        was_finite = bool(torch.isfinite(stored).all())
+        raise CheckpointError(
+            f"{weights.folder}: {path!r} "
+            + ("exceeds FP16's range" if was_finite else "holds NaN or infinite values"),
+            "keep this layer in fp32 by a policy file" if was_finite else "repair the checkpoint",
+        )
+    return value
+
+
+def _write(stream: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:
+    stream.seek(-stream.tell() % _ALIGNMENT, 1)
+    offset = stream.tell()
+    # reshape(-1): a 0-d tensor has no byte view.
+    stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return offset, stream.tell() - offset
+
+
+def stream_weights(
+    model: ir.Model,
+    module: ComponentModule,
+    weights: Weights,
+    model_file: Path,
+    data_name: str,
+    progress: Callable[[float], None],
+) -> int:
+    """Turn the graph's weight inputs into initializers stored beside it, and save it.
+
+    Args:
+        model: from :func:`sd35_trt.export.trace.trace`; changed in place.
+        module: the traced module: dtypes, shapes and sources of the weights.
+        model_file: the ONNX file to write; the data goes beside it under ``data_name``.
+        progress: called with the fraction of tensors written.
+
+    Returns:
+        Bytes of weights.
+
+    Raises:
+        CheckpointError: see :func:`read_parameter`.
+        OSError: the disk is full or not writable.
+    """
+    graph = model.graph
+    values = list(graph.inputs[len(module.inputs) :])
+    total = 0
+    with (model_file.parent / data_name).open("wb") as stream:
+        for done, value in enumerate(values, 1):
+            assert value.name is not None
+            tensor = read_parameter(module, value.name, weights)
+            offset, length = _write(stream, tensor)
+            total += length
+            assert value.dtype is not None and value.shape is not None
+            graph.inputs.remove(value)
+            value.const_value = ir.ExternalTensor(
+                data_name,
+                offset,
+                length,
+                value.dtype,
+                shape=value.shape,
+                name=value.name,
+                base_dir=model_file.parent,
+            )
+            graph.register_initializer(value)
+            progress(done / len(values))
+    model.producer_name = "sd35-trt"
+    ir.save(model, model_file)
+    return total

@@ -1,0 +1,39 @@
+"""Errors a user can cause. Each is one line: what, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class Sd35Error(Exception):
+    """A failure explained in one line; the command line exits with status 1.
+
+    Args:
+        message: what went wrong and where, one line.
+        fix: what the user can do about it, ideally a command; appended after a dash.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        self.fix = fix
+        text = " ".join(message.split())
+        if fix:
+            text = f"{text.rstrip('.')} — {fix}"
+        super().__init__(text)
+
+
+class UsageError(Sd35Error, ValueError):
+    """An argument outside what the model, the bundle or the command accepts; exit status 2."""
+
+    exit_status = 2
+
+
+class CheckpointError(Sd35Error):
+    """A model directory that is missing, damaged, or not Stable Diffusion 3.5."""
+
+
+class BundleError(Sd35Error):
+    """A bundle that is missing, damaged, foreign, or made for something else."""
+
+
+class Cancelled(Sd35Error):
+    """A step callback asked to stop."""

@@ -1,0 +1,125 @@
+"""Precision policies: data files that say in which format each layer is stored and computed.
+
+A policy is an ordered list of rules. A rule names a component and the layers in it by glob
+(``fnmatch`` over module names, as in ``state_dict`` without the trailing ``.weight``), a precision,
+and the reason. The last rule that matches a layer wins.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Precisions a rule may name. What a build supports is up to the exporter.
+PRECISIONS = ("fp32", "half", "fp8", "int8-weight", "int4-weight")
+
+_BUILTIN = Path(__file__).parent / "policies"
+
+
+@dataclass(frozen=True)
+class Rule:
+    component: str
+    match: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An ordered list of rules under a name."""
+
+    name: str
+    description: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rules, hex; the name and the wording do not count."""
+        rules = [(r.component, r.match, r.precision) for r in self.rules]
+        return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+
+    def precision(self, component: str, layer: str) -> str:
+        """Precision of one layer.
+
+        Raises:
+            UsageError: no rule covers the layer.
+        """
+        for rule in reversed(self.rules):
+            if fnmatch.fnmatchcase(component, rule.component) and fnmatch.fnmatchcase(
+                layer, rule.match
+            ):
+                return rule.precision
+        raise UsageError(
+            f"policy {self.name!r} has no rule for {component}/{layer}",
+            'begin it with a rule for component = "*", match = "*"',
+        )
+
+    def check(self, component: str, layers: Iterable[str]) -> None:
+        """Refuse rules for exactly this component that match none of its layers.
+
+        Raises:
+            UsageError: names the rule, so that a misspelt glob is not silently without effect.
+        """
+        layers = list(layers)
+        for rule in self.rules:
+            if rule.component == component and not fnmatch.filter(layers, rule.match):
+                raise UsageError(
+                    f"policy {self.name!r}: rule {rule.match!r} matches no layer of {component}",
+                    "correct the glob or delete the rule",
+                )
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "sha256": self.digest,
+            "rules": [asdict(rule) for rule in self.rules],
+        }
+
+
+def builtin_policies() -> list[str]:
+    """Names of the policies that come with the package."""
+    return sorted(path.stem for path in _BUILTIN.glob("*.toml"))
+
+
+def load_policy(name_or_path: str) -> Policy:
+    """Read a policy by its built-in name or from a TOML file.
+
+    Raises:
+        UsageError: unknown name, unreadable file, unknown key or precision.
+    """
+    path = _BUILTIN / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(
+            f"unknown policy {name_or_path!r}",
+            f"use one of {', '.join(builtin_policies())}, or the path of a TOML file",
+        )
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+        rules = tuple(Rule(**rule) for rule in data["rule"])
+        policy = Policy(data["name"], data.get("description", ""), rules)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"policy file {path}: {error}",
+            "a policy has a name and [[rule]] tables with component, match, precision, reason",
+        ) from error
+    for rule in policy.rules:
+        if rule.precision not in PRECISIONS:
+            raise UsageError(
+                f"policy {policy.name!r}: unknown precision {rule.precision!r} for {rule.match!r}",
+                f"use one of {', '.join(PRECISIONS)}",
+            )
+    return policy
