@@ -1,0 +1,1 @@
+"""From ONNX components to engines, and from engines to a bundle."""

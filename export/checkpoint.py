@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
+from sd35_trt.components import OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 
-#: Model parts by their folder in the diffusers layout; text_encoder_3 (T5) may be absent.
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-OPTIONAL_PARTS = ("text_encoder_3",)
+if TYPE_CHECKING:
+    import torch
 
 # Base names diffusers and transformers save under, the full-precision file before its variant.
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -71,7 +70,7 @@ class Weights:
         return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor as stored.
+        """A tensor as stored, a view of the file.
 
         Raises:
             CheckpointError: names the tensor that is not there.
@@ -168,10 +167,15 @@ class Checkpoint:
         """Opens the part's safetensors files; see :class:`Weights`."""
         return Weights(self.root / part)
 
-    def files(self, part: str) -> list[Path]:
-        """The files a part is made of: its configuration and weights, or the tokenizer's files."""
-        folder = self.root / part
-        if part not in PARTS:
-            return sorted(path for path in folder.iterdir() if path.is_file())
-        return [folder / "config.json", *_weight_files(folder)]
+    def files(self, folder: str) -> list[Path]:
+        """What a folder's result depends on: configuration and weights, or a tokenizer's files.
 
+        Raises:
+            CheckpointError: the folder is missing.
+        """
+        path = self.root / folder
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is missing", _FETCH)
+        if folder.startswith("tokenizer"):
+            return sorted(file for file in path.iterdir() if file.is_file())
+        return [path / "config.json", *_weight_files(path)]

@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sd35_trt.bundle import Port
+from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, Sd35Error
 from sd35_trt.policy import Policy
 
 from .checkpoint import Checkpoint, Weights
 from .layers import replace_layers
 from .modules import (
+    ComponentModule,
     Conditioner,
     Denoiser,
     GuidedDenoiser,
@@ -34,9 +36,6 @@ from .modules import (
 )
 from .trace import trace
 from .weights import stream_weights
-
-#: Part of every stage key: raise it when the exporter's output changes for the same inputs.
-EXPORTER_VERSION = 1
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
 
@@ -58,35 +57,24 @@ class ExportOptions:
     guided: bool = True
 
 
-@dataclass(frozen=True)
-class ComponentSpec:
-    """How one component is made.
+# Builds the part's module from its configuration on fake tensors.
+_PARTS: dict[str, Callable[[dict[str, Any], Weights], nn.Module]] = {
+    "text_encoder": build_clip,
+    "text_encoder_2": build_clip,
+    "text_encoder_3": build_t5,
+    "transformer": build_transformer,
+    "vae": build_vae,
+}
 
-    Attributes:
-        part: the checkpoint part its weights come from.
-        build: configuration and weights → the part's module, on fake tensors.
-        wrap: the part's module and the options → a module with the component's signature.
-    """
-
-    part: str
-    build: Callable[[dict, Weights], nn.Module]
-    wrap: Callable[[nn.Module, ExportOptions], nn.Module]
-
-
-COMPONENTS = {
-    "clip_l": ComponentSpec("text_encoder", build_clip, lambda m, o: TextEncoder(m, o.clip_tokens)),
-    "clip_g": ComponentSpec(
-        "text_encoder_2", build_clip, lambda m, o: TextEncoder(m, o.clip_tokens)
-    ),
-    "t5": ComponentSpec("text_encoder_3", build_t5, lambda m, o: T5Encoder(m)),
-    "conditioner": ComponentSpec("transformer", build_transformer, lambda m, o: Conditioner(m)),
-    "denoiser": ComponentSpec(
-        "transformer",
-        build_transformer,
-        lambda m, o: GuidedDenoiser(m) if o.guided else Denoiser(m),
-    ),
-    "vae_decoder": ComponentSpec("vae", build_vae, lambda m, o: VaeDecoder(m)),
-    "vae_encoder": ComponentSpec("vae", build_vae, lambda m, o: VaeEncoder(m)),
+# Gives the part's module the component's signature.
+_MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
+    "clip_l": lambda part, options: TextEncoder(part, options.clip_tokens),
+    "clip_g": lambda part, options: TextEncoder(part, options.clip_tokens),
+    "t5": lambda part, options: T5Encoder(part),
+    "conditioner": lambda part, options: Conditioner(part),
+    "denoiser": lambda part, options: (GuidedDenoiser if options.guided else Denoiser)(part),
+    "vae_decoder": lambda part, options: VaeDecoder(part),
+    "vae_encoder": lambda part, options: VaeEncoder(part),
 }
 
 
@@ -137,7 +125,7 @@ def export_component(
     time, so peak memory is the traced graph plus the largest tensor.
 
     Args:
-        name: a key of :data:`COMPONENTS`.
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
         out: an existing directory.
         progress: called with the fraction done (0 to 1) and what is being done.
 
@@ -145,21 +133,21 @@ def export_component(
         CheckpointError: a tensor is missing, misshapen or not finite in the stored precision.
         UsageError: the policy does not fit the component.
     """
-    spec = COMPONENTS[name]
-    weights = checkpoint.weights(spec.part)
-    config = checkpoint.config(spec.part)
+    folder = COMPONENTS[name].part
+    weights = checkpoint.weights(folder)
+    config = checkpoint.config(folder)
     progress(0.0, "tracing")
     with _fake_tensors():
         try:
-            part = spec.build(config, weights)
+            part = _PARTS[folder](config, weights)
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{checkpoint.root / spec.part}/config.json is not usable: {error}",
+                f"{checkpoint.root / folder / 'config.json'} is not usable: {error}",
                 "use the config.json that belongs to these weights",
             ) from error
         replace_layers(part)
         apply_policy(part, name, policy)
-        module = spec.wrap(part, options).eval()
+        module = _MODULES[name](part, options).eval()
         model, ports = trace(module)
     progress(0.5, "writing weights")
     total = stream_weights(
@@ -177,16 +165,3 @@ def export_component(
         "outputs": [asdict(port) for port in ports if port.name in module.outputs],
     }
     (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
-
-
-__all__ = [
-    "COMPONENTS",
-    "DESCRIPTION_FILE",
-    "EXPORTER_VERSION",
-    "MODEL_FILE",
-    "WEIGHTS_FILE",
-    "ExportOptions",
-    "Port",
-    "apply_policy",
-    "export_component",
-]

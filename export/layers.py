@@ -140,9 +140,12 @@ def replace_layers(model: nn.Module) -> None:
                 setattr(module, name, RMSNorm(child.weight, child.eps))
             elif isinstance(child, T5LayerNorm):
                 setattr(module, name, RMSNorm(child.weight, child.variance_epsilon))
-            elif isinstance(child, (nn.Conv2d, nn.LayerNorm, nn.GroupNorm)) and child.weight is not None:
+            elif (
+                isinstance(child, (nn.Conv2d, nn.LayerNorm, nn.GroupNorm))
+                and child.weight is not None
+            ):
                 child.register_forward_pre_hook(_cast_to_weight)
 
 
 def _cast_to_weight(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(x.to(module.weight.dtype) for x in args)  # type: ignore[union-attr,arg-type]
+    return tuple(x.to(module.weight.dtype) for x in args)  # type: ignore[arg-type]

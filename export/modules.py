@@ -87,8 +87,8 @@ class TextEncoder(ComponentModule):
         super().__init__()
         self.part = model
         config: Any = model.config
-        dtype = model.text_projection.weight.dtype  # type: ignore[union-attr]
-        self.dtype: Any = dtype
+        projection: Any = model.text_projection
+        self.dtype: torch.dtype = projection.weight.dtype
         self.inputs = {"input_ids": (torch.int64, ("batch", tokens))}
         self.outputs = {
             "hidden": (self.dtype, ("batch", tokens, config.hidden_size)),

@@ -88,6 +88,7 @@ def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
     with _quiet():
         onnxscript.optimizer.optimize_ir(model)
     _drop_unused_weights(model, len(module.inputs))
+    _strip(model)
     return model, _name_ports(model, module)
 
 
@@ -105,6 +106,20 @@ def _drop_unused_weights(model: ir.Model, ports: int) -> None:
             model.graph.inputs.remove(value)
 
 
+def _strip(model: ir.Model) -> None:
+    """Drop stack traces, which hold paths, and the symbols of intermediate shapes."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.shape = None
+    for value in model.graph.inputs:
+        value.metadata_props.clear()
+
+
 def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
     graph = model.graph
     assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
@@ -114,7 +129,8 @@ def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
     ports = []
     for value, (name, (dtype, shape)) in zip(values, declared, strict=True):
         traced = value.shape
-        assert traced is not None and value.dtype is not None
+        assert traced is not None
+        assert value.dtype is not None
         for got, want in zip(traced, shape, strict=True):
             # A dimension that should vary but was traced as a number would fail at run time.
             assert isinstance(got, int) == isinstance(want, int), (name, traced, shape)

@@ -57,7 +57,7 @@ def _write(stream: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:
     stream.seek(-stream.tell() % _ALIGNMENT, 1)
     offset = stream.tell()
     # reshape(-1): a 0-d tensor has no byte view.
-    stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return offset, stream.tell() - offset
 
 
@@ -93,7 +93,8 @@ def stream_weights(
             tensor = read_parameter(module, value.name, weights)
             offset, length = _write(stream, tensor)
             total += length
-            assert value.dtype is not None and value.shape is not None
+            assert value.dtype is not None
+            assert value.shape is not None
             graph.inputs.remove(value)
             value.const_value = ir.ExternalTensor(
                 data_name,

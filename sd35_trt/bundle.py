@@ -1,4 +1,4 @@
-"""The bundle: a directory of engines with a manifest that says what they are and how they were made.
+"""The bundle: a directory of engines, with a manifest of what they are and how they were made.
 
 ``bundle.json`` holds every fact that the runtime needs, the size and SHA-256 of every other file,
 and a digest of itself. Only regular files inside the directory are ever opened.
@@ -110,7 +110,6 @@ class Manifest:
     ranges: Ranges
     latent_channels: int
     latent_scale: int
-    text_width: int
     guided: bool
     scheduler: dict[str, float]
     defaults: dict[str, Any]
@@ -161,15 +160,6 @@ def _component(data: dict[str, Any]) -> Component:
     )
 
 
-def component_from_json(data: dict[str, Any]) -> Component:
-    """Rebuild a component from :func:`dataclasses.asdict`.
-
-    Raises:
-        KeyError, TypeError: not such a dictionary.
-    """
-    return _component(data)
-
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file in hex."""
     with path.open("rb") as stream:
@@ -191,7 +181,11 @@ def _inside(root: Path, path: str) -> Path:
     """``root / path``, refused when it leaves the bundle by ``..``, a root or a link."""
     pure = PurePosixPath(path)
     full = root / pure
-    if pure.is_absolute() or ".." in pure.parts or not full.resolve().is_relative_to(root.resolve()):
+    if (
+        pure.is_absolute()
+        or ".." in pure.parts
+        or not full.resolve().is_relative_to(root.resolve())
+    ):
         raise BundleError(
             f"{root / MANIFEST}: the path {path!r} leaves the bundle", "do not use this bundle"
         )

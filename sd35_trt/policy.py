@@ -20,7 +20,7 @@ from .errors import UsageError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 #: Precisions a rule may name. What a build supports is up to the exporter.
 PRECISIONS = ("fp32", "half", "fp8", "int8-weight", "int4-weight")

@@ -53,7 +53,8 @@ def find_target(name: str) -> Target:
     if not set(target.builders) & set(BUILDERS):
         buildable = [t.name for t in TARGETS.values() if set(t.builders) & set(BUILDERS)]
         raise Sd35Error(
-            f"{target.name} needs the {target.builders[0]} builder, which this version does not have",
+            f"{target.name} needs the {target.builders[0]} builder, "
+            "which this version does not have",
             f"build for: {', '.join(buildable)}",
         )
     return target

@@ -29,7 +29,7 @@ class Variant:
     size: tuple[int, int]
 
 
-# Steps and guidance: the model cards of stabilityai/stable-diffusion-3.5-{large,large-turbo,medium}.
+# Steps and guidance: model cards of stabilityai/stable-diffusion-3.5-{large,large-turbo,medium}.
 VARIANTS = (
     Variant("large", 38, 38, 0, steps=28, guidance=3.5, size=(1024, 1024)),
     Variant("large-turbo", 38, 38, 0, steps=4, guidance=1.0, size=(1024, 1024)),

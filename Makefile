@@ -1,0 +1,39 @@
+# make demo: install, build the packaged model for the CPU, draw a picture.
+# make test: install what the tests need, check style, types and imports, run the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPES := $(VENV)/types/sd35_trt
+STAGES := export engines runtime mini
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
+	$(BIN)/sd35-trt generate bundles/mini-cpu "a small red circle to the left of a large blue square" --seed 7 --out demo.png
+	@echo "the picture is $(CURDIR)/demo.png"
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+# mypy and import-linter want the package as one tree; links make the stage folders part of it.
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p $(TYPES)
+	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(STAGES)) $(TYPES)/
+	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
+	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
+
+# torch first: its version decides what the rest resolves to.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "torch>=2.9,<2.14"
+	$(BIN)/pip install -q -e ".[build,onnxruntime,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) bundles demo.png .mypy_cache .pytest_cache .ruff_cache

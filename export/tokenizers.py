@@ -1,0 +1,57 @@
+"""The checkpoint's tokenizers as files for the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.errors import CheckpointError
+
+from .checkpoint import Checkpoint
+
+DESCRIPTION_FILE = "tokenizers.json"
+
+#: diffusers' default ``max_sequence_length``.
+T5_TOKENS = 256
+
+
+def export_tokenizers(checkpoint: Checkpoint, names: list[str], out: Path) -> None:
+    """Write ``<name>.json`` for each text encoder, and ``tokenizers.json`` with their lengths.
+
+    Args:
+        names: components of the model.
+        out: an existing directory.
+
+    Raises:
+        CheckpointError: a tokenizer's folder is missing or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    description = {}
+    for name in names:
+        row = COMPONENTS[name]
+        if row.tokenizer is None:
+            continue
+        folder = checkpoint.root / row.tokenizer
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is missing", "download the checkpoint again")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+            backend = tokenizer.backend_tokenizer
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder} holds no usable tokenizer: {error}", "download the checkpoint again"
+            ) from error
+        backend.no_padding()
+        backend.no_truncation()
+        backend.save(str(out / f"{name}.json"))
+        length = int(tokenizer.model_max_length)
+        if name == "t5":
+            length = min(length, T5_TOKENS)
+        else:
+            # A tokenizer without a limit reports 1e30; CLIP's position table has one.
+            positions = checkpoint.config(row.part).get("max_position_embeddings", 77)
+            length = min(length, int(positions))
+        description[name] = {"length": length, "pad_id": int(tokenizer.pad_token_id)}
+    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")

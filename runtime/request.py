@@ -1,0 +1,199 @@
+"""A checked request: what the caller asked for, filled with the model's defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sd35_trt.bundle import Manifest
+from sd35_trt.errors import UsageError
+
+from .schedule import SAMPLERS
+
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run: every list has one entry per image."""
+
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+    shift: float
+    width: int
+    height: int
+    sampler: str
+    t5_tokens: int
+    latent_scale: int
+    image: np.ndarray | None
+    strength: float
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(height, width) in latent pixels."""
+        return self.height // self.latent_scale, self.width // self.latent_scale
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes of the dynamic dimensions of the VAE and the denoiser."""
+        height, width = self.latent_size
+        return {
+            "batch": len(self.seeds),
+            "height": height,
+            "width": width,
+            "image_height": self.height,
+            "image_width": self.width,
+        }
+
+    @property
+    def first_step(self) -> int:
+        """Steps left out at the start when an image is given."""
+        return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
+    def parameters(self) -> dict[str, Any]:
+        """What would draw the same images again, except the image started from."""
+        parameters: dict[str, Any] = {
+            "prompt": list(self.prompts),
+            "negative": list(self.negatives),
+            "seed": list(self.seeds),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "shift": self.shift,
+            "size": [self.width, self.height],
+            "sampler": self.sampler,
+            "t5_tokens": self.t5_tokens,
+        }
+        if self.image is not None:
+            parameters["strength"] = self.strength
+        return parameters
+
+
+def make_request(
+    manifest: Manifest,
+    *,
+    prompt: str | Sequence[str],
+    negative: str | Sequence[str],
+    seed: int | Sequence[int],
+    steps: int | None,
+    guidance: float | None,
+    shift: float | None,
+    size: tuple[int, int] | None,
+    batch: int,
+    sampler: str | None,
+    t5_tokens: int | None,
+    image: Image.Image | np.ndarray | None,
+    strength: float,
+) -> Request:
+    """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
+
+    Raises:
+        UsageError: names the argument and the nearest value that works.
+    """
+    defaults, ranges = manifest.defaults, manifest.ranges
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(negatives) != len(prompts):
+        raise UsageError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts", "give one, or one each"
+        )
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1, not {batch}")
+    count = len(prompts) * batch
+    low, high = ranges.batch
+    if not low <= count <= high:
+        raise UsageError(
+            f"{count} images at once, this bundle draws {low} to {high}",
+            f"draw {max(low, min(count, high))}, or build with: --batch {low}:{max(count, high)}",
+        )
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else [int(s) for s in seed]
+    if len(seeds) != count:
+        raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
+    if any(s < 0 for s in seeds):
+        raise UsageError(f"seed must not be negative, not {min(seeds)}")
+    steps = defaults["steps"] if steps is None else steps
+    if not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
+    guidance = _positive("guidance", defaults["guidance"] if guidance is None else guidance)
+    if not manifest.guided and guidance != 1.0:
+        raise UsageError(
+            f"this bundle was built without guidance, so guidance is 1, not {guidance:g}",
+            "leave it out, or build with: --guidance",
+        )
+    shift = _positive("shift", manifest.scheduler["shift"] if shift is None else shift)
+    sampler = defaults["sampler"] if sampler is None else sampler
+    if sampler not in SAMPLERS:
+        raise UsageError(f"unknown sampler {sampler!r}", f"use one of: {', '.join(SAMPLERS)}")
+    t5_tokens = defaults["t5_tokens"] if t5_tokens is None else t5_tokens
+    shortest, longest = ranges.t5_tokens
+    if not shortest <= t5_tokens <= longest:
+        raise UsageError(f"t5_tokens must be {shortest} to {longest}, not {t5_tokens}")
+    if not 0 < strength <= 1:
+        raise UsageError(f"strength must be above 0 and at most 1, not {strength:g}")
+    pixels = None if image is None else _pixels(image, size)
+    if pixels is not None:
+        size = (pixels.shape[1], pixels.shape[0])
+    width, height = size or defaults["size"]
+    _check_size(width, height, manifest)
+    request = Request(
+        prompts=tuple(p for p in prompts for _ in range(batch)),
+        negatives=tuple(n for n in negatives for _ in range(batch)),
+        seeds=tuple(seeds),
+        steps=steps,
+        guidance=guidance,
+        shift=shift,
+        width=width,
+        height=height,
+        sampler=sampler,
+        t5_tokens=t5_tokens,
+        latent_scale=manifest.latent_scale,
+        image=None if pixels is None else np.repeat(pixels[None], count, axis=0),
+        strength=strength,
+    )
+    if pixels is not None and request.first_step >= steps:
+        raise UsageError(
+            f"strength {strength:g} leaves none of {steps} steps",
+            f"use at least {1 / steps:.3g}",
+        )
+    return request
+
+
+def _positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{name} must be a positive number, not {value}")
+    return float(value)
+
+
+def _check_size(width: int, height: int, manifest: Manifest) -> None:
+    ranges = manifest.ranges
+    low, high = ranges.size
+
+    def nearest(value: int) -> int:
+        return max(low, min(high, round(value / ranges.size_step) * ranges.size_step))
+
+    if (nearest(width), nearest(height)) != (width, height):
+        raise UsageError(
+            f"size {width}x{height} is not in {low} to {high} in steps of {ranges.size_step}",
+            f"the nearest is {nearest(width)}x{nearest(height)}",
+        )
+
+
+def _pixels(image: Image.Image | np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """uint8 [H, W, 3], resized to ``size`` (width, height) if one is given."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise UsageError(
+                f"image is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3]"
+            )
+        image = Image.fromarray(image)
+    image = image.convert("RGB")
+    if size is not None and image.size != tuple(size):
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image)

@@ -1,0 +1,278 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .bundle import Ranges
+from .cache import StageCache, default_cache_dir
+from .components import COMPONENTS
+from .errors import CheckpointError, Sd35Error, UsageError
+from .hub import resolve_model
+from .policy import Policy, load_policy
+from .stages import Progress, Stage, run_stage
+from .targets import BUILDERS, find_target
+from .variants import Variant, recognise
+
+if TYPE_CHECKING:
+    from .export.checkpoint import Checkpoint
+
+_VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``sd35-trt build`` takes.
+
+    Attributes:
+        model: ``mini``, a diffusers directory, or a hub id.
+        target: a name from :data:`sd35_trt.targets.TARGETS`.
+        policy: name or path; None takes the target's default.
+        out: the bundle's directory; None makes ``bundles/<model>-<target>``.
+        guidance: whether the denoiser computes both branches; None asks the model variant.
+        batch: inclusive range of images per run; None is 1 to 4.
+        size: inclusive range of width and height in pixels; None is half to one and a half times
+            the model's native size.
+        size_step: sizes are multiples of this many pixels.
+        cache_dir: where stages are kept.
+        command: recorded as the command that made the bundle.
+    """
+
+    model: str = "mini"
+    target: str = "cpu"
+    policy: str | None = None
+    out: Path | None = None
+    guidance: bool | None = None
+    batch: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    size_step: int = 64
+    cache_dir: Path | None = None
+    command: str = ""
+
+
+def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
+    """Build a bundle.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        Sd35Error: explained in one line; nothing half-written is left.
+    """
+    target = find_target(options.target)
+    policy = load_policy(options.policy or target.policy)
+    root = resolve_model(options.model)
+    name = "mini" if options.model == "mini" else root.resolve().name
+    out = options.out or Path("bundles") / f"{name}-{target.name}"
+    cache = StageCache(options.cache_dir or default_cache_dir())
+    try:
+        from .engines.assemble import assemble, check_destination
+        from .export.checkpoint import Checkpoint
+
+        check_destination(out)
+        checkpoint = Checkpoint(root)
+        versions = tool_versions()
+        transformer = checkpoint.config("transformer")
+        variant = recognise(transformer, f"{options.model} {checkpoint.index.get('_name_or_path')}")
+        guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
+        ranges = _ranges(options, variant, transformer)
+        facts = {
+            "model": {"name": name, "variant": variant.name},
+            "target": target.name,
+            "builder": next(b for b in target.builders if b in BUILDERS),
+            "policy": policy.as_dict(),
+            "latent_channels": int(transformer["in_channels"]),
+            "latent_scale": 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1),
+            "guided": guided,
+            "scheduler": _scheduler(checkpoint.config("scheduler")),
+            "versions": versions,
+            "command": options.command,
+        }
+        names = [n for n, row in COMPONENTS.items() if checkpoint.has(row.part)]
+        for part in dict.fromkeys(COMPONENTS[n].part for n in names):
+            checkpoint.weights(part)  # a missing or truncated file fails here, before any work
+        inputs = _StageInputs(checkpoint, cache, versions)
+        tokenizers = run_stage(cache, _tokenizer_stage(inputs, names), progress)
+        lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
+        clip_tokens = lengths["clip_l"]["length"]
+        t5_tokens = lengths["t5"]["length"] if "t5" in lengths else _T5_TOKENS
+        stages = [_component_stage(inputs, n, policy, clip_tokens, guided) for n in names]
+        folders = {stage.name: run_stage(cache, stage, progress) for stage in stages}
+        facts["model"]["files"] = {k: v for s in stages for k, v in s.inputs["files"].items()}
+        facts["ranges"] = Ranges(*ranges, t5_tokens=(min(77, t5_tokens), max(512, t5_tokens)))
+        facts["defaults"] = {
+            "steps": variant.steps,
+            "guidance": variant.guidance if guided else 1.0,
+            "size": [min(max(s, ranges[1][0]), ranges[1][1]) for s in variant.size],
+            "sampler": "euler",
+            "t5_tokens": t5_tokens,
+        }
+        assemble(out, folders, tokenizers, lengths, facts)
+        progress("bundle", 1.0, "written")
+    except ImportError as error:
+        raise Sd35Error(f"building needs {error.name}", "pip install 'sd35-trt[build]'") from error
+    except OSError as error:
+        free = shutil.disk_usage(_existing_parent(out)).free
+        raise Sd35Error(
+            f"cannot write {error.filename or out}: {error.strerror or error} "
+            f"({free / 1e9:.1f} GB free there)",
+            "free space, or choose another --out and --cache-dir",
+        ) from error
+    return out
+
+
+#: diffusers' default ``max_sequence_length``; without T5, its part of the text is this many zeros.
+_T5_TOKENS = 256
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what takes part in a build.
+
+    Raises:
+        Sd35Error: one of them is not installed.
+    """
+    versions = {"python": platform.python_version(), "sd35-trt": __version__}
+    for package in _VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise Sd35Error(f"building needs {package}", "pip install 'sd35-trt[build]'") from error
+    return versions
+
+
+@functools.cache
+def _exporter_digest() -> str:
+    """Hash of the exporter's own source: a stage that other code made is not reused."""
+    spec = importlib.util.find_spec("sd35_trt.export")
+    assert spec is not None
+    assert spec.origin is not None
+    digest = hashlib.sha256()
+    for path in sorted(Path(spec.origin).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _StageInputs:
+    """What the stages share: where they read from, and what identifies it."""
+
+    checkpoint: Checkpoint
+    cache: StageCache
+    versions: Mapping[str, str]
+
+    def describe(self, *folders: str) -> dict[str, Any]:
+        """Exporter, versions, and the hashes of the checkpoint's files in these folders."""
+        files = {}
+        for folder in folders:
+            for path in self.checkpoint.files(folder):
+                if not path.is_file():
+                    raise CheckpointError(f"{path} is missing", "download the checkpoint again")
+                files[f"{folder}/{path.name}"] = self.cache.file_hash(path)
+        return {"exporter": _exporter_digest(), "versions": dict(self.versions), "files": files}
+
+
+def _tokenizer_stage(inputs: _StageInputs, names: list[str]) -> Stage:
+    def run(out: Path, progress: Callable[[float, str], None]) -> None:
+        from .export.tokenizers import export_tokenizers
+
+        progress(0.0, "converting")
+        export_tokenizers(inputs.checkpoint, names, out)
+
+    folders = [row.tokenizer for n in names if (row := COMPONENTS[n]).tokenizer]
+    # CLIP's configuration holds the length of its position table.
+    configs = {n: inputs.checkpoint.config(COMPONENTS[n].part) for n in ("clip_l", "clip_g")}
+    return Stage("tokenizers", {**inputs.describe(*folders), "configs": configs}, run)
+
+
+def _component_stage(
+    inputs: _StageInputs, name: str, policy: Policy, clip_tokens: int, guided: bool
+) -> Stage:
+    def run(out: Path, progress: Callable[[float, str], None]) -> None:
+        from .export.component import ExportOptions, export_component
+
+        options = ExportOptions(clip_tokens, guided)
+        export_component(name, inputs.checkpoint, policy, options, out, progress)
+
+    described = inputs.describe(COMPONENTS[name].part)
+    described["policy"] = policy.digest
+    if COMPONENTS[name].tokenizer:
+        described["clip_tokens"] = clip_tokens
+    if name == "denoiser":
+        described["guided"] = guided
+    return Stage(name, described, run)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _ranges(
+    options: BuildOptions, variant: Variant, config: Mapping[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Batch range, size range and size step.
+
+    Raises:
+        UsageError: a range outside what the model can draw.
+    """
+    step = options.size_step
+    patch = 8 * int(config.get("patch_size", 2))
+    if step < patch or step % patch:
+        raise UsageError(f"--size-step must be a multiple of {patch}, not {step}")
+    largest = int(config["pos_embed_max_size"]) * patch // step * step
+    native = max(variant.size)
+    low, high = options.size or (
+        max(step, native // 2 // step * step),
+        min(native * 3 // 2 // step * step, largest),
+    )
+    if not (step <= low <= high <= largest) or low % step or high % step:
+        raise UsageError(
+            f"--size {low}:{high} is not within {step}:{largest} in steps of {step}",
+            "choose both bounds among those, or another --size-step",
+        )
+    batch = options.batch or (1, 4)
+    if not 1 <= batch[0] <= batch[1] <= 63:
+        raise UsageError(f"--batch {batch[0]}:{batch[1]} is not within 1:63")
+    return batch, (low, high), step
+
+
+_UNUSED_SCHEDULER_OPTIONS = (
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
+
+
+def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
+    """Shift and training timesteps of a ``FlowMatchEulerDiscreteScheduler``.
+
+    Raises:
+        CheckpointError: an option that SD3.5 does not use and the runtime does not compute.
+    """
+    for option in _UNUSED_SCHEDULER_OPTIONS:
+        if config.get(option):
+            raise CheckpointError(
+                f"scheduler_config.json sets {option}, which SD3.5 does not use",
+                "take the scheduler of the original model",
+            )
+    return {
+        "shift": float(config.get("shift", 3.0)),
+        "num_train_timesteps": float(config.get("num_train_timesteps", 1000)),
+    }

@@ -1,0 +1,425 @@
+"""The command line. Heavy modules are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import Sd35Error, UsageError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Commands(click.Group):
+    """Turns errors into one line on standard error and the exit status they carry."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        debug = "--debug" in sys.argv
+        try:
+            result = super().main(*args, **kwargs)
+            # Outside standalone mode, click returns the status of --help, --version and exit().
+            sys.exit(result if isinstance(result, int) else 0)
+        except click.exceptions.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            hint = f" — see: {context.command_path} --help" if context else ""
+            click.echo(f"error: {error.format_message()}{hint}", err=True)
+            sys.exit(error.exit_code)
+        except Sd35Error as error:
+            if debug:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_status)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except Exception as error:
+            if debug:
+                raise
+            kind = type(error).__name__
+            text = " ".join(str(error).split())
+            click.echo(f"error: {kind}: {text} — run again with --debug for a traceback", err=True)
+            sys.exit(1)
+
+
+class _Pair(click.ParamType):
+    """``A<separator>B`` as two integers; ``A`` alone means both where that makes sense."""
+
+    def __init__(self, name: str, pattern: str, single: bool) -> None:
+        self.name = name
+        self._pattern = re.compile(pattern)
+        self._single = single
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = self._pattern.fullmatch(str(value))
+        if match:
+            return int(match[1]), int(match[2])
+        if self._single and str(value).isdigit():
+            return int(value), int(value)
+        self.fail(f"{value!r} is not {self.name}", param, ctx)
+
+
+_SIZE = _Pair("WxH", r"(\d+)[xX](\d+)", single=True)
+_RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)", single=True)
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="sd35-trt")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """Compile Stable Diffusion 3.5 ahead of time and draw with it, without PyTorch.
+
+    \b
+    Build the small model that comes with the package, and draw with it:
+      sd35-trt build --gpu cpu
+      sd35-trt generate bundles/mini-cpu "a small red circle on a blue background"
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
+
+
+@main.command()
+@click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    metavar="mini|DIR|HUB_ID",
+    help="The packaged mini, a diffusers model directory, or a hub id.",
+)
+@click.option(
+    "--gpu",
+    "target",
+    default="cpu",
+    show_default=True,
+    metavar="TARGET",
+    help="What to build for: a GPU family, or cpu.",
+)
+@click.option(
+    "--policy",
+    default=None,
+    metavar="NAME|FILE",
+    help="Precision policy: fp32, half, or a TOML file. Default: the target's.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="The bundle to write. Default: bundles/MODEL-TARGET.",
+)
+@click.option(
+    "--guidance/--no-guidance",
+    default=None,
+    help="Build the denoiser with or without classifier-free guidance. Without, a step "
+    "is half the work. Default: with, except for Turbo models.",
+)
+@click.option(
+    "--batch", type=_RANGE, default=None, metavar="MIN:MAX", help="Images per run. Default: 1:4."
+)
+@click.option(
+    "--size",
+    type=_RANGE,
+    default=None,
+    metavar="MIN:MAX",
+    help="Width and height in pixels. Default: half to one and a half times the "
+    "model's native size (512:1536).",
+)
+@click.option(
+    "--size-step",
+    type=int,
+    default=64,
+    show_default=True,
+    metavar="PX",
+    help="Sizes are multiples of this.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Where finished stages are kept. Default: $SD35_TRT_CACHE or ~/.cache/sd35-trt.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
+    """Compile a model into a bundle.
+
+    A stage whose inputs are unchanged is taken from the cache. The bundle appears under its name
+    in one step when it is complete; an older one there is replaced.
+
+    \b
+    Examples:
+      sd35-trt build --gpu cpu
+      sd35-trt build --gpu cpu --model ~/models/stable-diffusion-3.5-medium --policy half
+    """
+    from .build import BuildOptions
+    from .build import build as run
+    from .cache import default_cache_dir
+
+    options = BuildOptions(
+        cache_dir=cache_dir or default_cache_dir(),
+        command=shlex.join(["sd35-trt", *sys.argv[1:]]),
+        **arguments,
+    )
+    start = time.perf_counter()
+    with _stage_progress(quiet=as_json) as report:
+        out = run(options, report)
+    seconds = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if as_json:
+        click.echo(json.dumps({"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}))
+    else:
+        click.echo(f"{out}  {_bytes(size)}  in {seconds:.1f} s")
+
+
+class _stage_progress:
+    """One line per stage on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._tasks: dict[str, Any] = {}
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<12}"),
+            BarColumn(30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+
+    def __enter__(self) -> Callable[[str, float, str], None]:
+        self._progress.start()
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _report(self, stage: str, fraction: float, note: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(note, total=1.0, stage=stage)
+        self._progress.update(self._tasks[stage], completed=fraction, description=note)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--negative", default="", metavar="TEXT", help="What to steer away from.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image.")
+@click.option("--steps", type=int, default=None, help="Denoising steps. Default: the model's.")
+@click.option(
+    "--guidance",
+    type=float,
+    default=None,
+    help="Classifier-free guidance scale; 1 is off. Default: the model's.",
+)
+@click.option("--shift", type=float, default=None, help="Timestep shift. Default: the model's.")
+@click.option(
+    "--size",
+    type=_SIZE,
+    default=None,
+    metavar="WxH",
+    help="Picture size in pixels. Default: the model's native size.",
+)
+@click.option(
+    "--batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Images to draw at once, with consecutive seeds.",
+)
+@click.option(
+    "--sampler",
+    default=None,
+    metavar="euler|dpmpp-2m",
+    help="Default: euler. dpmpp-2m needs fewer steps.",
+)
+@click.option("--t5-tokens", type=int, default=None, help="Length of the T5 part of the text.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Start from this picture (image to image).",
+)
+@click.option(
+    "--strength",
+    type=float,
+    default=0.6,
+    show_default=True,
+    help="With --image: how much of it is redrawn, 0 to 1.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out.png"),
+    show_default=True,
+    metavar="FILE",
+    help="PNG to write; with a batch, the seed is added to the name.",
+)
+@click.option("--verify", is_flag=True, help="Check the hashes of the large files first.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print files, parameters and timings as JSON."
+)
+def generate(
+    bundle: Path,
+    prompt: str,
+    image: Path | None,
+    out: Path,
+    verify: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Draw PROMPT with a BUNDLE.
+
+    The parameters are kept in the PNG's metadata.
+
+    \b
+    Examples:
+      sd35-trt generate bundles/mini-cpu "two large green squares" --seed 7 --out squares.png
+      sd35-trt generate bundles/mini-cpu "a red star" --steps 14 --sampler dpmpp-2m
+      sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
+    """
+    from .picture import check_output, load_picture, save_picture
+    from .runtime import Pipeline
+
+    check_output(out)
+    picture = None if image is None else load_picture(image)
+    with Pipeline.load(bundle, verify=verify) as pipe, _step_progress(as_json) as on_step:
+        result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
+    files = []
+    for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
+        path = out if len(result.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+        save_picture(drawn, path, result.parameters, i)
+        files.append(str(path))
+    if as_json:
+        data = {
+            "files": files,
+            "parameters": result.parameters,
+            "seconds": {k: round(v, 4) for k, v in result.timings.items()},
+            "notes": result.notes,
+        }
+        click.echo(json.dumps(data))
+        return
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    for file in files:
+        click.echo(file)
+
+
+class _step_progress:
+    """A progress bar over denoising steps."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("drawing"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Callable[[Any], None]:
+        self._progress.start()
+        return self._on_step
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _on_step(self, step: Any) -> None:
+        self._progress.update(self._task, total=step.total, completed=step.index + 1)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what a BUNDLE holds and how it was made.
+
+    \b
+    Examples:
+      sd35-trt inspect bundles/mini-cpu
+      sd35-trt inspect bundles/mini-cpu --json | jq .components
+    """
+    from .bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(opened.manifest.to_json(), nl=False)
+        return
+    from .report import print_manifest
+
+    print_manifest(opened)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Check every file of a BUNDLE against its hash.
+
+    \b
+    Example:
+      sd35-trt verify bundles/mini-cpu
+    """
+    from .bundle import Bundle
+
+    opened = Bundle.open(bundle, verify=True)
+    files = list(opened.manifest.all_files())
+    total = sum(file.bytes for file in files)
+    click.echo(f"{bundle}: {len(files)} files, {_bytes(total)}, all as the manifest says")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build and run, and what is missing for the rest.
+
+    \b
+    Example:
+      sd35-trt doctor
+    """
+    from .report import examine, print_findings
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(findings, indent=1))
+    else:
+        print_findings(findings)
+
+
+def _bytes(count: float) -> str:
+    from .report import format_bytes
+
+    return format_bytes(count)
+
+
+__all__ = ["UsageError", "main"]

@@ -1,0 +1,143 @@
+"""Tables for people: what a bundle holds, and what this machine can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .bundle import Bundle, Port
+from .cache import default_cache_dir
+from .targets import BUILDERS, TARGETS
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, three digits: ``23.6 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _console() -> Console:
+    # A pipe has no width: give it one that fits the tables.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def _ports(ports: tuple[Port, ...]) -> str:
+    short = {"float32": "f32", "float16": "f16", "int64": "i64", "uint8": "u8"}
+    return "\n".join(
+        f"{p.name} {short.get(p.dtype, p.dtype)} {'×'.join(map(str, p.shape))}" for p in ports
+    )
+
+
+def print_manifest(bundle: Bundle) -> None:
+    """Print a bundle's manifest as tables."""
+    m = bundle.manifest
+    console = _console()
+    facts = Table.grid(padding=(0, 2))
+    rows = {
+        "bundle": str(bundle.root),
+        "model": f"{m.model['name']} ({m.model['variant']})",
+        "target": f"{m.target}, by {m.builder}",
+        "policy": f"{m.policy['name']} ({m.policy['sha256'][:12]})",
+        "guidance": f"in the graph, default {m.defaults['guidance']:g}" if m.guided else "none",
+        "batch": f"{m.ranges.batch[0]} to {m.ranges.batch[1]}",
+        "size": f"{m.ranges.size[0]} to {m.ranges.size[1]} px in steps of {m.ranges.size_step}, "
+        f"default {m.defaults['size'][0]}x{m.defaults['size'][1]}",
+        "steps": f"default {m.defaults['steps']}, shift {m.scheduler['shift']:g}",
+        "text": ", ".join(f"{k} {t.length} tokens" for k, t in m.tokenizers.items()),
+        "made": m.created,
+        "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
+        "command": m.command,
+    }
+    for key, value in rows.items():
+        facts.add_row(f"[bold]{key}[/]", value)
+    console.print(facts)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("component", "weights", "inputs", "outputs", "sha256"):
+        table.add_column(column, justify="right" if column == "weights" else "left")
+    for c in m.components:
+        table.add_row(
+            c.name, format_bytes(c.weight_bytes), _ports(c.inputs), _ports(c.outputs),
+            "\n".join(f.sha256[:12] for f in c.files),
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    total = sum(f.bytes for f in m.all_files())
+    console.print(f"\n{len(list(m.all_files()))} files, {format_bytes(total)}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+_BUILD_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+_BACKENDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+
+def examine() -> dict[str, Any]:
+    """What is installed here, and what follows for each target."""
+    build = {package: _version(package) for package in _BUILD_PACKAGES}
+    missing = [package for package, version in build.items() if version is None]
+    targets = {}
+    for target in TARGETS.values():
+        builder = next((b for b in target.builders if b in BUILDERS), None)
+        runtime = next(
+            (f"{p} {_version(p)}" for p in _BACKENDS.get(builder or "", ()) if _version(p)), None
+        )
+        if builder is None:
+            note = f"needs the {target.builders[0]} builder, which this version does not have"
+        elif missing:
+            note = "to build: pip install 'sd35-trt[build]'"
+        elif runtime is None:
+            note = f"to run: pip install 'sd35-trt[{builder}]'"
+        else:
+            note = ""
+        targets[target.name] = {
+            "builder": builder,
+            "builds": builder is not None and not missing,
+            "runs": runtime is not None,
+            "runtime": runtime,
+            "note": note,
+        }
+    return {
+        "sd35-trt": __version__,
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cache": str(default_cache_dir()),
+        "packages": build,
+        "targets": targets,
+    }
+
+
+def print_findings(findings: dict[str, Any]) -> None:
+    """Print what :func:`examine` found."""
+    console = _console()
+    console.print(
+        f"sd35-trt {findings['sd35-trt']}, Python {findings['python']}, "
+        f"{findings['cores']} CPU cores, cache in {findings['cache']}"
+    )
+    packages = ", ".join(f"{k} {v or '[red]missing[/]'}" for k, v in findings["packages"].items())
+    console.print(f"to build: {packages}\n")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("target", "builds here", "runs here", "note"):
+        table.add_column(column)
+    for name, target in findings["targets"].items():
+        table.add_row(
+            name,
+            f"yes, {target['builder']}" if target["builds"] else "no",
+            f"yes, {target['runtime']}" if target["runs"] else "no",
+            target["note"],
+        )
+    console.print(table)
