@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd35_trt.components import LATENT_SCALE
+
 from .checkpoint import Weights
 from .layers import ModulationRows, PositionTable, SeparablePositionTable, is_separable
 
@@ -69,6 +71,9 @@ def build_vae(config: dict[str, Any], weights: Weights) -> nn.Module:
     """The autoencoder."""
     from diffusers import AutoencoderKL
 
+    scale = 2 ** (len(config["block_out_channels"]) - 1)
+    if scale != LATENT_SCALE:
+        raise ValueError(f"the autoencoder reduces {scale} times, SD3.5's {LATENT_SCALE} times")
     return _checked(AutoencoderKL(**config), weights)
 
 

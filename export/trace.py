@@ -13,6 +13,7 @@ import onnxscript.optimizer
 import torch
 
 from sd35_trt.bundle import Port
+from sd35_trt.components import LATENT_SCALE
 
 from .modules import ComponentModule
 
@@ -20,9 +21,9 @@ from .modules import ComponentModule
 OPSET = 23
 
 # Example sizes: no two equal, none 0 or 1, so that nothing is specialised or unified by accident.
-# Latent sizes are even because patches are 2×2; the image is 8 times the latents.
+# Latent sizes are even because patches are 2×2.
 _EXAMPLES = {"batch": 2, "samples": 3, "steps": 5, "tokens": 11, "height": 16, "width": 24}
-_DERIVED = {"image_height": ("height", 8), "image_width": ("width", 8)}
+_DERIVED = {"image_height": ("height", LATENT_SCALE), "image_width": ("width", LATENT_SCALE)}
 _EVEN = ("height", "width")
 
 
@@ -115,7 +116,8 @@ def _strip(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-            value.shape = None
+            if not value.is_graph_output():
+                value.shape = None
     for value in model.graph.inputs:
         value.metadata_props.clear()
 

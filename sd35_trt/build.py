@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .bundle import Ranges
 from .cache import StageCache, default_cache_dir
-from .components import COMPONENTS
+from .components import COMPONENTS, LATENT_SCALE
 from .errors import CheckpointError, Sd35Error, UsageError
 from .hub import resolve_model
 from .policy import Policy, load_policy
@@ -93,7 +93,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "builder": next(b for b in target.builders if b in BUILDERS),
             "policy": policy.as_dict(),
             "latent_channels": int(transformer["in_channels"]),
-            "latent_scale": 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1),
+            "latent_scale": LATENT_SCALE,
             "guided": guided,
             "scheduler": _scheduler(checkpoint.config("scheduler")),
             "versions": versions,
@@ -229,7 +229,7 @@ def _ranges(
         UsageError: a range outside what the model can draw.
     """
     step = options.size_step
-    patch = 8 * int(config.get("patch_size", 2))
+    patch = LATENT_SCALE * int(config.get("patch_size", 2))
     if step < patch or step % patch:
         raise UsageError(f"--size-step must be a multiple of {patch}, not {step}")
     largest = int(config["pos_embed_max_size"]) * patch // step * step

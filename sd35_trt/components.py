@@ -33,5 +33,8 @@ COMPONENTS = {
     )
 }
 
+#: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
+LATENT_SCALE = 8
+
 #: Parts that a checkpoint may lack: SD3.5 draws without T5, its text features then being zero.
 OPTIONAL_PARTS = ("text_encoder_3",)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .components import LATENT_SCALE
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -56,7 +58,6 @@ def recognise(config: Mapping[str, object], hint: str = "") -> Variant:
         structure = (variant.num_layers, variant.num_attention_heads, variant.dual_attention_layers)
         if structure == (layers, heads, dual) and ("turbo" in variant.name) == turbo:
             return variant
-    # sample_size is the native latent size; a latent pixel covers 8 image pixels.
-    native = int(config.get("sample_size", 128)) * 8  # type: ignore[call-overload]
+    native = int(config.get("sample_size", 128)) * LATENT_SCALE  # type: ignore[call-overload]
     steps, guidance = (4, 1.0) if turbo else (28, 4.5)
     return Variant("custom", layers, heads, dual, steps, guidance, (native, native))

@@ -1,0 +1,134 @@
+"""Peak anonymous memory of exporting SD3.5 Large's transformer, against its size.
+
+Writes random checkpoints of growing depth at full width (2432) and exports conditioner and
+denoiser of each in a process of its own, whose anonymous memory is sampled. The line should be
+flat: the exporter traces without weights and converts one tensor at a time.
+
+    python benchmarks/export_memory.py --depths 2,6,12,24,38 --work /tmp --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from sd35_trt.export.checkpoint import Checkpoint
+from sd35_trt.export.component import ExportOptions, export_component
+from sd35_trt.policy import load_policy
+checkpoint, out, policy = Checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), load_policy(sys.argv[3])
+for name in ("conditioner", "denoiser"):
+    start, marks = time.perf_counter(), {}
+    def progress(fraction, note):
+        marks.setdefault(note, time.perf_counter())
+    (out / name).mkdir(parents=True)
+    export_component(name, checkpoint, policy, ExportOptions(clip_tokens=77), out / name, progress)
+    end = time.perf_counter()
+    print(name, marks["writing weights"] - start, end - marks["writing weights"], flush=True)
+"""
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def measure(checkpoint: Path, out: Path, policy: str) -> dict[str, Any]:
+    """Export in a child process; peak anonymous bytes, seconds by stage, bytes written."""
+    command = [sys.executable, "-c", _CHILD, str(checkpoint), str(out), policy]
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0
+    while child.poll() is None:
+        try:
+            peak = max(peak, _anonymous_bytes(child.pid))
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.02)
+    output = child.communicate()[0]
+    if child.returncode:
+        raise click.ClickException(f"the export failed with status {child.returncode}")
+    stages = {}
+    for line in output.splitlines():
+        name, tracing, writing = line.split()
+        stages[name] = {"trace_s": float(tracing), "write_s": float(writing)}
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {
+        "peak_anonymous_bytes": peak,
+        "seconds": time.perf_counter() - start,
+        "stages": stages,
+        "written_bytes": written,
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Peak memory against checkpoint bytes, with the checkpoint itself for scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    x = [row["checkpoint_bytes"] / 1e9 for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot(
+        x, [r["peak_anonymous_bytes"] / 1e9 for r in rows], "o-", label="peak anonymous memory"
+    )
+    axes.plot(x, x, ":", color="grey", label="the checkpoint itself")
+    axes.set(xlabel="checkpoint, GB (BF16)", ylabel="GB", ylim=(0, None))
+    axes.set_title("Exporting the SD3.5 Large transformer, 2 to 38 blocks")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--depths", default="2,6,12,24,38", show_default=True, help="Numbers of blocks.")
+@click.option("--policy", default="half", show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where to write checkpoints and exports: 32 GB for 38 blocks.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"))
+def main(depths: str, policy: str, work: Path | None, out: Path) -> None:
+    """Measure, print a table, and write export_memory.json and export_memory.png."""
+    from random_checkpoint import LARGE, write_transformer
+
+    rows = []
+    print("blocks  checkpoint  peak anonymous  trace   write   total")
+    for depth in map(int, depths.split(",")):
+        folder = Path(tempfile.mkdtemp(dir=work))
+        try:
+            size = write_transformer(folder / "model", {**LARGE, "num_layers": depth})
+            row = measure(folder / "model", folder / "out", policy)
+        finally:
+            shutil.rmtree(folder)
+        row = {"blocks": depth, "checkpoint_bytes": size, **row}
+        rows.append(row)
+        trace = sum(s["trace_s"] for s in row["stages"].values())
+        write = sum(s["write_s"] for s in row["stages"].values())
+        print(
+            f"{depth:>6}  {size / 1e9:>7.2f} GB  {row['peak_anonymous_bytes'] / 1e9:>11.2f} GB"
+            f"  {trace:>4.0f} s  {write:>4.0f} s  {row['seconds']:>4.0f} s",
+            flush=True,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "export_memory.json").write_text(json.dumps({"policy": policy, "rows": rows}, indent=1))
+    plot(rows, out / "export_memory.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Random checkpoints of SD3.5's structures at a fraction of its size, for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import StableDiffusion3Pipeline as Diffusers
+from sd35_trt.mini.model import build_pipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+#: As SD3.5's tokenizers.
+CLIP_TOKENS, T5_TOKENS = 77, 512
+
+_TRANSFORMER: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 16,
+    "out_channels": 16,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 256,
+    "pooled_projection_dim": 96 + 64,
+    "qk_norm": "rms_norm",
+}
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    # Large and Large-Turbo: one joint attention per block.
+    "large": {"num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 192,
+              "pos_embed_max_size": 24},
+    # Medium: leading blocks with a second, image-only attention, and a larger position table.
+    "medium": {"num_layers": 4, "num_attention_heads": 2, "caption_projection_dim": 128,
+               "pos_embed_max_size": 48, "dual_attention_layers": (0, 1)},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint is stored."""
+
+    dtype: torch.dtype = torch.float32
+    shard: str = "10GB"
+    t5: bool = True
+
+
+def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -> Path:
+    """Save a random pipeline; the same arguments give the same bytes.
+
+    The text encoders and the autoencoder are the same for every structure, so that builds share
+    their stages.
+    """
+    layout = layout or Layout()
+    pipe = build_pipeline(seed=0)
+    torch.manual_seed(1)
+    texts = {"vocab_size": len(pipe.tokenizer), "max_position_embeddings": CLIP_TOKENS,
+             "num_hidden_layers": 3, "num_attention_heads": 2, "eos_token_id": 2}  # fmt: skip
+    clips = [
+        CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=width, intermediate_size=2 * width, projection_dim=width,
+                           hidden_act=act, **texts)
+        )
+        for width, act in ((96, "quick_gelu"), (64, "gelu"))
+    ]  # fmt: skip
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=len(pipe.tokenizer_3), d_model=256, d_kv=64, d_ff=128, num_layers=2,
+                 num_heads=4, feed_forward_proj="gated-gelu")
+    )  # fmt: skip
+    pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = CLIP_TOKENS
+    pipe.tokenizer_3.model_max_length = T5_TOKENS
+    transformer = SD3Transformer2DModel(**_TRANSFORMER, **STRUCTURES[structure])
+    # Freshly initialised biases are zero; real ones are not.
+    for model in (transformer, *clips):
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.05)
+    written = Diffusers(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=pipe.vae,
+        text_encoder=clips[0].eval(),
+        tokenizer=pipe.tokenizer,
+        text_encoder_2=clips[1].eval(),
+        tokenizer_2=pipe.tokenizer_2,
+        text_encoder_3=t5.eval() if layout.t5 else None,
+        tokenizer_3=pipe.tokenizer_3 if layout.t5 else None,
+    )
+    written.to(dtype=layout.dtype)
+    written.save_pretrained(root, max_shard_size=layout.shard)
+    return root

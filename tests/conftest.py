@@ -1,0 +1,77 @@
+"""Checkpoints and bundles, made once per session; build stages are kept between sessions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35_trt.build import BuildOptions, build
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    logging.getLogger("sd35_trt").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def stage_cache(request: pytest.FixtureRequest) -> Path:
+    """A stage cache that outlives the session."""
+    return Path(request.config.cache.mkdir("stages"))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(stage_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds a bundle; options as for ``BuildOptions``."""
+
+    def make(**options: Any) -> Path:
+        out = tmp_path_factory.mktemp("bundles") / "bundle"
+        return build(BuildOptions(out=out, cache_dir=stage_cache, **options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(make_bundle: Callable[..., Path]) -> Path:
+    """The packaged checkpoint in FP32; never write to it."""
+    return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from checkpoints import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("large") / "large", "large")
+
+
+@pytest.fixture(scope="session")
+def medium_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from checkpoints import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("medium") / "medium", "medium")
+
+
+@pytest.fixture(scope="session")
+def large_bundle(make_bundle: Callable[..., Path], large_checkpoint: Path) -> Path:
+    return make_bundle(model=str(large_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def medium_bundle(make_bundle: Callable[..., Path], medium_checkpoint: Path) -> Path:
+    return make_bundle(model=str(medium_checkpoint))
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """‖value − reference‖ / ‖reference‖, NaN never passing a comparison."""
+    difference = np.asarray(value, np.float64) - np.asarray(reference, np.float64)
+    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(reference, np.float64)))
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 images in dB; 100 for equal ones."""
+    error = np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2)
+    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,0 +1,181 @@
+"""The same prompt and seed give what diffusers' StableDiffusion3Pipeline gives, in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import psnr, relative_error
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.runtime import Pipeline
+
+PROMPT = "a small red circle to the left of a large blue square"
+NEGATIVE = "a green star"
+SEED = 11
+
+
+def load_diffusers(checkpoint: Path, t5: bool = True) -> StableDiffusion3Pipeline:
+    absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_with_diffusers(
+    pipe: StableDiffusion3Pipeline, batch: int, size: tuple[int, int], t5_tokens: int, **kw: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [B, C, h, w] and images uint8 [B, H, W, 3]."""
+    generators = [torch.Generator("cpu").manual_seed(SEED + i) for i in range(batch)]
+    latents = pipe(
+        PROMPT,
+        num_images_per_prompt=batch,
+        generator=generators,
+        width=size[0],
+        height=size[1],
+        max_sequence_length=t5_tokens,
+        output_type="latent",
+        **kw,
+    ).images
+    with torch.no_grad():
+        scaled = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+        decoded = pipe.vae.decode(scaled).sample
+    images = pipe.image_processor.postprocess(decoded, output_type="pil")
+    return latents.numpy(), np.stack([np.asarray(image) for image in images])
+
+
+def check(
+    pipe: Pipeline,
+    peer: StableDiffusion3Pipeline,
+    *,
+    guidance: float,
+    negative: str = "",
+    batch: int = 1,
+    size: tuple[int, int] = (128, 128),
+    t5_tokens: int,
+    steps: int = 4,
+) -> None:
+    result = pipe.generate(
+        PROMPT,
+        negative=negative,
+        seed=SEED,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        batch=batch,
+        t5_tokens=t5_tokens,
+    )
+    latents, images = draw_with_diffusers(
+        peer,
+        batch,
+        size,
+        t5_tokens,
+        guidance_scale=guidance,
+        negative_prompt=negative,
+        num_inference_steps=steps,
+    )
+    assert result.images.shape == (batch, size[1], size[0], 3)
+    assert relative_error(result.latents, latents) <= 1e-3
+    assert psnr(result.images, images) >= 50
+
+
+MATRIX = [
+    {"guidance": 4.5, "negative": NEGATIVE, "batch": 1, "size": (128, 128)},
+    {"guidance": 4.5, "negative": NEGATIVE, "batch": 3, "size": (192, 128)},
+    {"guidance": 4.5, "batch": 1, "size": (64, 192)},
+    {"guidance": 1.0, "batch": 3, "size": (128, 128)},
+    {"guidance": 1.0, "batch": 1, "size": (192, 128)},
+]
+
+
+@pytest.fixture(scope="module")
+def mini_peer() -> StableDiffusion3Pipeline:
+    return load_diffusers(checkpoint_path())
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_mini(case: dict[str, Any], mini_bundle: Path, mini_peer: StableDiffusion3Pipeline) -> None:
+    with Pipeline.load(mini_bundle) as pipe:
+        tokens = pipe.manifest.defaults["t5_tokens"]
+        assert tokens == mini_peer.tokenizer_3.model_max_length
+        check(pipe, mini_peer, t5_tokens=tokens, **case)
+
+
+def test_mini_over_all_default_steps(
+    mini_bundle: Path, mini_peer: StableDiffusion3Pipeline
+) -> None:
+    with Pipeline.load(mini_bundle) as pipe:
+        d = pipe.manifest.defaults
+        check(pipe, mini_peer, guidance=d["guidance"], t5_tokens=d["t5_tokens"], steps=d["steps"])
+
+
+@pytest.mark.parametrize("t5_tokens", [77, 256])
+@pytest.mark.parametrize("case", MATRIX)
+@pytest.mark.parametrize("structure", ["large", "medium"])
+def test_random_structures(
+    structure: str, case: dict[str, Any], t5_tokens: int, request: pytest.FixtureRequest
+) -> None:
+    bundle = request.getfixturevalue(f"{structure}_bundle")
+    peer = load_diffusers(request.getfixturevalue(f"{structure}_checkpoint"))
+    with Pipeline.load(bundle) as pipe:
+        check(pipe, peer, t5_tokens=t5_tokens, **case)
+
+
+@pytest.mark.parametrize("structure", ["large", "medium"])
+def test_without_t5(structure: str, tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+    from checkpoints import Layout, write_checkpoint
+
+    checkpoint = write_checkpoint(tmp_path / "model", structure, Layout(t5=False))
+    with Pipeline.load(make_bundle(model=str(checkpoint))) as pipe:
+        assert pipe.manifest.component("t5") is None
+        peer = load_diffusers(checkpoint, t5=False)
+        for tokens in (77, 256):
+            check(pipe, peer, guidance=4.5, negative=NEGATIVE, t5_tokens=tokens)
+
+
+def test_built_without_guidance(large_checkpoint: Path, make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(model=str(large_checkpoint), guidance=False)
+    peer = load_diffusers(large_checkpoint)
+    with Pipeline.load(bundle) as pipe:
+        denoiser = pipe.manifest.component("denoiser")
+        assert denoiser is not None
+        assert "guidance" not in [port.name for port in denoiser.inputs]
+        check(pipe, peer, guidance=1.0, batch=3, t5_tokens=77)
+
+
+def test_image_to_image(mini_bundle: Path, mini_peer: StableDiffusion3Pipeline) -> None:
+    """As diffusers' own, except that we start from the mean of the latent distribution."""
+    source = mini_peer(PROMPT, num_inference_steps=2, max_sequence_length=32).images[0]
+    peer = StableDiffusion3Img2ImgPipeline(**mini_peer.components)
+    peer.set_progress_bar_config(disable=True)
+    peer.vae.encode, sampled = (lambda x: _Mean(sampled(x))), peer.vae.encode
+    try:
+        images = peer(
+            PROMPT,
+            image=source,
+            strength=0.6,
+            num_inference_steps=10,
+            guidance_scale=4.5,
+            max_sequence_length=32,
+            generator=torch.Generator("cpu").manual_seed(SEED),
+            output_type="np",
+        ).images
+    finally:
+        peer.vae.encode = sampled
+    with Pipeline.load(mini_bundle) as pipe:
+        result = pipe.generate(
+            PROMPT, image=source, strength=0.6, steps=10, guidance=4.5, seed=SEED, t5_tokens=32
+        )
+    assert psnr(result.images[0], np.round(images[0] * 255).astype(np.uint8)) >= 50
+
+
+class _Mean:
+    """A latent distribution whose sample is its mean."""
+
+    def __init__(self, encoded: Any) -> None:
+        mean = encoded.latent_dist.mean
+        self.latent_dist = type("Mean", (), {"sample": lambda self, generator=None: mean})()
