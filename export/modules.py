@@ -124,8 +124,12 @@ class T5Encoder(ComponentModule):
         # The residual stream starts, and by the policy's FP32 output layers stays, in the dtype
         # of the feed-forward output: T5's exceeds FP16.
         wo = encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype
-        embedded = encoder.embed_tokens(input_ids).to(wo)
-        return (encoder(inputs_embeds=embedded).last_hidden_state.to(self.dtype),)
+        hidden = encoder.embed_tokens(input_ids).to(wo)
+        position_bias = None
+        # Block by block: the encoder's own forward would build a mask from the stream's dtype.
+        for block in encoder.block:
+            hidden, position_bias, _ = block(hidden, position_bias=position_bias)
+        return (encoder.final_layer_norm(hidden).to(self.dtype),)
 
 
 def _modulated_norms(transformer: Any) -> list[nn.Module]:

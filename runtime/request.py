@@ -142,7 +142,7 @@ def make_request(
         size = (pixels.shape[1], pixels.shape[0])
     width, height = size or defaults["size"]
     _check_size(width, height, manifest)
-    request = Request(
+    return Request(
         prompts=tuple(p for p in prompts for _ in range(batch)),
         negatives=tuple(n for n in negatives for _ in range(batch)),
         seeds=tuple(seeds),
@@ -157,12 +157,6 @@ def make_request(
         image=None if pixels is None else np.repeat(pixels[None], count, axis=0),
         strength=strength,
     )
-    if pixels is not None and request.first_step >= steps:
-        raise UsageError(
-            f"strength {strength:g} leaves none of {steps} steps",
-            f"use at least {1 / steps:.3g}",
-        )
-    return request
 
 
 def _positive(name: str, value: float) -> float:

@@ -92,7 +92,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "target": target.name,
             "builder": next(b for b in target.builders if b in BUILDERS),
             "policy": policy.as_dict(),
-            "latent_channels": int(transformer["in_channels"]),
+            "latent_channels": _dimension(transformer, "in_channels"),
             "latent_scale": LATENT_SCALE,
             "guided": guided,
             "scheduler": _scheduler(checkpoint.config("scheduler")),
@@ -213,6 +213,20 @@ def _component_stage(
     return Stage(name, described, run)
 
 
+def _dimension(config: Mapping[str, Any], key: str) -> int:
+    """A whole number of the transformer's configuration.
+
+    Raises:
+        CheckpointError: names the key that is missing or no number.
+    """
+    value = config.get(key)
+    if not isinstance(value, int):
+        raise CheckpointError(
+            f"transformer/config.json has {key} = {value!r}", "take the original model's config.json"
+        )
+    return value
+
+
 def _existing_parent(path: Path) -> Path:
     path = path.absolute()
     while not path.exists():
@@ -231,8 +245,8 @@ def _ranges(
     step = options.size_step
     patch = LATENT_SCALE * int(config.get("patch_size", 2))
     if step < patch or step % patch:
-        raise UsageError(f"--size-step must be a multiple of {patch}, not {step}")
-    largest = int(config["pos_embed_max_size"]) * patch // step * step
+        raise UsageError(f"--size-step must be a multiple of {patch}, not {step}", "use 64")
+    largest = _dimension(config, "pos_embed_max_size") * patch // step * step
     native = max(variant.size)
     low, high = options.size or (
         max(step, native // 2 // step * step),
@@ -245,7 +259,9 @@ def _ranges(
         )
     batch = options.batch or (1, 4)
     if not 1 <= batch[0] <= batch[1] <= 63:
-        raise UsageError(f"--batch {batch[0]}:{batch[1]} is not within 1:63")
+        raise UsageError(
+            f"--batch {batch[0]}:{batch[1]} is not within 1:63", "choose both bounds among those"
+        )
     return batch, (low, high), step
 
 

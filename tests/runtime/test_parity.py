@@ -137,6 +137,27 @@ def test_without_t5(structure: str, tmp_path: Path, make_bundle: Callable[..., P
             check(pipe, peer, guidance=4.5, negative=NEGATIVE, t5_tokens=tokens)
 
 
+def test_bf16_in_shards(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+    from checkpoints import Layout, write_checkpoint
+
+    layout = Layout(dtype=torch.bfloat16, shard="2MB")
+    checkpoint = write_checkpoint(tmp_path / "model", "large", layout)
+    assert len(list((checkpoint / "transformer").glob("*.safetensors"))) > 1
+    with Pipeline.load(make_bundle(model=str(checkpoint))) as pipe:
+        check(pipe, load_diffusers(checkpoint), guidance=4.5, t5_tokens=77)
+
+
+def test_half_is_close_to_fp32(mini_bundle: Path, make_bundle: Callable[..., Path]) -> None:
+    arguments: dict[str, Any] = {"seed": SEED, "negative": NEGATIVE}
+    with Pipeline.load(mini_bundle) as single, Pipeline.load(make_bundle(policy="half")) as half:
+        expected = single.generate(PROMPT, **arguments)
+        got = half.generate(PROMPT, **arguments)
+        weights = [sum(c.weight_bytes for c in p.manifest.components) for p in (half, single)]
+    assert relative_error(got.latents, expected.latents) <= 0.05
+    assert psnr(got.images, expected.images) >= 30
+    assert 0.5 <= weights[0] / weights[1] <= 0.6
+
+
 def test_built_without_guidance(large_checkpoint: Path, make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle(model=str(large_checkpoint), guidance=False)
     peer = load_diffusers(large_checkpoint)
