@@ -131,6 +131,18 @@ def build_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
         )
 
 
+def start_at_zero(transformer: SD3Transformer2DModel) -> None:
+    """Initialize for training as DiT does (https://arxiv.org/abs/2212.09748): each block starts
+    as the identity and the velocity as zero. diffusers leaves PyTorch's defaults."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+            if name.endswith((".norm1.linear", ".norm1_context.linear", "norm_out.linear")):
+                torch.nn.init.zeros_(module.weight)
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+
+
 def save_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
     """Save in the diffusers layout with FP16 weights. The pipeline itself becomes FP16."""
     pipe.to(dtype=torch.float16)
