@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,40 @@ from sd35_trt.stages import stage_files
 
 from .builder import ExportedComponent, load_builder
 
+# renameat2(2): swap two paths in one step, so that a bundle being replaced is never absent.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
 
 def check_destination(out: Path) -> None:
-    """Refuse a destination that holds something other than a bundle, before any work is done.
+    """Refuse a destination that cannot become a bundle, before any work is done.
 
     Raises:
         UsageError: names the fix.
     """
-    parent = out.absolute().parent
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UsageError(f"{out} is a file or a link", "choose another --out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise UsageError(f"{out} is not empty and holds no bundle", "choose another --out")
+    parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{parent} is not a writable directory", "choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # has no name, so that a kill leaves nothing
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in {parent}: {error.strerror}", "choose another --out"
+        ) from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    paths = (os.fsencode(one), os.fsencode(other))
+    status: int = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    return status == 0
 
 
 @contextlib.contextmanager
@@ -44,17 +64,16 @@ def staging(out: Path) -> Iterator[Path]:
     out = out.absolute()
     with working_directory(out.parent, f".{out.name}.building-") as work:
         yield work
-        if out.exists():
+        if not out.exists():
+            work.rename(out)
+        elif _exchange(work, out):
+            # Now the older bundle: without its manifest, nothing half-deleted looks like one.
+            (work / MANIFEST).unlink(missing_ok=True)
+        else:
             old = work.with_name(work.name + ".replaced")
             out.rename(old)
-            try:
-                work.rename(out)
-            except OSError:
-                old.rename(out)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
             work.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def assemble(

@@ -222,7 +222,8 @@ def _dimension(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int):
         raise CheckpointError(
-            f"transformer/config.json has {key} = {value!r}", "take the original model's config.json"
+            f"transformer/config.json has {key} = {value!r}",
+            "take the original model's config.json",
         )
     return value
 

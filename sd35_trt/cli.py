@@ -206,13 +206,16 @@ class _stage_progress:
         )
 
     def __enter__(self) -> Callable[[str, float, str], None]:
-        self._progress.start()
         return self._report
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def _report(self, stage: str, fraction: float, note: str) -> None:
+        # Not before: an argument that is refused should leave the error line alone.
+        if not self._tasks:
+            self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(note, total=1.0, stage=stage)
         self._progress.update(self._tasks[stage], completed=fraction, description=note)
@@ -349,13 +352,16 @@ class _step_progress:
         self._task = self._progress.add_task("", total=None)
 
     def __enter__(self) -> Callable[[Any], None]:
-        self._progress.start()
         return self._on_step
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def _on_step(self, step: Any) -> None:
+        # Not before: an argument that is refused should leave the error line alone.
+        if step.index == 0:
+            self._progress.start()
         self._progress.update(self._task, total=step.total, completed=step.index + 1)
 
 

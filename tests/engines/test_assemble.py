@@ -1,0 +1,206 @@
+"""A build that is killed or cannot write leaves nothing that loads, and the next one succeeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sd35_trt.build import BuildOptions, build
+from sd35_trt.bundle import MANIFEST, Bundle
+from sd35_trt.errors import BundleError, UsageError
+
+# Imports what a build imports, then forks one build for each line it is sent: "SECONDS" until
+# SIGKILL, or "-" to let it finish. Answers with the exit status and the seconds it took.
+_ZYGOTE = """
+import os, signal, sys, time
+from pathlib import Path
+import sd35_trt.export.component, sd35_trt.export.tokenizers, transformers, diffusers
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from sd35_trt.build import BuildOptions, build
+out, cache = Path(sys.argv[1]), Path(sys.argv[2])
+print("ready", flush=True)
+for line in sys.stdin:
+    start = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            build(BuildOptions(out=out, cache_dir=cache))
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    if line.strip() != "-":
+        time.sleep(float(line))
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    print(status, time.perf_counter() - start, flush=True)
+"""
+
+
+def _loadable(folder: Path) -> list[Path]:
+    """Directories below a folder that open as a bundle; each of them must be whole."""
+    found = []
+    for path in folder.rglob(MANIFEST):
+        try:
+            Bundle.open(path.parent)
+        except BundleError:
+            continue
+        Bundle.open(path.parent, verify=True)
+        found.append(path.parent)
+    return found
+
+
+def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
+    cache, folder = tmp_path / "cache", tmp_path / "bundles"
+    shutil.copytree(stage_cache, cache, copy_function=os.link)
+    folder.mkdir()
+    out = folder / "mini"
+    rng = random.Random(20)
+    killed = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", _ZYGOTE, str(out), str(cache)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as zygote:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+
+        def run(line: str) -> tuple[int, float]:
+            assert zygote.stdin is not None
+            assert zygote.stdout is not None
+            zygote.stdin.write(f"{line}\n")
+            zygote.stdin.flush()
+            status, seconds = zygote.stdout.readline().split()
+            return int(status), float(seconds)
+
+        def forget(*stages: str) -> None:
+            for stage in stages:
+                shutil.rmtree(cache / stage, ignore_errors=True)
+
+        assert zygote.stdout.readline() == "ready\n"
+        durations = {}
+        for stages in ((), ("tokenizers", "clip_l")):
+            forget(*stages)
+            status, durations[stages] = run("-")
+            assert status == 0
+            shutil.rmtree(out)
+        for i in range(20):
+            # Half of them while stages are written, half while the bundle is assembled; in half
+            # of each there is an older bundle to be replaced.
+            stages = ((), ("tokenizers", "clip_l"))[i % 2]
+            forget(*stages)
+            before = out.exists()
+            killed += run(str(rng.uniform(0, durations[stages])))[0] == signal.SIGKILL
+            loadable = _loadable(folder)
+            assert out in loadable or not before, "an older bundle is lost"
+            if i % 4 < 2 and out.exists():
+                shutil.rmtree(out)
+            elif i % 4 >= 2:
+                assert run("-")[0] == 0
+        assert killed >= 15, "too few kills hit a running build"
+        assert run("-")[0] == 0
+        zygote.stdin.close()
+    assert [path.name for path in folder.iterdir()] == ["mini"]
+    Bundle.open(out, verify=True)
+    assert not list(cache.glob("*/.tmp-*"))
+
+
+def test_a_write_that_fails_halfway(tmp_path: Path, stage_cache: Path) -> None:
+    """A file-size limit makes the kernel refuse a write in the middle of a file."""
+    out, cache = tmp_path / "bundles" / "mini", tmp_path / "cache"
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+from sd35_trt.cli import main
+main(["build", "--out", sys.argv[1], "--cache-dir", sys.argv[2]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out), str(cache)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "cannot write" in errors[0]
+    assert "GB free" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "bundles").exists()
+    assert not list(cache.glob("*/.tmp-*"))
+    assert not (cache / "clip_l").exists() or not list((cache / "clip_l").iterdir())
+
+
+def test_destinations_that_are_refused(tmp_path: Path, stage_cache: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "precious").write_text("data")
+    (tmp_path / "file").write_text("data")
+    (tmp_path / "link").symlink_to(taken)
+    cases = {
+        taken: "holds no bundle",
+        tmp_path / "file": "is a file or a link",
+        tmp_path / "link": "is a file or a link",
+        tmp_path / "file" / "bundle": "cannot write in",
+        Path("/proc/sd35-trt/bundle"): "cannot write in",
+    }
+    for out, words in cases.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            build(BuildOptions(out=out, cache_dir=stage_cache))
+        assert "choose another --out" in str(caught.value)
+    assert (taken / "precious").read_text() == "data"
+
+
+def test_an_older_bundle_is_replaced(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundles" / "mini"
+    build(BuildOptions(out=out, cache_dir=stage_cache))
+    build(BuildOptions(out=out, cache_dir=stage_cache, batch=(1, 2)))
+    assert Bundle.open(out).manifest.ranges.batch == (1, 2)
+    assert [path.name for path in out.parent.iterdir()] == ["mini"]
+
+
+def test_unchanged_inputs_do_no_work(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
+    notes: dict[str, str] = {}
+    out = build(
+        BuildOptions(out=tmp_path / "again", cache_dir=stage_cache),
+        lambda stage, fraction, note: notes.update({stage: note}),
+    )
+    assert set(notes.values()) == {"unchanged", "written"}
+
+    def without_times(bundle: Path) -> dict[str, object]:
+        data = json.loads((bundle / MANIFEST).read_text())
+        return {k: v for k, v in data.items() if k not in ("created", "digest")}
+
+    assert without_times(out) == without_times(mini_bundle)
+
+
+def test_a_damaged_stage_is_made_again(
+    stage_cache: Path, tmp_path: Path, mini_bundle: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(stage_cache, cache)
+    for path in cache.glob("clip_l/*/weights.data"):
+        data = bytearray(path.read_bytes())
+        data[1000] ^= 1
+        path.chmod(0o644)
+        time.sleep(0.01)  # a later modification time, as any write would give
+        path.write_bytes(data)
+    notes: dict[str, str] = {}
+    out = build(
+        BuildOptions(out=tmp_path / "again", cache_dir=cache),
+        lambda stage, fraction, note: notes.update({stage: note}),
+    )
+    assert notes["clip_l"] == "done"
+    assert notes["clip_g"] == "unchanged"
+    assert Bundle.open(out, verify=True).manifest.components == (
+        Bundle.open(mini_bundle).manifest.components
+    )

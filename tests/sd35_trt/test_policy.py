@@ -1,0 +1,67 @@
+"""Policies as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sd35_trt.errors import UsageError
+from sd35_trt.policy import Policy, Rule, builtin_policies, load_policy
+
+
+def test_the_last_matching_rule_wins() -> None:
+    policy = load_policy("half")
+    assert policy.precision("denoiser", "transformer_blocks.0.attn.to_q") == "half"
+    assert policy.precision("t5", "encoder.block.3.layer.1.DenseReluDense.wo") == "fp32"
+    assert policy.precision("t5", "encoder.block.3.layer.1.DenseReluDense.wi_0") == "half"
+
+
+@pytest.mark.parametrize("name", builtin_policies())
+def test_every_rule_says_why(name: str) -> None:
+    policy = load_policy(name)
+    assert policy.name == name
+    assert all(len(rule.reason) > 10 for rule in policy.rules)
+
+
+def test_a_glob_that_matches_nothing() -> None:
+    policy = Policy("p", "", (Rule("*", "*", "half", ""), Rule("t5", "*.nothing", "fp32", "")))
+    policy.check("clip_l", ["a"])
+    with pytest.raises(UsageError, match=r"'\*\.nothing' matches no layer of t5"):
+        policy.check("t5", ["encoder.wo"])
+
+
+def test_a_layer_without_a_rule() -> None:
+    policy = Policy("p", "", (Rule("t5", "*", "half", ""),))
+    with pytest.raises(UsageError, match="no rule for clip_l/x"):
+        policy.precision("clip_l", "x")
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = Path(load_policy.__code__.co_filename).parent.joinpath("policies/half.toml").read_text()
+    path.write_text(text)
+    assert load_policy(str(path)) == load_policy("half")
+    cases = {
+        "name = ": "mine.toml",
+        'name = "x"\n': "a policy has a name and",
+        text.replace('precision = "half"', 'precision = "fp7"'): "unknown precision 'fp7'",
+        text.replace("reason =", "because ="): "mine.toml",
+    }
+    for content, words in cases.items():
+        path.write_text(content)
+        with pytest.raises(UsageError, match=words) as caught:
+            load_policy(str(path))
+        assert "\n" not in str(caught.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"mine\.toml"):
+        load_policy(str(path))
+
+
+def test_the_digest_is_of_the_rules_alone() -> None:
+    half = load_policy("half")
+    renamed = Policy(
+        "other", "x", tuple(Rule(r.component, r.match, r.precision, "") for r in half.rules)
+    )
+    assert renamed.digest == half.digest
+    assert Policy("half", "", half.rules[:1]).digest != half.digest
