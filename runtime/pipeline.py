@@ -244,6 +244,8 @@ class Pipeline:
         clock.lap("decode")
         clock.timings["total"] = time.perf_counter() - start
         notes = tuple(dict.fromkeys(note for e in embeddings for note in e.notes))
+        if any(request.negatives) and request.guidance == 1.0:
+            notes += ("without guidance, the negative prompt has no effect",)
         for note in notes:
             logger.warning(note)
         return Result(images, latents, request.seeds, request.parameters(), clock.timings, notes)
