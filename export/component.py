@@ -19,12 +19,11 @@ from sd35_trt.errors import CheckpointError, Sd35Error
 from sd35_trt.policy import Policy
 
 from .checkpoint import Checkpoint, Weights
+from .denoiser import Denoiser
 from .layers import replace_layers
 from .modules import (
     ComponentModule,
     Conditioner,
-    Denoiser,
-    GuidedDenoiser,
     T5Encoder,
     TextEncoder,
     VaeDecoder,
@@ -34,7 +33,6 @@ from .modules import (
     build_transformer,
     build_vae,
 )
-from .trace import trace
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -72,7 +70,7 @@ _MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "clip_g": lambda part, options: TextEncoder(part, options.clip_tokens),
     "t5": lambda part, options: T5Encoder(part),
     "conditioner": lambda part, options: Conditioner(part),
-    "denoiser": lambda part, options: (GuidedDenoiser if options.guided else Denoiser)(part),
+    "denoiser": lambda part, options: Denoiser(part, options.guided),
     "vae_decoder": lambda part, options: VaeDecoder(part),
     "vae_encoder": lambda part, options: VaeEncoder(part),
 }
@@ -148,7 +146,7 @@ def export_component(
         replace_layers(part)
         apply_policy(part, name, policy)
         module = _MODULES[name](part, options).eval()
-        model, ports = trace(module)
+        model, ports = module.trace()
     progress(0.5, "writing weights")
     total = stream_weights(
         model,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
+from sd35_trt.bundle import Port
 from sd35_trt.components import LATENT_SCALE
 
 from .checkpoint import Weights
-from .layers import ModulationRows, PositionTable, SeparablePositionTable, is_separable
+from .layers import PositionTable, SeparablePositionTable, is_separable
 
 Shape = tuple["int | str", ...]
 Ports = dict[str, tuple[torch.dtype, Shape]]
@@ -27,6 +29,12 @@ class ComponentModule(nn.Module, abc.ABC):
     inputs: Ports
     outputs: Ports
     part: nn.Module
+
+    def trace(self) -> tuple[ir.Model, list[Port]]:
+        """See :func:`sd35_trt.export.trace.trace`."""
+        from .trace import trace
+
+        return trace(self)
 
 
 # Parts: the checkpoint's modules, built from their configuration on fake tensors.
@@ -132,7 +140,7 @@ class T5Encoder(ComponentModule):
         return (encoder.final_layer_norm(hidden).to(self.dtype),)
 
 
-def _modulated_norms(transformer: Any) -> list[nn.Module]:
+def modulated_norms(transformer: Any) -> list[nn.Module]:
     """Every adaptive norm in the order of its rows in the modulation."""
     norms: list[nn.Module] = []
     for block in transformer.transformer_blocks:
@@ -140,7 +148,8 @@ def _modulated_norms(transformer: Any) -> list[nn.Module]:
     return [*norms, transformer.norm_out]
 
 
-def _rows(norm: Any) -> int:
+def modulation_rows(norm: Any) -> int:
+    """How many rows of the modulation an adaptive norm reads."""
     return norm.linear.out_features // norm.linear.in_features
 
 
@@ -155,9 +164,9 @@ class Conditioner(ComponentModule):
         super().__init__()
         self.part = transformer
         self.dtype = transformer.context_embedder.weight.dtype
-        self.norms = _modulated_norms(transformer)
+        self.norms = modulated_norms(transformer)
         width = transformer.inner_dim
-        rows = sum(map(_rows, self.norms))
+        rows = sum(map(modulation_rows, self.norms))
         config = transformer.config
         self.inputs = {
             "prompt_embeds": (self.dtype, ("samples", "tokens", config.joint_attention_dim)),
@@ -177,123 +186,11 @@ class Conditioner(ComponentModule):
         text = embed.text_embedder(pooled)
         embedding = nn.functional.silu(time[:, None] + text[None])
         modulation = [
-            norm.linear(embedding).unflatten(-1, (_rows(norm), -1))  # type: ignore[operator]
+            norm.linear(embedding).unflatten(-1, (modulation_rows(norm), -1))  # type: ignore[operator]
             for norm in self.norms
         ]
         context = self.part.context_embedder(prompt_embeds)  # type: ignore[operator]
         return context.to(self.dtype), torch.cat(modulation, dim=2).to(self.dtype)
-
-
-class Denoiser(ComponentModule):
-    """One sampling step without guidance: the MMDiT's blocks and the sampler's update.
-
-    ``denoised = latents - sigma * velocity`` and
-    ``next = a * latents + b * denoised + c * previous_denoised`` with the step's coefficients
-    (a, b, c), all in FP32. Sigma and coefficients are per sample, so that samples at different
-    steps can share a batch.
-    """
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.dtype = transformer.context_embedder.weight.dtype
-        rows = 0
-        for norm in _modulated_norms(transformer):
-            module: Any = norm
-            count = _rows(module)
-            module.silu = nn.Identity()
-            module.linear = ModulationRows(rows, count)
-            rows += count
-        self.part = transformer
-        config = transformer.config
-        self.patch = config.patch_size
-        latents = (torch.float32, ("batch", config.in_channels, "height", "width"))
-        per_sample = (torch.float32, ("batch",))
-        self.inputs: Ports = {
-            "latents": latents,
-            "sigma": per_sample,
-            "coefficients": (torch.float32, ("batch", 3)),
-            "previous_denoised": latents,
-            "context": (self.dtype, ("batch", "tokens", config.caption_projection_dim)),
-            "modulation": (self.dtype, ("batch", rows, transformer.inner_dim)),
-        }
-        self.outputs = {"next_latents": latents, "denoised": latents}
-
-    def velocity(
-        self, latents: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor
-    ) -> torch.Tensor:
-        """The MMDiT on precomputed context and modulation; [N, 16, h, w] in FP32."""
-        part: Any = self.part
-        patch = self.patch
-        height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
-        image = part.pos_embed.proj(latents.to(self.dtype)).flatten(2).transpose(1, 2)
-        image = image + part.pos_embed.table(height, width).to(image.dtype)
-        for block in part.transformer_blocks:
-            context, image = block(
-                hidden_states=image, encoder_hidden_states=context, temb=modulation
-            )
-        patches = part.proj_out(part.norm_out(image, modulation)).float()
-        patches = patches.reshape(-1, height, width, patch, patch, part.out_channels)
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(
-            -1, part.out_channels, height * patch, width * patch
-        )
-
-    @staticmethod
-    def update(
-        latents: torch.Tensor,
-        velocity: torch.Tensor,
-        sigma: torch.Tensor,
-        coefficients: torch.Tensor,
-        previous_denoised: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sampler's step: next latents and denoised latents."""
-        denoised = latents - sigma.view(-1, 1, 1, 1) * velocity
-        a, b, c = (coefficients[:, i].view(-1, 1, 1, 1) for i in range(3))
-        return a * latents + b * denoised + c * previous_denoised, denoised
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        sigma: torch.Tensor,
-        coefficients: torch.Tensor,
-        previous_denoised: torch.Tensor,
-        context: torch.Tensor,
-        modulation: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        velocity = self.velocity(latents, context, modulation)
-        return self.update(latents, velocity, sigma, coefficients, previous_denoised)
-
-
-class GuidedDenoiser(Denoiser):
-    """The same with classifier-free guidance: both branches in one batch inside the graph."""
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__(transformer)
-        self.inputs["uncond_context"] = self.inputs["context"]
-        self.inputs["uncond_modulation"] = self.inputs["modulation"]
-        self.inputs["guidance"] = (torch.float32, ("batch",))
-
-    def forward(  # type: ignore[override]
-        self,
-        latents: torch.Tensor,
-        sigma: torch.Tensor,
-        coefficients: torch.Tensor,
-        previous_denoised: torch.Tensor,
-        context: torch.Tensor,
-        modulation: torch.Tensor,
-        uncond_context: torch.Tensor,
-        uncond_modulation: torch.Tensor,
-        guidance: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = latents.shape[0]
-        both = self.velocity(
-            torch.cat([latents, latents]),
-            torch.cat([uncond_context, context]),
-            torch.cat([uncond_modulation, modulation]),
-        )
-        # Sliced apart, not chunked: chunk() would fix the batch at the example's.
-        uncond, cond = both[:batch], both[batch:]
-        velocity = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
-        return self.update(latents, velocity, sigma, coefficients, previous_denoised)
 
 
 class VaeDecoder(ComponentModule):

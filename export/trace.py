@@ -20,20 +20,46 @@ from .modules import ComponentModule
 #: LayerNormalization, RMSNormalization, Attention and Gelu are single operators from here on.
 OPSET = 23
 
-# Example sizes: no two equal, none 0 or 1, so that nothing is specialised or unified by accident.
-# Latent sizes are even because patches are 2×2.
-_EXAMPLES = {"batch": 2, "samples": 3, "steps": 5, "tokens": 11, "height": 16, "width": 24}
-_DERIVED = {"image_height": ("height", LATENT_SCALE), "image_width": ("width", LATENT_SCALE)}
-_EVEN = ("height", "width")
+# The first IR version that knows the opset.
+_IR_VERSION = 11
+
+_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.uint8: ir.DataType.UINT8,
+}
+
+# Example sizes of the independent dimensions: no two equal, none 0 or 1, so that nothing is
+# specialised or unified by accident. Latent sizes are even because patches are 2×2.
+_EXAMPLES = {
+    "batch": 2,
+    "samples": 3,
+    "steps": 5,
+    "tokens": 11,
+    "pixels": 13,
+    "patch_rows": 8,
+    "patch_columns": 12,
+}
+
+# The others, as multiples of these.
+_MULTIPLES = {
+    "branches": ("batch", 2),
+    "height": ("patch_rows", 2),
+    "width": ("patch_columns", 2),
+    "image_height": ("patch_rows", 2 * LATENT_SCALE),
+    "image_width": ("patch_columns", 2 * LATENT_SCALE),
+}
+
+# diffusers' Upsample2D takes another path from 64 samples on.
+_LARGEST = {"batch": 63}
 
 
 def _example(dim: int | str) -> int:
     if isinstance(dim, int):
         return dim
-    if dim in _DERIVED:
-        base, factor = _DERIVED[dim]
-        return _EXAMPLES[base] * factor
-    return _EXAMPLES[dim]
+    base, factor = _MULTIPLES.get(dim, (dim, 1))
+    return _EXAMPLES[base] * factor
 
 
 def _dims(module: ComponentModule) -> dict[str, Any]:
@@ -41,15 +67,20 @@ def _dims(module: ComponentModule) -> dict[str, Any]:
     names = {d for _, shape in module.inputs.values() for d in shape if isinstance(d, str)}
     dims: dict[str, Any] = {}
     for name in sorted(names):
-        if name in _DERIVED:
-            base, factor = _DERIVED[name]
-            dims[name] = 2 * factor * torch.export.Dim(f"half_{base}", min=1, max=1 << 12)
-        elif name in _EVEN:
-            dims[name] = 2 * torch.export.Dim(f"half_{name}", min=1, max=1 << 12)
-        else:
-            # Below 64: diffusers' Upsample2D takes another path from 64 samples on.
-            dims[name] = torch.export.Dim(name, min=1, max=63 if name == "batch" else 1 << 16)
+        base, factor = _MULTIPLES.get(name, (name, 1))
+        symbol = torch.export.Dim(base, min=1, max=_LARGEST.get(base, 1 << 16))
+        dims[name] = symbol if factor == 1 else factor * symbol
     return dims
+
+
+def empty_model(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
+    """A graph with the module's inputs and nothing else; and the module's ports."""
+    inputs = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(_DTYPES[dtype]))
+        for name, (dtype, shape) in module.inputs.items()
+    ]
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
+    return ir.Model(graph, ir_version=_IR_VERSION), _declared_ports(module)
 
 
 def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
@@ -122,26 +153,28 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
+def _declared_ports(module: ComponentModule) -> list[Port]:
+    declared = [*module.inputs.items(), *module.outputs.items()]
+    return [Port(name, str(t).removeprefix("torch."), shape) for name, (t, shape) in declared]
+
+
 def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
     graph = model.graph
     assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
     assert len(graph.outputs) == len(module.outputs)
-    declared = list(module.inputs.items()) + list(module.outputs.items())
     values = [*graph.inputs[: len(module.inputs)], *graph.outputs]
-    ports = []
-    for value, (name, (dtype, shape)) in zip(values, declared, strict=True):
+    ports = _declared_ports(module)
+    for value, port in zip(values, ports, strict=True):
         traced = value.shape
         assert traced is not None
-        assert value.dtype is not None
-        for got, want in zip(traced, shape, strict=True):
+        for got, want in zip(traced, port.shape, strict=True):
             # A dimension that should vary but was traced as a number would fail at run time.
-            assert isinstance(got, int) == isinstance(want, int), (name, traced, shape)
-            assert not isinstance(want, int) or got == want, (name, traced, shape)
-        numpy_name = str(dtype).removeprefix("torch.")
-        assert value.dtype.numpy().name == numpy_name, (name, value.dtype, dtype)
-        value.shape = ir.Shape(shape)
-        value.name = name
-        ports.append(Port(name, numpy_name, shape))
+            assert isinstance(got, int) == isinstance(want, int), (port, traced)
+            assert not isinstance(want, int) or got == want, (port, traced)
+        assert value.dtype is not None
+        assert value.dtype.numpy().name == port.dtype, (port, value.dtype)
+        value.shape = ir.Shape(port.shape)
+        value.name = port.name
     return ports
 
 

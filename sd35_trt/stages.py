@@ -45,7 +45,7 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
         stage.run(work, lambda fraction, note: progress(stage.name, fraction, note))
         files = {}
         for path in sorted(work.iterdir()):
-            # Bundles share these bytes by hard links: nobody should write to them by accident.
+            # Later builds rely on these bytes: nobody should write to them by accident.
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
