@@ -216,7 +216,10 @@ class _Linker:
         name = self._name()
         tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
         value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+            name=name,
+            shape=ir.Shape([len(values)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=tensor,
         )
         self._graph.register_initializer(value)
         return value

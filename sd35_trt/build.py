@@ -87,7 +87,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         variant = recognise(transformer, f"{options.model} {checkpoint.index.get('_name_or_path')}")
         guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
         ranges = _ranges(options, variant, transformer)
-        facts = {
+        facts: dict[str, Any] = {
             "model": {"name": name, "variant": variant.name},
             "target": target.name,
             "builder": next(b for b in target.builders if b in BUILDERS),

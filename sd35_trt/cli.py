@@ -10,14 +10,13 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import Sd35Error, UsageError
+from .errors import Sd35Error
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -170,6 +169,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     from .build import BuildOptions
     from .build import build as run
     from .cache import default_cache_dir
+    from .progress import StageBars
 
     options = BuildOptions(
         cache_dir=cache_dir or default_cache_dir(),
@@ -177,7 +177,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
         **arguments,
     )
     start = time.perf_counter()
-    with _stage_progress(quiet=as_json) as report:
+    with StageBars(quiet=as_json) as report:
         out = run(options, report)
     seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -185,40 +185,6 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
         click.echo(json.dumps({"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}))
     else:
         click.echo(f"{out}  {_bytes(size)}  in {seconds:.1f} s")
-
-
-class _stage_progress:
-    """One line per stage on standard error."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._tasks: dict[str, Any] = {}
-        self._progress = Progress(
-            TextColumn("{task.fields[stage]:<12}"),
-            BarColumn(30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            disable=quiet,
-        )
-
-    def __enter__(self) -> Callable[[str, float, str], None]:
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def _report(self, stage: str, fraction: float, note: str) -> None:
-        # Not before: an argument that is refused should leave the error line alone.
-        if not self._tasks:
-            self._progress.start()
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(note, total=1.0, stage=stage)
-        self._progress.update(self._tasks[stage], completed=fraction, description=note)
 
 
 @main.command()
@@ -301,11 +267,12 @@ def generate(
       sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
     """
     from .picture import check_output, load_picture, save_picture
+    from .progress import StepBar
     from .runtime import Pipeline
 
     check_output(out)
     picture = None if image is None else load_picture(image)
-    with Pipeline.load(bundle, verify=verify) as pipe, _step_progress(as_json) as on_step:
+    with Pipeline.load(bundle, verify=verify) as pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
     files = []
     for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
@@ -325,44 +292,6 @@ def generate(
         click.echo(f"note: {note}", err=True)
     for file in files:
         click.echo(file)
-
-
-class _step_progress:
-    """A progress bar over denoising steps."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn("drawing"),
-            BarColumn(30),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-            disable=quiet,
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> Callable[[Any], None]:
-        return self._on_step
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def _on_step(self, step: Any) -> None:
-        # Not before: an argument that is refused should leave the error line alone.
-        if step.index == 0:
-            self._progress.start()
-        self._progress.update(self._task, total=step.total, completed=step.index + 1)
 
 
 @main.command()
@@ -426,6 +355,3 @@ def _bytes(count: float) -> str:
     from .report import format_bytes
 
     return format_bytes(count)
-
-
-__all__ = ["UsageError", "main"]
