@@ -20,7 +20,7 @@ from sd35_trt.policy import Policy
 
 from .checkpoint import Checkpoint, Weights
 from .denoiser import Denoiser
-from .layers import replace_layers
+from .layers import Linear, replace_layers
 from .modules import (
     ComponentModule,
     Conditioner,
@@ -33,6 +33,7 @@ from .modules import (
     build_transformer,
     build_vae,
 )
+from .quantized import WEIGHT_ONLY
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -76,26 +77,44 @@ _MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
 }
 
 
-def apply_policy(model: nn.Module, component: str, policy: Policy) -> None:
-    """Give every layer's parameters the dtype that the policy asks for.
+def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
+    """The component's layers that have parameters of their own, by name in the part."""
+    return {
+        name: module
+        for name, module in part.named_modules()
+        if COMPONENTS[component].owns(name)
+        and next(module.parameters(recurse=False), None) is not None
+    }
+
+
+def apply_policy(part: nn.Module, component: str, policy: Policy) -> None:
+    """Give every layer of a component the precision that the policy asks for.
 
     Raises:
         UsageError: a rule of the policy matches nothing, or no rule matches a layer.
         Sd35Error: a precision that this exporter does not write.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
+    own = component_layers(part, component)
+    policy.check(component, {name: isinstance(m, Linear) for name, m in own.items()})
+    # The part's other layers too: where two components meet, both read their dtypes from them.
+    owners = {
+        name: (row.name, module)
+        for row in COMPONENTS.values()
+        if row.part == COMPONENTS[component].part
+        for name, module in component_layers(part, row.name).items()
     }
-    policy.check(component, layers)
-    for name, module in layers.items():
-        precision = policy.precision(component, name)
+    for name, (owner, module) in owners.items():
+        precision = policy.rule(owner, name, isinstance(module, Linear)).precision
+        if precision in WEIGHT_ONLY:
+            assert isinstance(module, Linear)
+            parent, _, child = name.rpartition(".")
+            setattr(part.get_submodule(parent), child, WEIGHT_ONLY[precision](module))
+            continue
         if precision not in DTYPES:
             raise Sd35Error(
-                f"policy {policy.name!r} asks for {precision} in {component}/{name}, "
+                f"policy {policy.name!r} asks for {precision} in {owner}/{name}, "
                 "which this version does not export",
-                f"use a policy with {' or '.join(DTYPES)}",
+                f"use a policy with {', '.join([*DTYPES, *WEIGHT_ONLY])}",
             )
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(DTYPES[precision])

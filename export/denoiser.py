@@ -136,7 +136,7 @@ class Denoiser(ComponentModule):
         super().__init__()
         self.part = transformer
         self.guided = guided
-        self.dtype = transformer.context_embedder.weight.dtype
+        self.dtype = transformer.context_embedder.compute_dtype
         config, width = transformer.config, transformer.inner_dim
         rows = sum(map(modulation_rows, modulated_norms(transformer)))
         latents = (torch.float32, ("batch", config.in_channels, "height", "width"))

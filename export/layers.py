@@ -31,6 +31,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(linear.weight.t(), requires_grad=False)
         self.bias = linear.bias
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the product."""
+        return self.weight.dtype
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.matmul(x.to(self.weight.dtype), self.weight)
         return y if self.bias is None else y + self.bias

@@ -101,7 +101,7 @@ class TextEncoder(ComponentModule):
         self.part = model
         config: Any = model.config
         projection: Any = model.text_projection
-        self.dtype: torch.dtype = projection.weight.dtype
+        self.dtype: torch.dtype = projection.compute_dtype
         self.inputs = {"input_ids": (torch.int64, ("batch", tokens))}
         self.outputs = {
             "hidden": (self.dtype, ("batch", tokens, config.hidden_size)),
@@ -131,7 +131,7 @@ class T5Encoder(ComponentModule):
         encoder: Any = self.part.encoder
         # The residual stream starts, and by the policy's FP32 output layers stays, in the dtype
         # of the feed-forward output: T5's exceeds FP16.
-        wo = encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype
+        wo = encoder.block[0].layer[-1].DenseReluDense.wo.compute_dtype
         hidden = encoder.embed_tokens(input_ids).to(wo)
         position_bias = None
         # Block by block: the encoder's own forward would build a mask from the stream's dtype.
@@ -163,7 +163,7 @@ class Conditioner(ComponentModule):
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.part = transformer
-        self.dtype = transformer.context_embedder.weight.dtype
+        self.dtype = transformer.context_embedder.compute_dtype
         self.norms = modulated_norms(transformer)
         width = transformer.inner_dim
         rows = sum(map(modulation_rows, self.norms))

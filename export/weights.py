@@ -53,6 +53,19 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
     return value
 
 
+def onnx_type(module: nn.Module, name: str, traced: ir.DataType) -> ir.DataType:
+    """The type a parameter has in the file, where it is not that of the traced tensor."""
+    owner, _, parameter = name.rpartition(".")
+    types: dict[str, ir.DataType] = getattr(module.get_submodule(owner), "ONNX_TYPES", {})
+    return types.get(parameter, traced)
+
+
+def _pack_int4(tensor: torch.Tensor) -> torch.Tensor:
+    """Two values to a byte in row-major order, the first in the low half (ONNX, INT4)."""
+    flat = torch.nn.functional.pad(tensor.reshape(-1), (0, tensor.numel() % 2))
+    return (flat[0::2] & 0xF) | (flat[1::2] << 4)
+
+
 def _write(stream: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:
     stream.seek(-stream.tell() % _ALIGNMENT, 1)
     offset = stream.tell()
@@ -90,11 +103,14 @@ def stream_weights(
     with (model_file.parent / data_name).open("wb") as stream:
         for done, value in enumerate(values, 1):
             assert value.name is not None
-            tensor = read_parameter(module, value.name, weights)
-            offset, length = _write(stream, tensor)
-            total += length
             assert value.dtype is not None
             assert value.shape is not None
+            tensor = read_parameter(module, value.name, weights)
+            value.dtype = onnx_type(module, value.name, value.dtype)
+            if value.dtype == ir.DataType.INT4:
+                tensor = _pack_int4(tensor)
+            offset, length = _write(stream, tensor)
+            total += length
             graph.inputs.remove(value)
             value.const_value = ir.ExternalTensor(
                 data_name,

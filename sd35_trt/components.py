@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 
 
@@ -13,11 +14,23 @@ class ComponentRow:
         name: as in the bundle.
         part: folder of its weights in the diffusers layout.
         tokenizer: folder of its tokenizer, for a text encoder.
+        layers: globs over the part's module names that say which of them are its own.
     """
 
     name: str
     part: str
     tokenizer: str | None = None
+    layers: tuple[str, ...] = ("*",)
+
+    def owns(self, layer: str) -> bool:
+        """Whether a layer of the part belongs to this component."""
+        return any(fnmatch.fnmatchcase(layer, glob) for glob in self.layers)
+
+
+# What depends on the prompt and the timestep alone: embedders and adaLN linears.
+_CONDITIONING = ("time_text_embed.*", "context_embedder", "*norm1.linear", "*norm1_context.linear")
+_CONDITIONING += ("norm_out.linear",)
+_STEP = ("pos_embed*", "*attn*", "*.ff*", "proj_out")
 
 
 COMPONENTS = {
@@ -26,10 +39,10 @@ COMPONENTS = {
         ComponentRow("clip_l", "text_encoder", "tokenizer"),
         ComponentRow("clip_g", "text_encoder_2", "tokenizer_2"),
         ComponentRow("t5", "text_encoder_3", "tokenizer_3"),
-        ComponentRow("conditioner", "transformer"),
-        ComponentRow("denoiser", "transformer"),
-        ComponentRow("vae_decoder", "vae"),
-        ComponentRow("vae_encoder", "vae"),
+        ComponentRow("conditioner", "transformer", layers=_CONDITIONING),
+        ComponentRow("denoiser", "transformer", layers=_STEP),
+        ComponentRow("vae_decoder", "vae", layers=("decoder*", "post_quant_conv")),
+        ComponentRow("vae_encoder", "vae", layers=("encoder*", "quant_conv")),
     )
 }
 

@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ else:
 #: Precisions a rule may name. What a build supports is up to the exporter.
 PRECISIONS = ("fp32", "half", "fp8", "int8-weight", "int4-weight")
 
+#: Those that quantize the weights of linear layers.
+QUANTIZED = ("fp8", "int8-weight", "int4-weight")
+
 _BUILTIN = Path(__file__).parent / "policies"
 
 
@@ -34,6 +37,14 @@ class Rule:
     match: str
     precision: str
     reason: str
+
+    def covers(self, component: str, layer: str, linear: bool) -> bool:
+        """Whether the rule applies to a layer; see :meth:`Policy.rule`."""
+        return (
+            (linear or self.precision not in QUANTIZED)
+            and fnmatch.fnmatchcase(component, self.component)
+            and fnmatch.fnmatchcase(layer, self.match)
+        )
 
 
 @dataclass(frozen=True)
@@ -50,31 +61,37 @@ class Policy:
         rules = [(r.component, r.match, r.precision) for r in self.rules]
         return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
-    def precision(self, component: str, layer: str) -> str:
-        """Precision of one layer.
+    def rule(self, component: str, layer: str, linear: bool) -> Rule:
+        """The rule that decides for one layer: the last that matches.
+
+        Args:
+            linear: whether the layer is a matrix product; rules that quantize apply to these
+                alone, so that a glob over a whole block leaves its norms to the rules before.
 
         Raises:
             UsageError: no rule covers the layer.
         """
         for rule in reversed(self.rules):
-            if fnmatch.fnmatchcase(component, rule.component) and fnmatch.fnmatchcase(
-                layer, rule.match
-            ):
-                return rule.precision
+            if rule.covers(component, layer, linear):
+                return rule
         raise UsageError(
             f"policy {self.name!r} has no rule for {component}/{layer}",
             'begin it with a rule for component = "*", match = "*"',
         )
 
-    def check(self, component: str, layers: Iterable[str]) -> None:
+    def check(self, component: str, layers: Mapping[str, bool]) -> None:
         """Refuse rules for exactly this component that match none of its layers.
+
+        Args:
+            layers: name → whether it is linear.
 
         Raises:
             UsageError: names the rule, so that a misspelt glob is not silently without effect.
         """
-        layers = list(layers)
         for rule in self.rules:
-            if rule.component == component and not fnmatch.filter(layers, rule.match):
+            if rule.component == component and not any(
+                rule.covers(component, name, linear) for name, linear in layers.items()
+            ):
                 raise UsageError(
                     f"policy {self.name!r}: rule {rule.match!r} matches no layer of {component}",
                     "correct the glob or delete the rule",

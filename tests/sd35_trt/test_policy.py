@@ -10,11 +10,22 @@ from sd35_trt.errors import UsageError
 from sd35_trt.policy import Policy, Rule, builtin_policies, load_policy
 
 
+def precision(policy: Policy, component: str, layer: str, linear: bool = True) -> str:
+    return policy.rule(component, layer, linear).precision
+
+
 def test_the_last_matching_rule_wins() -> None:
     policy = load_policy("half")
-    assert policy.precision("denoiser", "transformer_blocks.0.attn.to_q") == "half"
-    assert policy.precision("t5", "encoder.block.3.layer.1.DenseReluDense.wo") == "fp32"
-    assert policy.precision("t5", "encoder.block.3.layer.1.DenseReluDense.wi_0") == "half"
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_q") == "half"
+    assert precision(policy, "t5", "encoder.block.3.layer.1.DenseReluDense.wo") == "fp32"
+    assert precision(policy, "t5", "encoder.block.3.layer.1.DenseReluDense.wi_0") == "half"
+
+
+def test_rules_that_quantize_apply_to_linear_layers_alone() -> None:
+    policy = load_policy("int8-weight")
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_q") == "int8-weight"
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.norm_q", linear=False) == "half"
+    assert precision(policy, "denoiser", "proj_out") == "half"
 
 
 @pytest.mark.parametrize("name", builtin_policies())
@@ -26,15 +37,15 @@ def test_every_rule_says_why(name: str) -> None:
 
 def test_a_glob_that_matches_nothing() -> None:
     policy = Policy("p", "", (Rule("*", "*", "half", ""), Rule("t5", "*.nothing", "fp32", "")))
-    policy.check("clip_l", ["a"])
+    policy.check("clip_l", {"a": True})
     with pytest.raises(UsageError, match=r"'\*\.nothing' matches no layer of t5"):
-        policy.check("t5", ["encoder.wo"])
+        policy.check("t5", {"encoder.wo": True})
 
 
 def test_a_layer_without_a_rule() -> None:
     policy = Policy("p", "", (Rule("t5", "*", "half", ""),))
     with pytest.raises(UsageError, match="no rule for clip_l/x"):
-        policy.precision("clip_l", "x")
+        policy.rule("clip_l", "x", linear=True)
 
 
 def test_files(tmp_path: Path) -> None:
