@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from .scenes import SIZE, Example, sample
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
+    from torch.nn import Module
 
 STEPS = 28
 GUIDANCE = 3.0
@@ -150,3 +151,123 @@ def score(images: np.ndarray, examples: Sequence[Example]) -> Score:
         chance_whole_scene_accuracy=sum(v.whole for v in chance) / len(chance),
         verdicts=tuple(verdicts),
     )
+
+
+def contact_sheet(
+    images: np.ndarray, captions: Sequence[str], passed: Sequence[bool], columns: int = 8
+) -> Image.Image:
+    """Pictures in a grid with their captions beneath; a red frame marks one that is wrong."""
+    side, text_height, gap = 144, 62, 8
+    rows = -(-len(images) // columns)
+    cell = side + gap, side + text_height
+    sheet = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
+    for index, (image, caption, good) in enumerate(zip(images, captions, passed, strict=True)):
+        x, y = gap + index % columns * cell[0], gap + index // columns * cell[1]
+        sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), (x, y))
+        if not good:
+            pen.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline="red", width=3)
+        lines = textwrap.wrap(caption, 27)[:5]
+        pen.multiline_text((x, y + side + 2), "\n".join(lines), "black", font, spacing=0)
+    return sheet
+
+
+def round_weights(module: Module, bits: int) -> None:
+    """Round the weights of every linear layer in place to ``bits``, one scale per tensor.
+
+    Symmetric round to nearest, the scale from the largest magnitude. Raises ValueError for fewer
+    than 2 bits.
+    """
+    import torch
+
+    if bits < 2:
+        raise ValueError(f"cannot round to {bits} bits; 2 is the least")
+    top = 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear):
+                scale = layer.weight.abs().max() / top
+                layer.weight.copy_((layer.weight / scale).round() * scale)
+
+
+def load(checkpoint: Path, device: str = "cpu") -> StableDiffusion3Pipeline:
+    """The pipeline of a diffusers directory in FP32."""
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _print(result: Score) -> None:
+    click.echo(f"{len(result.verdicts)} captions, by chance in brackets")
+    click.echo(
+        f"whole_scene_accuracy {result.whole_scene_accuracy:7.2%} "
+        f"({result.chance_whole_scene_accuracy:.2%})"
+    )
+    click.echo(
+        f"attribute_accuracy   {result.attribute_accuracy:7.2%} "
+        f"({result.chance_attribute_accuracy:.2%})"
+    )
+    for title, shares in (("statements", result.attributes), ("whole scenes", result.scenes)):
+        click.echo(f"{title}:")
+        for name, (share, count) in shares.items():
+            click.echo(f"  {name:12} {share:7.2%} of {count}")
+
+
+@click.command()
+@click.option("--captions", default=500, show_default=True, type=click.IntRange(1))
+@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Not the packaged one.")
+@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Draw from a bundle.")
+@click.option("--steps", default=STEPS, show_default=True, type=click.IntRange(1))
+@click.option("--guidance", default=GUIDANCE, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="For diffusers.")
+@click.option("--batch", default=16, show_default=True, help="Captions drawn at a time, by diffusers.")
+@click.option("--drop-t5", is_flag=True, help="Without T5, as diffusers does without text_encoder_3.")
+@click.option("--weight-bits", type=click.IntRange(2, 8), help="Round the transformer's weights.")
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet (PNG).")
+@click.option("--sheet-captions", default=40, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(
+    captions: int,
+    checkpoint: Path | None,
+    bundle: Path | None,
+    steps: int,
+    guidance: float,
+    device: str,
+    batch: int,
+    drop_t5: bool,
+    weight_bits: int | None,
+    sheet: Path | None,
+    sheet_captions: int,
+    as_json: bool,
+) -> None:
+    """Draw held-out captions and count what the pictures show of them."""
+    if bundle and (checkpoint or drop_t5 or weight_bits):
+        raise click.UsageError("--bundle takes none of --checkpoint, --drop-t5, --weight-bits")
+    examples = heldout(captions)
+    texts = [e.caption for e in examples]
+    if bundle:
+        images = draw_from_bundle(bundle, texts, steps=steps, guidance=guidance)
+    else:
+        pipe = load(checkpoint or checkpoint_path(), device)
+        if drop_t5:
+            pipe.text_encoder_3 = pipe.tokenizer_3 = None
+        if weight_bits:
+            round_weights(pipe.transformer, weight_bits)
+        images = draw(pipe, texts, steps=steps, guidance=guidance, batch=batch)
+    result = score(images, examples)
+    if sheet:
+        shown = slice(sheet_captions)
+        passed = [v.whole for v in result.verdicts]
+        contact_sheet(images[shown], texts[shown], passed[shown]).save(sheet)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        _print(result)
+
+
+if __name__ == "__main__":
+    main()
