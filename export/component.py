@@ -120,8 +120,26 @@ def apply_policy(part: nn.Module, component: str, policy: Policy) -> None:
             parameter.data = parameter.data.to(DTYPES[precision])
 
 
+def build_part(folder: str, checkpoint: Checkpoint) -> nn.Module:
+    """A part's module in FP32 on fake tensors, its layers replaced by the exporter's own.
+
+    Raises:
+        CheckpointError: the configuration is unusable, or does not fit the weights.
+    """
+    config = checkpoint.config(folder)
+    try:
+        part = _PARTS[folder](config, checkpoint.weights(folder))
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint.root / folder / 'config.json'} is not usable: {error}",
+            "use the config.json that belongs to these weights",
+        ) from error
+    replace_layers(part)
+    return part
+
+
 @contextlib.contextmanager
-def _fake_tensors() -> Iterator[None]:
+def fake_tensors() -> Iterator[None]:
     """Everything made inside has shapes but no storage; the libraries' chatter is silenced."""
     with warnings.catch_warnings(), FakeTensorMode(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -152,17 +170,9 @@ def export_component(
     """
     folder = COMPONENTS[name].part
     weights = checkpoint.weights(folder)
-    config = checkpoint.config(folder)
     progress(0.0, "tracing")
-    with _fake_tensors():
-        try:
-            part = _PARTS[folder](config, weights)
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{checkpoint.root / folder / 'config.json'} is not usable: {error}",
-                "use the config.json that belongs to these weights",
-            ) from error
-        replace_layers(part)
+    with fake_tensors():
+        part = build_part(folder, checkpoint)
         apply_policy(part, name, policy)
         module = _MODULES[name](part, options).eval()
         model, ports = module.trace()

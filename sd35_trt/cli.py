@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -349,6 +350,61 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=1))
     else:
         print_findings(findings)
+
+
+@main.group()
+def policy() -> None:
+    """Look at precision policies.
+
+    \b
+    Example:
+      sd35-trt policy show --policy int8-weight
+    """
+
+
+@policy.command()
+@click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    metavar="mini|DIR|HUB_ID",
+    help="The packaged mini, a diffusers model directory, or a hub id.",
+)
+@click.option(
+    "--policy",
+    "name",
+    default="half",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="fp32, half, int8-weight, int4-weight, or a TOML file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
+def show(model: str, name: str, as_json: bool) -> None:
+    """Show what a policy means for a model: each linear with its precision, rule and bytes.
+
+    Blocks that are alike share a line.
+
+    \b
+    Examples:
+      sd35-trt policy show --policy int8-weight
+      sd35-trt policy show --model ~/models/stable-diffusion-3.5-large --policy mine.toml --json
+    """
+    from .hub import resolve_model
+    from .policy import load_policy
+    from .report import print_inventory
+
+    chosen = load_policy(name)
+    root = resolve_model(model)
+    try:
+        from .export.checkpoint import Checkpoint
+        from .export.inventory import inventory
+    except ImportError as error:
+        raise Sd35Error(f"this needs {error.name}", "pip install 'sd35-trt[build]'") from error
+    entries = inventory(Checkpoint(root), chosen)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(entry) for entry in entries]))
+    else:
+        print_inventory(entries)
 
 
 def _bytes(count: float) -> str:

@@ -38,7 +38,7 @@ COMPONENTS = {
     for row in (
         ComponentRow("clip_l", "text_encoder", "tokenizer"),
         ComponentRow("clip_g", "text_encoder_2", "tokenizer_2"),
-        ComponentRow("t5", "text_encoder_3", "tokenizer_3"),
+        ComponentRow("t5", "text_encoder_3", "tokenizer_3", layers=("encoder.*",)),
         ComponentRow("conditioner", "transformer", layers=_CONDITIONING),
         ComponentRow("denoiser", "transformer", layers=_STEP),
         ComponentRow("vae_decoder", "vae", layers=("decoder*", "post_quant_conv")),

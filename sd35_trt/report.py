@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,9 @@ from . import __version__
 from .bundle import Bundle, Port
 from .cache import default_cache_dir
 from .targets import BUILDERS, TARGETS
+
+if TYPE_CHECKING:
+    from .export.inventory import LayerEntry
 
 
 def format_bytes(count: float) -> str:
@@ -141,3 +146,32 @@ def print_findings(findings: dict[str, Any]) -> None:
             target["note"],
         )
     console.print(table)
+
+
+def print_inventory(entries: Sequence[LayerEntry]) -> None:
+    """Print every linear with its precision, rule and bytes; layers that differ only in their
+    numbers share a line, and other layers are summed up by component and precision."""
+    console = _console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("component", "linear", "n", "in×out", "precision", "bytes", "rule"):
+        table.add_column(column, justify="right" if column in ("n", "bytes") else "left")
+    groups: dict[tuple[object, ...], list[LayerEntry]] = {}
+    for e in entries:
+        pattern = re.sub(r"\b\d+\b", "N", e.layer, count=1) if e.linear else "other layers"
+        shape = "×".join(map(str, e.shape)) if e.linear else ""
+        rule = e.rule if e.linear else ""
+        groups.setdefault((e.component, pattern, shape, e.precision, rule), []).append(e)
+    for (component, pattern, shape, precision, rule), members in groups.items():
+        size = format_bytes(sum(e.bytes for e in members))
+        row = (component, pattern, len(members), shape, precision, size, rule)
+        table.add_row(*map(str, row))
+    console.print(table)
+    console.print()
+    totals = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("precision", "layers", "bytes"):
+        totals.add_column(column, justify="left" if column == "precision" else "right")
+    for precision in dict.fromkeys(e.precision for e in entries):
+        members = [e for e in entries if e.precision == precision]
+        totals.add_row(precision, str(len(members)), format_bytes(sum(e.bytes for e in members)))
+    totals.add_row("all", str(len(entries)), format_bytes(sum(e.bytes for e in entries)))
+    console.print(totals)

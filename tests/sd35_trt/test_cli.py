@@ -143,6 +143,23 @@ def test_doctor(run) -> None:  # type: ignore[no-untyped-def]
     assert not findings["targets"]["ada"]["builds"]
 
 
+def test_policy_show(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("policy", "show", "--policy", "int8-weight")
+    assert status == 0
+    for word in ("transformer_blocks.N.attn.to_q", "int8-weight", "proj_out", "all"):
+        assert word in out
+    status, out, _ = run("policy", "show", "--policy", "fp32", "--json")
+    entries = json.loads(out)
+    # The same bytes as the export writes, component by component.
+    manifest = json.loads((mini_bundle / "bundle.json").read_text())
+    for component in manifest["components"]:
+        listed = sum(e["bytes"] for e in entries if e["component"] == component["name"])
+        assert listed == pytest.approx(component["weight_bytes"], rel=0.001)
+    status, _, err = run("policy", "show", "--policy", "none")
+    assert status == 2
+    assert "unknown policy" in one_error_line(err)
+
+
 def test_wrong_use_of_build(run) -> None:  # type: ignore[no-untyped-def]
     cases: list[tuple[list[object], int, str]] = [
         (["--gpu", "voodoo"], 2, "known: cpu, turing"),

@@ -1,0 +1,84 @@
+"""What a policy means for a checkpoint: every layer with its precision, its rule and its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.policy import Policy
+
+from .checkpoint import Checkpoint
+from .component import apply_policy, build_part, component_layers, fake_tensors
+from .layers import Linear
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One layer of one component.
+
+    Attributes:
+        linear: whether it is a matrix product.
+        shape: [in, out] of a linear; of another layer, the shape of its weight.
+        precision: what the policy asks for.
+        rule: the glob that decided, and ``reason`` why.
+        bytes: weights, scales and biases as stored.
+    """
+
+    component: str
+    layer: str
+    linear: bool
+    shape: tuple[int, ...]
+    precision: str
+    rule: str
+    reason: str
+    bytes: int
+
+
+def _stored_bytes(layer: nn.Module) -> int:
+    types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
+    total = 0
+    for name, parameter in layer.named_parameters(recurse=False):
+        half = types.get(name) == ir.DataType.INT4
+        total += parameter.numel() * parameter.element_size() // (2 if half else 1)
+    return total
+
+
+def inventory(checkpoint: Checkpoint, policy: Policy) -> list[LayerEntry]:
+    """List every layer of the checkpoint's components; no weight is loaded.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen.
+        UsageError: the policy does not fit.
+    """
+    entries = []
+    for component, row in COMPONENTS.items():
+        if not checkpoint.has(row.part):
+            continue
+        with fake_tensors():
+            part = build_part(row.part, checkpoint)
+            before = component_layers(part, component)
+            apply_policy(part, component, policy)
+            after = component_layers(part, component)
+        for name, layer in before.items():
+            linear = isinstance(layer, Linear)
+            rule = policy.rule(component, name, linear)
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, torch.Tensor):
+                weight = next(layer.parameters(recurse=False))
+            entries.append(
+                LayerEntry(
+                    component,
+                    name,
+                    linear,
+                    tuple(weight.shape),
+                    rule.precision,
+                    rule.match,
+                    rule.reason,
+                    _stored_bytes(after[name]),
+                )
+            )
+    return entries
