@@ -88,7 +88,7 @@ class WeightOnlyLinear(nn.Module):
         weight = torch.onnx.ops.symbolic(
             "DequantizeLinear",
             (self.weight, self.scale),
-            self.attributes,
+            {**self.attributes},
             dtype=_DTYPE,
             shape=self.weight.shape,
         )

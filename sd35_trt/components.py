@@ -28,8 +28,13 @@ class ComponentRow:
 
 
 # What depends on the prompt and the timestep alone: embedders and adaLN linears.
-_CONDITIONING = ("time_text_embed.*", "context_embedder", "*norm1.linear", "*norm1_context.linear")
-_CONDITIONING += ("norm_out.linear",)
+_CONDITIONING = (
+    "time_text_embed.*",
+    "context_embedder",
+    "*norm1.linear",
+    "*norm1_context.linear",
+    "norm_out.linear",
+)
 _STEP = ("pos_embed*", "*attn*", "*.ff*", "proj_out")
 
 

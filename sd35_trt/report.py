@@ -161,9 +161,9 @@ def print_inventory(entries: Sequence[LayerEntry]) -> None:
         shape = "×".join(map(str, e.shape)) if e.linear else ""
         rule = e.rule if e.linear else ""
         groups.setdefault((e.component, pattern, shape, e.precision, rule), []).append(e)
-    for (component, pattern, shape, precision, rule), members in groups.items():
+    for (component, pattern, shape, kind, rule), members in groups.items():
         size = format_bytes(sum(e.bytes for e in members))
-        row = (component, pattern, len(members), shape, precision, size, rule)
+        row = (component, pattern, len(members), shape, kind, size, rule)
         table.add_row(*map(str, row))
     console.print(table)
     console.print()
