@@ -45,7 +45,9 @@ def describe(examples: list[Example]) -> Table:
         "things": things,
         "background": np.array([_BACKGROUND_ROWS.index(e.scene.background) for e in examples]),
         "slots": slots,
-        "grounds": np.array([[b in e.spec.backgrounds for b in BACKGROUNDS] for e in examples], np.uint8),
+        "grounds": np.array(
+            [[b in e.spec.backgrounds for b in BACKGROUNDS] for e in examples], np.uint8
+        ),
         "relations": relations,
     }
 

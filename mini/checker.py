@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
@@ -116,7 +116,9 @@ def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
     ``image`` is uint8 [height, width, 3]. Raises ValueError for anything else.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected a uint8 [height, width, 3] image, got {image.dtype} {image.shape}")
+        raise ValueError(
+            f"expected a uint8 [height, width, 3] image, got {image.dtype} {image.shape}"
+        )
     pixels = image.astype(float)
     smooth = filters.gaussian(pixels, 0.8, channel_axis=2, preserve_range=True)
     ground = np.median(smooth.reshape(-1, 3), 0)
@@ -213,7 +215,7 @@ def altered(spec: Spec, attribute: str, rng: random.Random) -> Scene | None:
     return None
 
 
-def _altered_specs(spec: Spec, attribute: str):
+def _altered_specs(spec: Spec, attribute: str) -> Iterator[Spec]:
     objects = spec.objects
     if attribute == "background":
         rest = tuple(b for b in BACKGROUNDS if b not in spec.backgrounds)

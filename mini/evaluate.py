@@ -219,15 +219,23 @@ def _print(result: Score) -> None:
 
 @click.command()
 @click.option("--captions", default=500, show_default=True, type=click.IntRange(1))
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="Not the packaged one.")
+@click.option(
+    "--checkpoint", type=click.Path(exists=True, path_type=Path), help="Not the packaged one."
+)
 @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Draw from a bundle.")
 @click.option("--steps", default=STEPS, show_default=True, type=click.IntRange(1))
 @click.option("--guidance", default=GUIDANCE, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="For diffusers.")
-@click.option("--batch", default=16, show_default=True, help="Captions drawn at a time, by diffusers.")
-@click.option("--drop-t5", is_flag=True, help="Without T5, as diffusers does without text_encoder_3.")
+@click.option(
+    "--batch", default=16, show_default=True, help="Captions drawn at a time, by diffusers."
+)
+@click.option(
+    "--drop-t5", is_flag=True, help="Without T5, as diffusers does without text_encoder_3."
+)
 @click.option("--weight-bits", type=click.IntRange(2, 8), help="Round the transformer's weights.")
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet (PNG).")
+@click.option(
+    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet (PNG)."
+)
 @click.option("--sheet-captions", default=40, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(

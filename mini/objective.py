@@ -97,7 +97,9 @@ class Objective(nn.Module):
         is that of diffusers' ``StableDiffusion3Pipeline.encode_prompt``.
         """
         hidden, pooled = [], []
-        for encoder, tokens, kept in zip((self.text_encoder, self.text_encoder_2), ids, keep, strict=False):
+        for encoder, tokens, kept in zip(
+            (self.text_encoder, self.text_encoder_2), ids, keep, strict=False
+        ):
             out = encoder(tokens, output_hidden_states=True)
             hidden.append(out.hidden_states[-2] * kept[:, None, None])
             pooled.append(out.text_embeds * kept[:, None])

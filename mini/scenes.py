@@ -230,7 +230,7 @@ def _place(rng: random.Random, radii: list[float], spec: Spec) -> list[tuple[flo
 def draw_scene(spec: Spec, rng: random.Random) -> Scene:
     """A random scene that satisfies the spec."""
     alike = len(set(spec.objects)) == 1 and len(spec.objects) > 1 and not spec.relations
-    picks = []
+    picks: list[tuple[str, str, str]] = []
     for index, o in enumerate(spec.objects):
         if alike and index:  # "three stars" are three equal stars
             picks.append(picks[0])
@@ -241,7 +241,10 @@ def draw_scene(spec: Spec, rng: random.Random) -> Scene:
         if _fits(radii, spec):
             break
     places = _place(rng, radii, spec)
-    things = (Thing(*p, x=x, y=y, radius=r) for p, (x, y), r in zip(picks, places, radii, strict=True))
+    things = (
+        Thing(shape, colour, size, x, y, radius)
+        for (shape, colour, size), (x, y), radius in zip(picks, places, radii, strict=True)
+    )
     return Scene(rng.choice(spec.backgrounds), tuple(things))
 
 
@@ -376,7 +379,9 @@ def _background(rng: random.Random, negate: bool) -> tuple[str, tuple[str, ...]]
     if negate:
         words = rng.choice((" on a background that is not {}", " on any background but {}"))
         return words.format(word), _but(tuple(BACKGROUNDS), name)
-    words = rng.choice((" on a {} background", " on {}", " against a {} background", ", {} background"))
+    words = rng.choice(
+        (" on a {} background", " on {}", " against a {} background", ", {} background")
+    )
     return words.format(word), (name,)
 
 
@@ -501,4 +506,3 @@ def sample(seed: int, split: str = "train") -> Example:
         caption, spec, tags = _write(rng)
         if _words(caption) <= MAX_WORDS and split_of(spec) == split:
             return Example(caption, spec, draw_scene(spec, rng), tags)
-

@@ -30,7 +30,9 @@ def captions(number: int = 20_000) -> list[str]:
     return [scenes.sample(seed).caption for seed in range(number)]
 
 
-def build_clip(texts: Iterable[str], pad_token: str = _END, vocab_size: int = 1024) -> CLIPTokenizer:
+def build_clip(
+    texts: Iterable[str], pad_token: str = _END, vocab_size: int = 1024
+) -> CLIPTokenizer:
     """A CLIP tokenizer (byte-level BPE, lower case) for the texts, which pads with ``pad_token``.
 
     The ids follow OpenAI's order: bytes, bytes at word ends, merges, start, end. "!" is therefore

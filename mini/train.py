@@ -107,10 +107,12 @@ class Average:
     """Exponential moving average of modules' weights, kept in copies of them."""
 
     def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
-        self.modules = {n: copy.deepcopy(m).eval().requires_grad_(False) for n, m in modules.items()}
+        self.modules = {
+            n: copy.deepcopy(m).eval().requires_grad_(False) for n, m in modules.items()
+        }
         self.decay = decay
-        self.into = [p for m in self.modules.values() for p in m.parameters()]
-        self.source = [p for m in modules.values() for p in m.parameters()]
+        self.into: list[Tensor] = [p for m in self.modules.values() for p in m.parameters()]
+        self.source: list[Tensor] = [p for m in modules.values() for p in m.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -119,11 +121,13 @@ class Average:
         torch._foreach_lerp_(self.into, [p.detach() for p in self.source], 1 - decay)
 
 
-def _autocast(device: torch.device):
+def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _adamw(parameters: Iterable[nn.Parameter], lr: float, decay: float, device: torch.device):
+def _adamw(
+    parameters: Iterable[nn.Parameter], lr: float, decay: float, device: torch.device
+) -> torch.optim.AdamW:
     every = list(parameters)
     groups = [
         {"params": [p for p in every if p.ndim >= 2], "weight_decay": decay},
@@ -148,7 +152,7 @@ def _loop(
     looked = run.spent
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
-        bar = progress.add_task(run.name, total=run.budget, completed=run.spent, loss="")
+        bar = progress.add_task(run.name, total=run.budget, loss="")
         run.started, run.before = time.monotonic(), run.spent
         while not run.over:
             for group in optimizer.param_groups:
@@ -194,15 +198,28 @@ def make_data(out: Path, number: int, workers: int) -> None:
     (folder / "done").write_text(f"{number}\n")
 
 
-def _load_data(out: Path, least: int = 0) -> batches.Table:
-    """The tables in ``out/data``: all once they are done, or as soon as there are enough rows."""
+def _load_data(out: Path, least: int = 0, patience: float = 300) -> batches.Table:
+    """The tables in ``out/data``: all once they are done, or as soon as there are enough rows.
+
+    ``train data`` may still be writing them; after ``patience`` seconds without a new one, or
+    where it never ran, this fails.
+    """
     folder = out / "data"
+    seen, since = -1, time.monotonic()
     while True:
         done = (folder / "done").exists()
-        parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-        rows = sum(len(part["background"]) for part in parts)
-        if done or (least and rows >= least):
+        paths = sorted(folder.glob("*.safetensors"))
+        if len(paths) != seen:
+            seen, since = len(paths), time.monotonic()
+            parts = [load_file(path) for path in paths]
+            rows = sum(len(part["background"]) for part in parts)
+        if paths and (done or (least and rows >= least)):
             return batches.join([{k: v.numpy() for k, v in part.items()} for part in parts])
+        if not folder.exists() or time.monotonic() - since > patience:
+            raise click.ClickException(
+                f"no training data in {folder}; "
+                f"make it with: python -m sd35_trt.mini.train data --out {out}"
+            )
         time.sleep(1)
 
 
@@ -255,7 +272,9 @@ def train_vae(run: Run, batch: int, least: int, compiled: bool) -> None:
 
     def step() -> dict[str, Tensor]:
         rows = torch.randint(len(things), (batch,), device=device)
-        pictures = renderer(things[rows], background[rows]).contiguous(memory_format=torch.channels_last)
+        pictures = renderer(things[rows], background[rows]).contiguous(
+            memory_format=torch.channels_last
+        )
         error, kl = step_forward(pictures)
         return {"total": error + kl_weight * kl, "error": error.detach(), "kl": kl.detach()}
 
@@ -287,7 +306,9 @@ def train_vae(run: Run, batch: int, least: int, compiled: bool) -> None:
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, data: batches.Table, device: torch.device, batch: int, compiled: bool) -> Tensor:
+def encode_all(
+    vae: AutoencoderKL, data: batches.Table, device: torch.device, batch: int, compiled: bool
+) -> Tensor:
     """Latents of every row, normalized as the pipeline has them; BF16 [n, 16, h, w]."""
     renderer = batches.Renderer(device)
     vae = vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -386,12 +407,24 @@ def plot(out: Path, image: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     panels = (
         ("VAE", "vae", {"error": "reconstruction error"}, True),
-        ("Text encoders and MMDiT", "joint", {"flow": "flow loss", "reading": "reading loss"}, True),
-        ("Held-out captions", "joint", {"attributes": "attributes", "whole": "whole scenes"}, False),
+        (
+            "Text encoders and MMDiT",
+            "joint",
+            {"flow": "flow loss", "reading": "reading loss"},
+            True,
+        ),
+        (
+            "Held-out captions",
+            "joint",
+            {"attributes": "attributes", "whole": "whole scenes"},
+            False,
+        ),
     )
     for axis, (title, stage, names, logarithmic) in zip(axes, panels, strict=True):
         for name, label in names.items():
-            points = [(r["seconds"] / 60, r[name]) for r in rows if r["stage"] == stage and name in r]
+            points = [
+                (r["seconds"] / 60, r[name]) for r in rows if r["stage"] == stage and name in r
+            ]
             axis.plot(*np.array(points).reshape(-1, 2).T, label=label)
         axis.set(title=title, xlabel="minutes")
         if logarithmic:
@@ -417,7 +450,9 @@ def plot(out: Path, image: Path) -> None:
 @click.option("--stop-after", default=math.inf, help="Seconds after which to save and stop.")
 @click.option("--vae-batch", default=256, show_default=True)
 @click.option("--batch", default=1024, show_default=True)
-@click.option("--lr", default=1.5e-3, show_default=True, help="Peak learning rate of the joint stage.")
+@click.option(
+    "--lr", default=1.5e-3, show_default=True, help="Peak learning rate of the joint stage."
+)
 @click.option("--look-every", default=60.0, show_default=True, help="Seconds between evaluations.")
 @click.option("--look-at", default=128, show_default=True, help="Captions of one evaluation.")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
