@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -457,6 +458,11 @@ def plot(out: Path, image: Path) -> None:
 @click.option("--look-at", default=128, show_default=True, help="Captions of one evaluation.")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Train this diffusers directory on; its VAE stays as it is.",
+)
 def main(
     stage: str,
     out: Path,
@@ -473,6 +479,7 @@ def main(
     look_at: int,
     compiled: bool,
     seed: int,
+    start: Path | None,
 ) -> None:
     """Train mini. `all` runs data, vae, joint and plot one after the other.
 
@@ -485,9 +492,12 @@ def main(
     def run(name: str, minutes: float) -> Run:
         return Run(name, out, torch.device(device), 60 * minutes, stop_after, seed)
 
+    if start and not (out / "start").exists():
+        shutil.copytree(start, out / "start")
+        shutil.copytree(start / "vae", out / "vae")
     if stage in ("data", "all"):
         make_data(out, examples, workers)
-    if stage in ("vae", "all"):
+    if stage == "vae" or (stage == "all" and not start):
         train_vae(run("vae", vae_minutes), vae_batch, min(examples, 100_000), compiled)
     if stage in ("joint", "all"):
         train_joint(run("joint", joint_minutes), batch, lr, compiled, look_every, look_at)

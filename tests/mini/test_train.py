@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
-from sd35_trt.mini import evaluate, train
+from sd35_trt.mini import checkpoint_path, evaluate, train
 
 
 def invoke(*arguments):
@@ -65,3 +65,18 @@ def test_all_stages_run_are_cut_and_resume(tmp_path):
     result = invoke("plot", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    packaged = checkpoint_path()
+    common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--start", packaged)
+    result = invoke("all", *common, "--examples", 40, "--workers", 1, "--batch", 8, "--lr", 1e-6,
+                    "--joint-minutes", 0.05, "--look-at", 0)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"joint"}
+    assert rows[0]["flow"] < 0.3
+    same = (tmp_path / "checkpoint" / "vae").glob("*.safetensors")
+    assert [f.read_bytes() for f in same] == [
+        f.read_bytes() for f in (packaged / "vae").glob("*.safetensors")
+    ]
