@@ -205,7 +205,9 @@ def _component_stage(
         export_component(name, inputs.checkpoint, policy, options, out, progress)
 
     described = inputs.describe(COMPONENTS[name].part)
-    described["policy"] = policy.digest
+    # A part's components meet in their dtypes, so that the rules of each count for all of them.
+    part = COMPONENTS[name].part
+    described["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
     if COMPONENTS[name].tokenizer:
         described["clip_tokens"] = clip_tokens
     if name == "denoiser":

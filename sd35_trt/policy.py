@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,10 +55,18 @@ class Policy:
     description: str
     rules: tuple[Rule, ...]
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the rules, hex; the name and the wording do not count."""
-        rules = [(r.component, r.match, r.precision) for r in self.rules]
+    def digest(self, components: Iterable[str] | None = None) -> str:
+        """SHA-256 of the rules, hex; the name and the wording do not count.
+
+        Args:
+            components: count only the rules that can apply to one of these.
+        """
+        names = None if components is None else list(components)
+        rules = [
+            (r.component, r.match, r.precision)
+            for r in self.rules
+            if names is None or fnmatch.filter(names, r.component)
+        ]
         return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
     def rule(self, component: str, layer: str, linear: bool) -> Rule:
@@ -100,7 +108,7 @@ class Policy:
     def as_dict(self) -> dict[str, object]:
         return {
             "name": self.name,
-            "sha256": self.digest,
+            "sha256": self.digest(),
             "rules": [asdict(rule) for rule in self.rules],
         }
 

@@ -155,16 +155,15 @@ def print_inventory(entries: Sequence[LayerEntry]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("component", "linear", "n", "in×out", "precision", "bytes", "rule"):
         table.add_column(column, justify="right" if column in ("n", "bytes") else "left")
-    groups: dict[tuple[object, ...], list[LayerEntry]] = {}
+    groups: dict[tuple[str, ...], list[LayerEntry]] = {}
     for e in entries:
         pattern = re.sub(r"\b\d+\b", "N", e.layer, count=1) if e.linear else "other layers"
         shape = "×".join(map(str, e.shape)) if e.linear else ""
-        rule = e.rule if e.linear else ""
-        groups.setdefault((e.component, pattern, shape, e.precision, rule), []).append(e)
+        key = (e.component, pattern, shape, e.precision, e.rule if e.linear else "")
+        groups.setdefault(key, []).append(e)
     for (component, pattern, shape, kind, rule), members in groups.items():
         size = format_bytes(sum(e.bytes for e in members))
-        row = (component, pattern, len(members), shape, kind, size, rule)
-        table.add_row(*map(str, row))
+        table.add_row(component, pattern, str(len(members)), shape, kind, size, rule)
     console.print(table)
     console.print()
     totals = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

@@ -36,6 +36,8 @@ VARIANTS = (
     Variant("large", 38, 38, 0, steps=28, guidance=3.5, size=(1024, 1024)),
     Variant("large-turbo", 38, 38, 0, steps=4, guidance=1.0, size=(1024, 1024)),
     Variant("medium", 24, 24, 13, steps=40, guidance=4.5, size=(1024, 1024)),
+    # The packaged checkpoint; its guidance is where it draws best (mini/README.md).
+    Variant("mini", 6, 3, 0, steps=28, guidance=3.0, size=(128, 128)),
 )
 
 

@@ -17,6 +17,7 @@ import pytest
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.bundle import MANIFEST, Bundle
 from sd35_trt.errors import BundleError, UsageError
+from sd35_trt.policy import load_policy
 
 # Imports what a build imports, then forks one build for each line it is sent: "SECONDS" until
 # SIGKILL, or "-" to let it finish. Answers with the exit status and the seconds it took.
@@ -181,6 +182,22 @@ def test_unchanged_inputs_do_no_work(mini_bundle: Path, stage_cache: Path, tmp_p
         return {k: v for k, v in data.items() if k not in ("created", "digest")}
 
     assert without_times(out) == without_times(mini_bundle)
+
+
+def test_a_changed_policy_line_rebuilds_what_it_concerns(
+    stage_cache: Path, tmp_path: Path, mini_bundle: Path
+) -> None:
+    text = (Path(load_policy.__code__.co_filename).parent / "policies/fp32.toml").read_text()
+    path = tmp_path / "mine.toml"
+    rule = '[[rule]]\ncomponent = "clip_g"\nmatch = "*"\nprecision = "half"\nreason = ""\n'
+    path.write_text(text + rule)
+    notes: dict[str, str] = {}
+    build(
+        BuildOptions(out=tmp_path / "again", cache_dir=stage_cache, policy=str(path)),
+        lambda stage, fraction, note: notes.update({stage: note}),
+    )
+    # From an earlier session of these tests, clip_g itself may be there too.
+    assert {s for s, note in notes.items() if note == "done"} <= {"clip_g"}
 
 
 def test_a_damaged_stage_is_made_again(
