@@ -168,7 +168,7 @@ def contact_sheet(
         sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), (x, y))
         if not good:
             pen.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline="red", width=3)
-        lines = textwrap.wrap(caption, 27)[:5]
+        lines = textwrap.wrap(caption, 24)[:5]
         pen.multiline_text((x, y + side + 2), "\n".join(lines), "black", font, spacing=0)
     return sheet
 

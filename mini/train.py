@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from . import batches, evaluate
 from .model import build_pipeline, save_pipeline, start_at_zero
-from .objective import Objective
+from .objective import Dropout, Objective
 
 _TRAINED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -338,7 +338,13 @@ def encode_all(
 
 
 def train_joint(
-    run: Run, batch: int, peak: float, compiled: bool, look_every: float, look_at: int
+    run: Run,
+    batch: int,
+    peak: float,
+    dropout: Dropout,
+    compiled: bool,
+    look_every: float,
+    look_at: int,
 ) -> None:
     """Train text encoders and MMDiT; leaves ``out/checkpoint``, the averaged weights."""
     device = run.device
@@ -355,7 +361,7 @@ def train_joint(
         if name not in ("things", "background")
     }
     torch.manual_seed(run.seed)
-    objective = Objective(pipe).to(device).train()
+    objective = Objective(pipe, dropout).to(device).train()
     trained = {name: getattr(objective, name) for name in _TRAINED}
     average = Average(trained, 0.9985)
     if compiled:
@@ -454,6 +460,12 @@ def plot(out: Path, image: Path) -> None:
 @click.option(
     "--lr", default=1.5e-3, show_default=True, help="Peak learning rate of the joint stage."
 )
+@click.option(
+    "--clip-dropout",
+    default=Dropout.clip_l,
+    show_default=True,
+    help="How often each CLIP is dropped; the more, the more T5 has to say.",
+)
 @click.option("--look-every", default=60.0, show_default=True, help="Seconds between evaluations.")
 @click.option("--look-at", default=128, show_default=True, help="Captions of one evaluation.")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
@@ -475,6 +487,7 @@ def main(
     vae_batch: int,
     batch: int,
     lr: float,
+    clip_dropout: float,
     look_every: float,
     look_at: int,
     compiled: bool,
@@ -500,7 +513,8 @@ def main(
     if stage == "vae" or (stage == "all" and not start):
         train_vae(run("vae", vae_minutes), vae_batch, min(examples, 100_000), compiled)
     if stage in ("joint", "all"):
-        train_joint(run("joint", joint_minutes), batch, lr, compiled, look_every, look_at)
+        dropout = Dropout(clip_l=clip_dropout, clip_g=clip_dropout)
+        train_joint(run("joint", joint_minutes), batch, lr, dropout, compiled, look_every, look_at)
     if stage in ("plot", "all"):
         plot(out, out / "curve.png")
 
