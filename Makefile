@@ -12,7 +12,7 @@ STAGES := export engines runtime mini
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
-	$(BIN)/sd35-trt generate bundles/mini-cpu "a small red circle to the left of a large blue square" --seed 7 --out demo.png
+	$(BIN)/sd35-trt generate bundles/mini-cpu "a large pink heart on a navy background" --seed 7 --out demo.png
 	@echo "the picture is $(CURDIR)/demo.png"
 
 test: $(STAMP) lint

@@ -39,7 +39,7 @@ class _Head(ComponentModule):
         embed: Any = self.pos_embed
         image = embed.proj(latents.to(self.dtype))
         rows, columns = image.shape[-2:]
-        positions = embed.table(rows, columns).unflatten(1, (rows, columns))
+        positions = embed.pos_embed(rows, columns).unflatten(1, (rows, columns))
         return ((image.permute(0, 2, 3, 1) + positions.to(image.dtype)),)
 
 

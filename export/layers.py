@@ -1,7 +1,8 @@
 """Layers that trace to the operators we want and say which checkpoint tensors they are made of.
 
 A layer whose parameters differ from the checkpoint's names its sources in ``SOURCES``: parameter →
-(checkpoint tensor in the same module, function from that tensor to the parameter's value).
+(checkpoint tensor in the same module, function from that tensor to the parameter's value); an empty
+name is the tensor that the module itself stands for.
 Everything else is taken over by name.
 """
 
@@ -93,7 +94,7 @@ class PositionTable(nn.Module):
         channels: D.
     """
 
-    SOURCES: ClassVar[Sources] = {"table": ("pos_embed", _square)}
+    SOURCES: ClassVar[Sources] = {"table": ("", _square)}
 
     def __init__(self, size: int, channels: int) -> None:
         super().__init__()
@@ -114,8 +115,8 @@ class SeparablePositionTable(nn.Module):
     """
 
     SOURCES: ClassVar[Sources] = {
-        "columns": ("pos_embed", lambda t: _square(t)[0, :, : t.shape[-1] // 2]),
-        "rows": ("pos_embed", lambda t: _square(t)[:, 0, t.shape[-1] // 2 :]),
+        "columns": ("", lambda t: _square(t)[0, :, : t.shape[-1] // 2]),
+        "rows": ("", lambda t: _square(t)[:, 0, t.shape[-1] // 2 :]),
     }
 
     def __init__(self, size: int, channels: int) -> None:

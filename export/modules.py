@@ -70,8 +70,8 @@ def build_transformer(config: dict[str, Any], weights: Weights) -> nn.Module:
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         separable = is_separable(weights.read(name))
     table = SeparablePositionTable if separable else PositionTable
-    model.pos_embed.pos_embed = None
-    model.pos_embed.register_module("table", table(size, model.inner_dim))
+    del model.pos_embed.pos_embed
+    model.pos_embed.pos_embed = table(size, model.inner_dim)
     return model
 
 

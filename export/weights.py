@@ -34,9 +34,7 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
     source, convert = getattr(owner, "SOURCES", {}).get(
         parameter_name, (parameter_name, lambda tensor: tensor)
     )
-    path = f"{owner_name}.{source}".removeprefix(_PREFIX)
-    if path == "pos_embed.table.pos_embed":
-        path = "pos_embed.pos_embed"
+    path = f"{owner_name}.{source}".removeprefix(_PREFIX).rstrip(".")
     if path not in weights:
         path = _TIED.get(path, path)
     stored = weights.read(path)
