@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers import StableDiffusion3Pipeline as Diffusers
-from sd35_trt.mini.model import build_pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from sd35_trt.mini.model import build_pipeline
 
 #: As SD3.5's tokenizers.
 CLIP_TOKENS, T5_TOKENS = 77, 512

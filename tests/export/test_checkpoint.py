@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd35_trt.mini import checkpoint_path
 
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.errors import Sd35Error
+from sd35_trt.mini import checkpoint_path
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -25,7 +25,7 @@ def fill(layer: nn.Module, source: torch.Tensor) -> None:
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (3, 7), (12, 1)])
 @pytest.mark.parametrize("separable", [True, False])
 def test_position_tables_crop_as_diffusers(size: tuple[int, int], separable: bool) -> None:
-    embed = PatchEmbed(height=16, width=16, embed_dim=32, in_channels=4, pos_embed_max_size=12)
+    embed = PatchEmbed(16, 16, patch_size=2, in_channels=4, embed_dim=32, pos_embed_max_size=12)
     table = embed.pos_embed.clone()
     if not separable:
         table += torch.randn(table.shape, generator=torch.Generator().manual_seed(0))

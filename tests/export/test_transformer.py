@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import relative_error
 from diffusers import SD3Transformer2DModel
-from sd35_trt.mini import checkpoint_path
-from sd35_trt.runtime.session import open_session
 
 from sd35_trt.bundle import Bundle
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.runtime.session import open_session
 
 
 def load(checkpoint: Path) -> SD3Transformer2DModel:

@@ -1,7 +1,8 @@
 import numpy as np
 import torch
-from sd35_trt.mini import batches, checkpoint_path, scenes
 from transformers import CLIPTokenizer, T5TokenizerFast
+
+from sd35_trt.mini import batches, checkpoint_path, scenes
 
 
 def test_batched_and_single_rendering_agree():

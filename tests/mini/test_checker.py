@@ -2,6 +2,7 @@ import random
 
 import numpy as np
 import pytest
+
 from sd35_trt.mini import checker
 from sd35_trt.mini.checker import ATTRIBUTES, Found, altered, judge, judge_found
 from sd35_trt.mini.scenes import (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
 from sd35_trt.mini import evaluate
 from sd35_trt.mini.scenes import render
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+
 from sd35_trt.mini import checkpoint_path, evaluate, model
 from sd35_trt.mini.scenes import sample
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from sd35_trt.mini import batches, checkpoint_path, evaluate, scenes
 from sd35_trt.mini.objective import Dropout, Objective
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sd35_trt.mini import scenes
 from sd35_trt.mini.scenes import SIZE, SPLITS, sample
 

@@ -1,9 +1,10 @@
 import json
 
 import pytest
-from sd35_trt.mini import checkpoint_path, tokenizers
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer, T5TokenizerFast
+
+from sd35_trt.mini import checkpoint_path, tokenizers
 
 
 @pytest.fixture(scope="module")

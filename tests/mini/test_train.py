@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+
 from sd35_trt.mini import checkpoint_path, evaluate, train
 
 

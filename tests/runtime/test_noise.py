@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from sd35_trt.runtime.noise import randn
 
 SEEDS = [*range(12), 42, 1234, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32 + 5, 2**40 + 3]

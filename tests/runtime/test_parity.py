@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import psnr, relative_error
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.runtime import Pipeline
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sd35_trt.runtime import Pipeline, Step
 
 from sd35_trt.errors import Cancelled, Sd35Error, UsageError
+from sd35_trt.runtime import Pipeline, Step
 
 QUICK = {"steps": 3}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
 from sd35_trt.runtime.schedule import SAMPLERS, dpmpp_2m, euler, make_sigmas
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import psnr
 from PIL import Image
+
 from sd35_trt.runtime import Pipeline
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sd35_trt.runtime import Pipeline
 
 from sd35_trt.bundle import FORMAT, MANIFEST, Bundle, _digest
 from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.runtime import Pipeline
 
 
 @pytest.fixture
