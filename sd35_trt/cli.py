@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 class _Commands(click.Group):
     """Turns errors into one line on standard error and the exit status they carry."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in words
+        if debug:  # wherever it was put
+            words = ["--debug", *(word for word in words if word != "--debug")]
         kwargs["standalone_mode"] = False
-        debug = "--debug" in sys.argv
         try:
-            result = super().main(*args, **kwargs)
+            result = super().main(words, *rest, **kwargs)
             # Outside standalone mode, click returns the status of --help, --version and exit().
             sys.exit(result if isinstance(result, int) else 0)
         except click.exceptions.Abort:
@@ -80,6 +84,17 @@ _SIZE = _Pair("WxH", r"(\d+)[xX](\d+)", single=True)
 _RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)", single=True)
 
 
+_bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+_model_option = click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    metavar="mini|DIR|HUB_ID",
+    help="The packaged mini, a diffusers model directory, or a hub id.",
+)
+
+
 @click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="sd35-trt")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -95,13 +110,7 @@ def main(debug: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--model",
-    default="mini",
-    show_default=True,
-    metavar="mini|DIR|HUB_ID",
-    help="The packaged mini, a diffusers model directory, or a hub id.",
-)
+@_model_option
 @click.option(
     "--gpu",
     "target",
@@ -114,7 +123,8 @@ def main(debug: bool) -> None:
     "--policy",
     default=None,
     metavar="NAME|FILE",
-    help="Precision policy: fp32, half, or a TOML file. Default: the target's.",
+    help="Precision policy: fp32, half, int8-weight, int4-weight, or a TOML file. "
+    "Default: the target's.",
 )
 @click.option(
     "--out",
@@ -189,7 +199,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@_bundle_argument
 @click.argument("prompt")
 @click.option("--negative", default="", metavar="TEXT", help="What to steer away from.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image.")
@@ -296,7 +306,7 @@ def generate(
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@_bundle_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what a BUNDLE holds and how it was made.
@@ -318,7 +328,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@_bundle_argument
 def verify(bundle: Path) -> None:
     """Check every file of a BUNDLE against its hash.
 
@@ -363,13 +373,7 @@ def policy() -> None:
 
 
 @policy.command()
-@click.option(
-    "--model",
-    default="mini",
-    show_default=True,
-    metavar="mini|DIR|HUB_ID",
-    help="The packaged mini, a diffusers model directory, or a hub id.",
-)
+@_model_option
 @click.option(
     "--policy",
     "name",

@@ -179,6 +179,14 @@ def test_wrong_use_of_build(run) -> None:  # type: ignore[no-untyped-def]
     assert "No such command" in one_error_line(err)
 
 
+def test_debug_shows_the_traceback(run) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (["--debug", "build", "--gpu", "x"], ["build", "--gpu", "x", "--debug"]):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "Traceback" in err
+        assert err.splitlines()[-1].startswith("error: unknown GPU 'x'")
+
+
 def test_build_reports_json(run, stage_cache: Path, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = run("build", "--cache-dir", stage_cache, "--json")
     assert status == 0
