@@ -113,7 +113,9 @@ def make_request(
             f"{count} images at once, this bundle draws {low} to {high}",
             f"draw {max(low, min(count, high))}, or build with: --batch {low}:{max(count, high)}",
         )
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else [int(s) for s in seed]
+    if isinstance(seed, (int, np.integer)):
+        seed = [int(seed) + i for i in range(count)]
+    seeds = [int(s) for s in seed]
     if len(seeds) != count:
         raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
     if any(s < 0 for s in seeds):

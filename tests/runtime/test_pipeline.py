@@ -156,6 +156,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "ddim"}, "use one of: euler, dpmpp-2m"),
     ({"seed": -1}, "seed must not be negative"),
     ({"seed": [1, 2]}, "2 seeds for 1 images"),
+    ({"seed": np.int64(-1)}, "seed must not be negative"),
     ({"t5_tokens": 4}, "t5_tokens must be"),
     ({"negative": ["a", "b"]}, "2 negative prompts for 1 prompts"),
     ({"image": np.zeros((4, 4), np.float32)}, "not uint8"),
