@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .errors import CheckpointError, Sd35Error
@@ -17,6 +18,8 @@ _PATTERNS = (
     "vae/*.safetensors",
 )
 
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
 
 def resolve_model(model: str) -> Path:
     """The directory behind ``mini``, a path, or a hub id such as ``owner/name``.
@@ -27,7 +30,7 @@ def resolve_model(model: str) -> Path:
     if model == "mini":
         return checkpoint_path()
     path = Path(model).expanduser()
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if path.exists() or not _HUB_ID.fullmatch(model):
         return path
     try:
         from huggingface_hub import snapshot_download

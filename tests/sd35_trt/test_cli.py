@@ -165,6 +165,7 @@ def test_wrong_use_of_build(run) -> None:  # type: ignore[no-untyped-def]
         (["--gpu", "voodoo"], 2, "known: cpu, turing"),
         (["--gpu", "ada"], 1, "needs the tensorrt-rtx builder"),
         (["--model", "./none"], 1, "is not a directory"),
+        (["--model", "none/"], 1, "is not a directory"),
         (["--policy", "fp7"], 2, "unknown policy"),
         (["--batch", "4:1"], 2, "--batch 4:1"),
         (["--size", "big"], 2, "is not MIN:MAX"),
