@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .bundle import Ranges
+from .bundle import MANIFEST, Ranges
 from .cache import StageCache, default_cache_dir
 from .components import COMPONENTS, LATENT_SCALE
 from .errors import CheckpointError, Sd35Error, UsageError
 from .hub import resolve_model
 from .policy import Policy, load_policy
 from .stages import Progress, Stage, run_stage
+from .staging import check_destination
 from .targets import BUILDERS, find_target
 from .variants import Variant, recognise
 
@@ -77,10 +78,10 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
     out = options.out or Path("bundles") / f"{name}-{target.name}"
     cache = StageCache(options.cache_dir or default_cache_dir())
     try:
-        from .engines.assemble import assemble, check_destination
+        from .engines.assemble import assemble
         from .export.checkpoint import Checkpoint
 
-        check_destination(out)
+        check_destination(out, MANIFEST, "bundle")
         checkpoint = Checkpoint(root)
         versions = tool_versions()
         transformer = checkpoint.config("transformer")

@@ -1,0 +1,1 @@
+"""Calibration: prompts, the amax of activations, sensitivity of groups of layers."""
