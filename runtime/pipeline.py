@@ -100,10 +100,17 @@ class Pipeline:
     Use :meth:`load`; a pipeline is also a context manager that closes its engines.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        open_session: Callable[[Bundle, Component, int | None], Session] = open_session,
+    ) -> None:
+        """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._threads = threads
+        self._open_session = open_session
         self._sessions: dict[str, Session] = {}
         self._prompts: OrderedDict[tuple[str, int], _Embeddings] = OrderedDict()
         self._lock = threading.Lock()
@@ -379,7 +386,8 @@ class Pipeline:
 
     def _session(self, name: str) -> Session:
         if name not in self._sessions:
-            self._sessions[name] = open_session(self.bundle, self._component(name), self._threads)
+            component = self._component(name)
+            self._sessions[name] = self._open_session(self.bundle, component, self._threads)
         return self._sessions[name]
 
     def _run(self, name: str, inputs: dict[str, np.ndarray], **dims: int) -> dict[str, np.ndarray]:
