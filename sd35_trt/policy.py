@@ -87,21 +87,38 @@ class Policy:
             'begin it with a rule for component = "*", match = "*"',
         )
 
-    def check(self, component: str, layers: Mapping[str, bool]) -> None:
-        """Refuse rules for exactly this component that match none of its layers.
+    def attention_rule(self, component: str, attention: str) -> Rule | None:
+        """The rule for the matrix products inside an attention, Q·Kᵀ and softmax·V.
+
+        The last rule whose glob names the attention itself (``transformer_blocks.*.attn``), not
+        also the layers in it (``transformer_blocks.*``); None where there is none: they stay as
+        their operands are.
+        """
+        for rule in reversed(self.rules):
+            inside = rule.covers(component, f"{attention}.to_q", linear=True)
+            if rule.covers(component, attention, linear=True) and not inside:
+                return rule
+        return None
+
+    def check(
+        self, component: str, layers: Mapping[str, bool], attentions: Iterable[str] = ()
+    ) -> None:
+        """Refuse rules for exactly this component that match nothing in it.
 
         Args:
             layers: name → whether it is linear.
+            attentions: names of its attention modules.
 
         Raises:
             UsageError: names the rule, so that a misspelt glob is not silently without effect.
         """
+        names = {**layers, **dict.fromkeys(attentions, True)}
         for rule in self.rules:
             if rule.component == component and not any(
-                rule.covers(component, name, linear) for name, linear in layers.items()
+                rule.covers(component, name, linear) for name, linear in names.items()
             ):
                 raise UsageError(
-                    f"policy {self.name!r}: rule {rule.match!r} matches no layer of {component}",
+                    f"policy {self.name!r}: rule {rule.match!r} matches nothing in {component}",
                     "correct the glob or delete the rule",
                 )
 

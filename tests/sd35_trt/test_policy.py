@@ -38,7 +38,7 @@ def test_every_rule_says_why(name: str) -> None:
 def test_a_glob_that_matches_nothing() -> None:
     policy = Policy("p", "", (Rule("*", "*", "half", ""), Rule("t5", "*.nothing", "fp32", "")))
     policy.check("clip_l", {"a": True})
-    with pytest.raises(UsageError, match=r"'\*\.nothing' matches no layer of t5"):
+    with pytest.raises(UsageError, match=r"'\*\.nothing' matches nothing in t5"):
         policy.check("t5", {"encoder.wo": True})
 
 
@@ -46,6 +46,21 @@ def test_a_layer_without_a_rule() -> None:
     policy = Policy("p", "", (Rule("t5", "*", "half", ""),))
     with pytest.raises(UsageError, match="no rule for clip_l/x"):
         policy.rule("clip_l", "x", linear=True)
+
+
+def test_attention_is_quantized_by_a_rule_that_names_it() -> None:
+    fp8 = load_policy("fp8")
+    assert fp8.attention_rule("denoiser", "transformer_blocks.0.attn") is None
+    glob = "transformer_blocks.*.attn"
+    policy = Policy("p", "", (*fp8.rules, Rule("denoiser", glob, "fp8", "")))
+    assert policy.attention_rule("denoiser", "transformer_blocks.0.attn") == policy.rules[-1]
+    assert policy.attention_rule("denoiser", "transformer_blocks.0.attn2") is None
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_out.0") == "half"
+    layers = {"transformer_blocks.0.attn.to_q": True, "transformer_blocks.0.attn.to_out.0": True,
+              "transformer_blocks.0.attn.to_add_out": True}  # fmt: skip
+    policy.check("denoiser", layers, ["transformer_blocks.0.attn"])
+    with pytest.raises(UsageError, match="matches nothing in denoiser"):
+        policy.check("denoiser", layers, ["transformer_blocks.0.attn2"])
 
 
 def test_files(tmp_path: Path) -> None:
