@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types/sd35_trt
-STAGES := calibration export engines runtime mini
+STAGES := calibration export engines runtime mini quality
 
 .PHONY: demo test lint clean
 

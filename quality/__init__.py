@@ -1,0 +1,1 @@
+"""How close a bundle draws to another: the report of ``sd35-trt verify --against``."""
