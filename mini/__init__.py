@@ -6,3 +6,13 @@ from pathlib import Path
 def checkpoint_path() -> Path:
     """Directory of the packaged checkpoint, in the diffusers layout."""
     return Path(__file__).parent / "checkpoint"
+
+
+def calibration_path() -> Path:
+    """Directory of the packaged calibration for the ``fp8`` policy."""
+    return Path(__file__).parent / "calibration"
+
+
+def calibration_prompts_path() -> Path:
+    """128 captions to calibrate with; none of them is among the evaluation's."""
+    return Path(__file__).parent / "calibration_prompts.txt"

@@ -199,6 +199,100 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
 
 
 @main.command()
+@_model_option
+@click.option(
+    "--policy",
+    default="fp8",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What it is for: the policy's FP8 layers get scales.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="UTF-8 text, one prompt per line. Default: the 128 of this project.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=None, metavar="N", help="Take only N of the prompts."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=None,
+    help="Denoising steps. Default: the model's.",
+)
+@click.option("--guidance", type=float, default=None, help="Guidance scale. Default: the model's.")
+@click.option(
+    "--size",
+    "sizes",
+    type=_SIZE,
+    multiple=True,
+    metavar="WxH",
+    help="Picture size in pixels; given more than once, prompts take the sizes in turn. "
+    "Default: the model's native size.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first prompt.")
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default=None,
+    help="Arithmetic. Default: fp32 on the CPU, bf16 elsewhere.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Prompts drawn at once. Default: by size, 1 from 512x512.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The calibration to write.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def calibrate(as_json: bool, **arguments: Any) -> None:
+    """Measure the scales and ranges that a build with an FP8 policy needs.
+
+    Draws a set of prompts with diffusers, all steps and both guidance branches, and keeps the
+    largest magnitude of every activation. A run that was stopped goes on where it was when the
+    same command is given again.
+
+    \b
+    Examples:
+      sd35-trt calibrate --out calibrations/mini
+      sd35-trt calibrate --model ~/models/stable-diffusion-3.5-large --device cuda --size 1024x1024
+        --size 1344x768 --out calibrations/large
+    """
+    from .calibrate import CalibrateOptions
+    from .calibrate import calibrate as run
+    from .progress import CountBars
+
+    options = CalibrateOptions(command=shlex.join(["sd35-trt", *sys.argv[1:]]), **arguments)
+    try:
+        with CountBars(quiet=as_json) as report:
+            made = run(options, report)
+    except KeyboardInterrupt:
+        click.echo("the same command goes on from here", err=True)
+        raise
+    scales = len(made.inputs) + len(made.bmm)
+    if as_json:
+        data = {"calibration": str(options.out), "digest": made.digest(), "scales": scales}
+        click.echo(json.dumps({**data, "ranges": len(made.activations)}))
+        return
+    if not scales:
+        click.echo(f"note: policy {options.policy} has no FP8 layer: ranges alone", err=True)
+    click.echo(f"{options.out}  {scales} scales, {len(made.activations)} ranges")
+
+
+@main.command()
 @_bundle_argument
 @click.argument("prompt")
 @click.option("--negative", default="", metavar="TEXT", help="What to steer away from.")

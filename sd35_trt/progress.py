@@ -78,3 +78,21 @@ class StepBar(_Bars):
 
     def __call__(self, step: Any) -> None:
         self._update("drawing", step.total, step.index + 1)
+
+
+class CountBars(_Bars):
+    """One line per stage with an estimate; called with the stage, what is done, and its total."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(
+            quiet,
+            TextColumn("{task.fields[stage]:<12}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._update(stage, total, done)

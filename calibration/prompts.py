@@ -1,0 +1,39 @@
+"""Prompt files: UTF-8 text, one prompt per line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from sd35_trt.errors import UsageError
+
+_FIX = "give a UTF-8 text file with one prompt per line"
+
+
+def packaged_prompts() -> Path:
+    """The 128 prompts written for this project; what they cover is tested."""
+    return Path(__file__).parent / "prompts.txt"
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file; lines that are blank are left out.
+
+    Raises:
+        UsageError: missing, not UTF-8, or without a prompt.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"prompt file {path} is not UTF-8 (byte {error.start})", _FIX) from error
+    except OSError as error:
+        raise UsageError(f"cannot read prompt file {path}: {error.strerror}", _FIX) from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UsageError(f"prompt file {path} is empty", _FIX)
+    return prompts
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of a prompt set in its order, hex."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()

@@ -1,0 +1,337 @@
+"""Draws a prompt set with diffusers and records the amax of what it computes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sd35_trt.calibration_file import Calibration
+from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.policy import Policy
+
+from .quantizers import InputCalibrator, needs_quantizers, quiet
+from .ranges import RangeRecorder, not_finite
+from .state import State, kept_state
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+#: Called with the stage, what of it is done, and its total.
+Progress = Callable[[str, int, int], None]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+# Parts of the pipeline that SD3.5 leaves out.
+_UNUSED = {"image_encoder": None, "feature_extractor": None}
+
+#: diffusers' default ``max_sequence_length``.
+_T5_TOKENS = 256
+
+_NEGATIVE = "negative.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw.
+
+    Attributes:
+        root: a diffusers model directory.
+        parts: the folders of the parts that it has.
+        sizes: (width, height) in pixels; prompts take them in turn.
+        seed: prompt ``i`` starts from the noise of ``seed + i``.
+        dtype: a key of :data:`DTYPES`.
+        batch: prompts drawn at once.
+        file_variant: ``fp16`` for weights in ``*.fp16.safetensors``.
+    """
+
+    root: Path
+    parts: tuple[str, ...]
+    prompts: tuple[str, ...]
+    steps: int
+    guidance: float
+    sizes: tuple[tuple[int, int], ...]
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "fp32"
+    batch: int = 1
+    file_variant: str | None = None
+
+    def batches(self) -> list[Batch]:
+        """The prompts by size, as many at once as asked for.
+
+        Raises:
+            UsageError: fewer prompts than sizes.
+        """
+        count, n = len(self.prompts), len(self.sizes)
+        if count < n:
+            raise UsageError(f"{n} sizes but {count} prompts", "give more prompts or fewer sizes")
+        made = []
+        for k, size in enumerate(self.sizes):
+            indices = range(k, count, n)
+            for start in range(0, len(indices), self.batch):
+                made.append(Batch(size, tuple(indices[start : start + self.batch])))
+        return made
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts, by index, that are drawn at one size (width, height) at once."""
+
+    size: tuple[int, int]
+    indices: tuple[int, ...]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UsageError: names it.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"device {device!r} cannot be used: {reason}", "use --device cpu"
+        ) from error
+
+
+def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
+    """A pipeline with these parts alone, in the settings' dtype on their device.
+
+    Raises:
+        CheckpointError: diffusers cannot load it.
+    """
+    names = (*TEXT_PARTS, "transformer", "vae")
+    absent: dict[str, Any] = {part: None for part in names if part not in parts}
+    for part, tokenizer in zip(TEXT_PARTS, _TOKENIZERS, strict=True):
+        if part not in parts:
+            absent[tokenizer] = None
+    from transformers.utils import logging as remarks
+
+    remarks.set_verbosity_error()  # before diffusers imports what it warns about
+    from diffusers import StableDiffusion3Pipeline
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    try:
+        with quiet():
+            pipe = StableDiffusion3Pipeline.from_pretrained(
+                settings.root,
+                dtype=DTYPES[settings.dtype],
+                variant=settings.file_variant,
+                local_files_only=True,
+                **absent,
+                **_UNUSED,
+            )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"diffusers cannot load {settings.root}: {reason}", "download the checkpoint again"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(settings.device)
+
+
+@contextlib.contextmanager
+def _diagnosed(recorders: Mapping[str, RangeRecorder]) -> Iterator[None]:
+    """Says where when modelopt finds a value that is not finite before a recorder does."""
+    try:
+        yield
+    except AssertionError as error:
+        if "values in amax" not in str(error):
+            raise
+        last = next((r.last for r in recorders.values() if r.last), "the model's input")
+        raise not_finite(f"what follows {last}") from error
+
+
+class _Observer:
+    """Records ranges, and the inputs of what the policy quantizes, in some parts of a pipeline."""
+
+    def __init__(self, pipe: Any, parts: Sequence[str], policy: Policy) -> None:
+        self.recorders: dict[str, RangeRecorder] = {}
+        self._calibrators: list[InputCalibrator] = []
+        for part in parts:
+            model = getattr(pipe, part)
+            self.recorders[part] = RangeRecorder(part, model)
+            if needs_quantizers(part, model, policy):
+                self._calibrators.append(InputCalibrator(part, model, policy))
+
+    def amax(self) -> dict[str, dict[str, float]]:
+        """By field of the calibration."""
+        found: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+        for recorder in self.recorders.values():
+            found["activations"] |= recorder.amax
+        for calibrator in self._calibrators:
+            found["inputs"] |= calibrator.inputs()
+            found["bmm"] |= calibrator.bmm()
+        return found
+
+
+def t5_tokens(pipe: StableDiffusion3Pipeline) -> int:
+    """Length of the T5 part of the text: diffusers' default, or the tokenizer's where shorter."""
+    tokenizer = pipe.tokenizer_3
+    return min(_T5_TOKENS, tokenizer.model_max_length) if tokenizer else _T5_TOKENS
+
+
+def encode(pipe: StableDiffusion3Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """``embeds`` [n, tokens, width] and ``pooled`` [n, width] of prompts, on the CPU."""
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        prompt=list(prompts),
+        prompt_2=None,
+        prompt_3=None,
+        do_classifier_free_guidance=False,
+        max_sequence_length=t5_tokens(pipe),
+    )
+    return {"embeds": embeds.cpu().contiguous(), "pooled": pooled.cpu().contiguous()}
+
+
+def draw(
+    pipe: StableDiffusion3Pipeline,
+    settings: Settings,
+    batch: Batch,
+    text: Mapping[str, torch.Tensor],
+    negative: Mapping[str, torch.Tensor],
+    on_step: Callable[[int], None] = lambda step: None,
+) -> torch.Tensor:
+    """The final latents [n, 16, height / 8, width / 8] of one batch.
+
+    Args:
+        text: of the batch's prompts, as :func:`encode` gives it.
+        negative: of the empty prompt.
+        on_step: called with the number of steps done.
+    """
+    count = len(batch.indices)
+    guided = settings.guidance > 1.0
+    move = {"device": pipe.transformer.device, "dtype": pipe.transformer.dtype}
+    unconditional = {
+        "negative_prompt_embeds": negative["embeds"].expand(count, -1, -1).to(**move),
+        "negative_pooled_prompt_embeds": negative["pooled"].expand(count, -1).to(**move),
+    }
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(step + 1)
+        return {}
+
+    return pipe(
+        prompt_embeds=text["embeds"].to(**move),
+        pooled_prompt_embeds=text["pooled"].to(**move),
+        **(unconditional if guided else {}),
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        width=batch.size[0],
+        height=batch.size[1],
+        generator=[torch.Generator("cpu").manual_seed(settings.seed + i) for i in batch.indices],
+        output_type="latent",
+        callback_on_step_end=callback,
+    ).images
+
+
+def _through_autoencoder(vae: Any, latents: torch.Tensor) -> None:
+    """Decode and encode again, one picture at a time: both directions get their ranges."""
+    for one in latents.split(1):
+        scaled = one / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        image = vae.decode(scaled.to(vae.dtype)).sample
+        vae.encode(image.clamp(-1, 1))
+
+
+def calibrate(
+    settings: Settings,
+    policy: Policy,
+    provenance: Mapping[str, Any],
+    out: Path,
+    progress: Progress = lambda stage, done, total: None,
+) -> Calibration:
+    """Draw every prompt and write the calibration.
+
+    The text encoders go first and are then dropped, so that they and the transformer are never in
+    memory together. After every batch the values so far are kept beside ``out``: a run that was
+    stopped goes on there when it is started again with the same settings.
+
+    Args:
+        provenance: of the artifact; a run goes on only from the state of an equal one, its
+            ``command`` aside.
+
+    Raises:
+        Sd35Error: an activation is not finite; names the module.
+        UsageError: the settings contradict each other.
+    """
+    batches = settings.batches()
+    identity = {key: value for key, value in provenance.items() if key != "command"}
+    identity["batch"] = settings.batch
+    with kept_state(out, identity) as state, torch.inference_mode():
+        _encode_all(settings, policy, state, batches, progress)
+        _draw_all(settings, policy, state, batches, progress)
+        calibration = Calibration(**state.amax, provenance=provenance)
+        calibration.save(out)
+    return calibration
+
+
+def _text_file(batch: int) -> str:
+    return f"text-{batch:05d}.safetensors"
+
+
+def _encode_all(
+    settings: Settings,
+    policy: Policy,
+    state: State,
+    batches: Sequence[Batch],
+    progress: Progress,
+) -> None:
+    """Encode the empty prompt, then every batch's."""
+    stage, total = "encoding", len(batches) + 1
+    first = state.done.get(stage, 0)
+    progress(stage, first, total)
+    if first == total:
+        return
+    parts = [part for part in TEXT_PARTS if part in settings.parts]
+    pipe = load(settings, parts)
+    observer = _Observer(pipe, parts, policy)
+    for k in range(first, total):
+        prompts = [settings.prompts[i] for i in batches[k - 1].indices] if k else [""]
+        with _diagnosed(observer.recorders):
+            text = encode(pipe, prompts)
+        state.keep(_text_file(k - 1) if k else _NEGATIVE, text)
+        state.finish(stage, **observer.amax())
+        progress(stage, k + 1, total)
+    del pipe, observer
+    gc.collect()
+
+
+def _draw_all(
+    settings: Settings,
+    policy: Policy,
+    state: State,
+    batches: Sequence[Batch],
+    progress: Progress,
+) -> None:
+    stage, total = "drawing", len(settings.prompts) * settings.steps
+    first = state.done.get(stage, 0)
+    done = sum(len(batch.indices) for batch in batches[:first]) * settings.steps
+    progress(stage, done, total)
+    if first == len(batches):
+        return
+    parts = ("transformer", "vae")
+    pipe = load(settings, parts)
+    observer = _Observer(pipe, parts, policy)
+    negative = state.kept(_NEGATIVE)
+    for k, batch in enumerate(batches[first:], first):
+        size, before = len(batch.indices), done
+
+        def on_step(step: int, size: int = size, before: int = before) -> None:
+            progress(stage, before + size * step, total)
+
+        with _diagnosed(observer.recorders):
+            latents = draw(pipe, settings, batch, state.kept(_text_file(k)), negative, on_step)
+            _through_autoencoder(pipe.vae, latents)
+        state.finish(stage, **observer.amax())
+        done += size * settings.steps
