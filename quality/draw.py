@@ -1,0 +1,237 @@
+"""Drawing the same prompts and seeds with two bundles, watching every step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sd35_trt.bundle import Bundle, Component
+from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.runtime import Pipeline, Step
+from sd35_trt.runtime.session import Session, open_session
+
+from .linears import Feed
+from .metrics import relative_errors
+
+#: Called with the number of images drawn so far, between steps a fraction.
+Drawn = Callable[[float], None]
+
+# Images at a time, where the bundles allow it: more is no faster.
+_BATCH = 16
+
+# Steps of the first batch whose inputs are kept for the errors of single layers.
+_FEEDS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both bundles draw: caption i from seed ``seed + i``.
+
+    Attributes:
+        size: (width, height) in pixels.
+        batch: inclusive range of images at a time.
+        guidance: None is each bundle's default.
+    """
+
+    prompts: Sequence[str]
+    seed: int
+    steps: int
+    size: tuple[int, int]
+    batch: tuple[int, int]
+    guidance: float | None = None
+
+    def batches(self) -> Iterator[list[int]]:
+        """Indices of the prompts, batch by batch; a short batch is filled with the last prompt."""
+        low, high = self.batch
+        width = max(low, min(high, _BATCH))
+        for first in range(0, len(self.prompts), width):
+            some = list(range(first, min(first + width, len(self.prompts))))
+            yield some + [some[-1]] * (low - len(some))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference drew.
+
+    Attributes:
+        images: uint8 [n, H, W, 3].
+        sigmas: noise level after each step, [steps].
+        feeds: inputs of each component in the first batch; of the denoiser, at some steps.
+        first: per step of the first batch, the denoiser's ``latents``, ``previous_denoised`` and
+            ``denoised``.
+    """
+
+    images: np.ndarray
+    sigmas: np.ndarray
+    feeds: Mapping[str, Sequence[Feed]]
+    first: Sequence[Feed]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the compared bundle drew.
+
+    Attributes:
+        images: uint8 [n, H, W, 3].
+        free: [steps, n], ‖z' − z‖ / ‖z‖ of the latents after each step, each bundle going on from
+            its own.
+        forced: [steps, images of the first batch], the error of the velocity that one step
+            predicts from the reference's latents, ‖v' − v‖ / ‖v‖.
+    """
+
+    images: np.ndarray
+    free: np.ndarray
+    forced: np.ndarray
+
+
+class _Watched:
+    """A session with a function before and after each run."""
+
+    def __init__(
+        self,
+        session: Session,
+        before: Callable[[Feed], Feed] = lambda inputs: inputs,
+        after: Callable[[Feed, Feed], None] = lambda inputs, outputs: None,
+    ) -> None:
+        self._session = session
+        self._before = before
+        self._after = after
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        inputs = self._before(inputs)
+        self._session.run(inputs, outputs)
+        self._after(inputs, outputs)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One batch: images uint8 [b, H, W, 3], latents float32 [steps, b, C, h, w], sigmas [steps]."""
+
+    images: np.ndarray
+    latents: np.ndarray
+    sigmas: np.ndarray
+
+
+def _draw(pipe: Pipeline, plan: Plan, drawn: Drawn) -> Iterator[_Drawn]:
+    """Draw batch by batch.
+
+    Raises:
+        Sd35Error: names the bundle whose engine failed, or whose latents are not finite.
+    """
+    count = 0
+    for indices in plan.batches():
+        real = len(set(indices))
+        steps: list[tuple[float, np.ndarray]] = []
+
+        def keep(step: Step, before: int = count, real: int = real, steps: list = steps) -> None:
+            steps.append((step.sigma, step.latents[:real].copy()))
+            drawn(before + real * (step.index + 1) / step.total)
+
+        try:
+            result = pipe.generate(
+                [plan.prompts[i] for i in indices],
+                seed=[plan.seed + i for i in indices],
+                steps=plan.steps,
+                guidance=plan.guidance,
+                size=plan.size,
+                callback=keep,
+            )
+        except UsageError:
+            raise
+        except Sd35Error as error:
+            raise Sd35Error(f"{pipe.bundle.root}: {error}") from error
+        sigmas, latents = zip(*steps, strict=True)
+        yield _Drawn(result.images[:real], np.stack(latents), np.array(sigmas))
+        count += real
+
+
+def _spool(folder: Path, batch: int) -> Path:
+    return folder / f"latents-{batch}.npy"
+
+
+def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Reference:
+    """Draw with the reference; the latents of every step go to files in ``spool``."""
+    chosen = set(np.linspace(0, plan.steps - 1, _FEEDS).round().astype(int).tolist())
+    feeds: dict[str, list[Feed]] = {}
+    first: list[Feed] = []
+
+    def watch(bundle: Bundle, component: Component, threads: int | None) -> Session:
+        def keep(inputs: Feed, outputs: Feed) -> None:
+            some = feeds.setdefault(component.name, [])
+            if component.name != "denoiser":
+                if not some:
+                    some.append(_copy(inputs, *inputs))
+            elif len(first) < plan.steps:
+                if len(first) in chosen:
+                    some.append(_copy(inputs, *inputs))
+                step = _copy(inputs, "latents", "previous_denoised")
+                first.append(step | _copy(outputs, "denoised"))
+
+        return _Watched(open_session(bundle, component, threads), after=keep)
+
+    images = []
+    with Pipeline(bundle, open_session=watch) as pipe:
+        for number, batch in enumerate(_draw(pipe, plan, drawn)):
+            images.append(batch.images)
+            np.save(_spool(spool, number), batch.latents)
+    return Reference(np.concatenate(images), batch.sigmas, feeds, first)
+
+
+def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
+    return {name: arrays[name].copy() for name in names}
+
+
+def draw_candidate(
+    bundle: Bundle, plan: Plan, reference: Reference, spool: Path, drawn: Drawn
+) -> Candidate:
+    """Draw with the compared bundle, and its first batch once more on the reference's latents.
+
+    Args:
+        spool: where :func:`draw_reference` left its latents.
+        drawn: counts the images of the first batch twice.
+    """
+    forced: list[np.ndarray] = []
+    forcing = True
+
+    def watch(bundle: Bundle, component: Component, threads: int | None) -> Session:
+        session = open_session(bundle, component, threads)
+        if component.name != "denoiser":
+            return session
+
+        def before(inputs: Feed) -> Feed:
+            if not forcing:
+                return inputs
+            step = reference.first[len(forced)]
+            return {**inputs, **{k: step[k] for k in ("latents", "previous_denoised")}}
+
+        def after(inputs: Feed, outputs: Feed) -> None:
+            if forcing:
+                step = reference.first[len(forced)]
+                # Velocity times sigma is latents minus denoised.
+                mine, theirs = (step["latents"] - x["denoised"] for x in (outputs, step))
+                forced.append(relative_errors(mine, theirs, (1, 2, 3)))
+
+        return _Watched(session, before, after)
+
+    images, free = [], []
+    first = next(plan.batches())
+    real = len(set(first))
+    with Pipeline(bundle, open_session=watch) as pipe:
+        alone = dataclasses.replace(plan, prompts=plan.prompts[:real])
+        for _ in _draw(pipe, alone, drawn):
+            pass
+        forcing = False
+        for number, batch in enumerate(_draw(pipe, plan, lambda n: drawn(real + n))):
+            images.append(batch.images)
+            expected = np.load(_spool(spool, number))
+            free.append(relative_errors(batch.latents, expected, (2, 3, 4)))
+    return Candidate(
+        np.concatenate(images), np.concatenate(free, axis=1), np.stack(forced)[:, :real]
+    )
