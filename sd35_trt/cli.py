@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import Sd35Error
+from .errors import Sd35Error, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -123,8 +123,16 @@ def main(debug: bool) -> None:
     "--policy",
     default=None,
     metavar="NAME|FILE",
-    help="Precision policy: fp32, half, int8-weight, int4-weight, or a TOML file. "
+    help="Precision policy: fp32, half, fp8, int8-weight, int4-weight, or a TOML file. "
     "Default: the target's.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="What sd35-trt calibrate wrote: the scales of fp8, and ranges: what comes near FP16's "
+    "limit is computed in FP32. mini has its own.",
 )
 @click.option(
     "--out",
@@ -423,19 +431,118 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 @_bundle_argument
-def verify(bundle: Path) -> None:
-    """Check every file of a BUNDLE against its hash.
+@click.option(
+    "--against",
+    metavar="BUNDLE|half",
+    help="Also draw with this bundle, or with a half-precision one built of the same "
+    "checkpoint, and report how far the pictures are apart.",
+)
+@click.option(
+    "--model",
+    default=None,
+    metavar="mini|DIR|HUB_ID",
+    help="With --against half: the checkpoint behind BUNDLE. Default: mini, where it is.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="What to draw, one prompt per line. Default: mini's held-out captions, or 24 prompts "
+    "that come with the package.",
+)
+@click.option(
+    "--captions",
+    type=int,
+    default=None,
+    metavar="N",
+    help="How many of them. Default: 100 of mini's, all of a file.",
+)
+@click.option("--seed", type=int, default=None, help="Seed of the first picture. Default: 0.")
+@click.option("--steps", type=int, default=None, help="Denoising steps. Default: the model's.")
+@click.option("--min-psnr", type=float, metavar="DB", help="Fail below this PSNR.")
+@click.option("--min-ssim", type=float, metavar="SSIM", help="Fail below this mean SSIM.")
+@click.option(
+    "--max-latent-error",
+    type=float,
+    metavar="ERROR",
+    help="Fail above this mean relative error of the final latents.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=float,
+    metavar="POINTS",
+    help="Fail when this many percentage points more of mini's scenes are wrong.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="With --against half: as for build.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(bundle: Path, against: str | None, as_json: bool, **arguments: Any) -> None:
+    """Check every file of a BUNDLE against its hash; with --against, compare what it draws.
+
+    The comparison is kept in BUNDLE/report as a page, index.html, and as report.json. With a
+    threshold the exit status is 1 when it is missed.
 
     \b
-    Example:
+    Examples:
       sd35-trt verify bundles/mini-cpu
+      sd35-trt verify bundles/int8 --against half --captions 500 --max-accuracy-drop 1
+      sd35-trt verify bundles/int8 --against bundles/half --prompts prompts.txt --min-psnr 30
     """
+    if against is not None:
+        _compare(bundle, against, as_json, arguments)
+        return
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{option} needs --against", "add: --against half")
     from .bundle import Bundle
 
     opened = Bundle.open(bundle, verify=True)
     files = list(opened.manifest.all_files())
     total = sum(file.bytes for file in files)
-    click.echo(f"{bundle}: {len(files)} files, {_bytes(total)}, all as the manifest says")
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle), "files": len(files), "bytes": total}))
+    else:
+        click.echo(f"{bundle}: {len(files)} files, {_bytes(total)}, all as the manifest says")
+
+
+def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any]) -> None:
+    """The part of ``verify`` that draws."""
+    try:
+        from .quality.compare import VerifyOptions
+        from .quality.compare import verify as run
+        from .quality.gate import Thresholds, failures
+    except ImportError as error:
+        raise Sd35Error(
+            f"comparing bundles needs {error.name}", "pip install 'sd35-trt[report]'"
+        ) from error
+    from .progress import CountBars, StageBars
+    from .report import print_quality
+
+    bounds = {f.name: arguments.pop(f.name) for f in dataclasses.fields(Thresholds)}
+    options = VerifyOptions(
+        bundle,
+        against,
+        seed=arguments.pop("seed") or 0,
+        thresholds=Thresholds(**bounds),
+        command=shlex.join(["sd35-trt", *sys.argv[1:]]),
+        **arguments,
+    )
+    with StageBars(quiet=as_json) as building, CountBars(quiet=as_json) as drawing:
+        report = run(options, building, drawing)
+    page = bundle / "report" / "index.html"
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        print_quality(report, str(page))
+    if missed := failures(report):
+        raise Sd35Error("; ".join(missed), f"see {page}")
 
 
 @main.command()
@@ -474,7 +581,7 @@ def policy() -> None:
     default="half",
     show_default=True,
     metavar="NAME|FILE",
-    help="fp32, half, int8-weight, int4-weight, or a TOML file.",
+    help="fp32, half, fp8, int8-weight, int4-weight, or a TOML file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
 def show(model: str, name: str, as_json: bool) -> None:

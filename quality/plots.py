@@ -1,0 +1,167 @@
+"""The report's plots, as SVG that takes its ink from the page and refers to nothing outside."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Stands for the page's text colour until the SVG is written.
+_INK = "#010203"
+
+# Readable on white and on black.
+_COLOURS = ("#4c8bd6", "#e0803a", "#3fa66b", "#b565c9", "#c9a227", "#d65a6a", "#45aaa5", "#8c8c8c")
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+#: Kind of linear by what its name contains, the first that does.
+_KINDS = (
+    ("output projections", ("to_out", "to_add_out", "out_proj", "SelfAttention.o")),
+    ("q, k, v", ("to_q", "to_k", "to_v", "add_q", "add_k", "add_v", "_proj", "SelfAttention.")),
+    ("feed-forward in", ("net.0", "wi_", "fc1")),
+    ("feed-forward out", ("net.2", ".wo", "fc2")),
+    ("adaLN", ("norm",)),
+)
+
+
+def kind(layer: str) -> str:
+    """What a linear is for, e.g. ``feed-forward in``."""
+    return next((name for name, parts in _KINDS if any(p in layer for p in parts)), "embedders")
+
+
+class _Plot:
+    """A context manager around one figure; ``svg`` is set when it ends."""
+
+    def __init__(self, name: str, height: float = 3.2) -> None:
+        self._name = name
+        self._height = height
+        self._style = matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
+        self.svg = ""
+
+    def __enter__(self) -> Axes:
+        self._style.__enter__()
+        self._figure = Figure(figsize=(6.4, self._height), layout="constrained")
+        self._figure.patch.set_alpha(0)
+        axes: Axes = self._figure.add_subplot()
+        axes.patch.set_alpha(0)
+        axes.grid(alpha=0.25, linewidth=0.6, color=_INK)
+        return axes
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            stream = io.StringIO()
+            self._figure.savefig(stream, format="svg")
+            self.svg = _inline(stream.getvalue(), self._name)
+        self._style.__exit__(kind, error, trace)
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG document as an element of a page: no prologue, no metadata, names of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg)
+    svg = re.sub(r'\sid="', f' id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    svg = svg.replace(_INK, "currentColor")
+    return svg.replace("<svg", f'<svg class="plot" role="img" aria-label="{name}"', 1)
+
+
+def latent_curve(latents: Mapping[str, Any]) -> str:
+    """Error of the latents after each step, and of each step alone."""
+    plot = _Plot("latent error by step")
+    free, forced = latents["free_running"], latents["teacher_forced"]
+    steps = np.arange(1, len(free["mean"]) + 1)
+    with plot as axes:
+        axes.fill_between(steps, free["p10"], free["p90"], color=_COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(steps, free["median"], color=_COLOURS[0], label="latents, median and 80 %")
+        axes.plot(steps, free["mean"], color=_COLOURS[0], ls="--", label="latents, mean")
+        axes.plot(
+            steps, forced["mean"], color=_COLOURS[1],
+            label="velocity of one step from the same latents",
+        )  # fmt: skip
+        _log(axes, [*free["p10"], *free["p90"], *free["mean"], *forced["mean"]])
+        axes.set(xlabel="step", ylabel="relative error")
+        axes.legend()
+    return plot.svg
+
+
+def _log(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where there is anything to show on it."""
+    if min(values) > 0:
+        axes.set_yscale("log")
+    elif max(values) > 0:
+        axes.set_yscale("symlog", linthresh=min(v for v in values if v > 0))
+    else:
+        axes.set_ylim(0, 1)
+
+
+def layer_errors(linears: Sequence[Mapping[str, Any]]) -> str:
+    """Own error of every linear by depth and kind."""
+    plot = _Plot("layer errors by depth", height=3.8)
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for row in linears:
+        depth = re.search(r"\.(\d+)\.", row["layer"])
+        if row["own_error"]:
+            place = kinds.setdefault(f"{row['component']}: {kind(row['layer'])}", [])
+            place.append((int(depth[1]) if depth else 0, row["own_error"]))
+    with plot as axes:
+        for i, (name, points) in enumerate(sorted(kinds.items())):
+            x, y = np.array(points).T
+            # Side by side, so that kinds do not cover each other.
+            shift = (i - (len(kinds) - 1) / 2) * 0.6 / len(kinds)
+            marker = "osD^vPX"[i // len(_COLOURS) % 7]
+            colour = _COLOURS[i % len(_COLOURS)]
+            axes.plot(x + shift, y, marker, ms=4, color=colour, alpha=0.85, label=name)
+        if kinds:
+            axes.set_yscale("log")
+            axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="block", ylabel="relative error, same input")
+    return plot.svg
+
+
+def similarity(each: Sequence[Mapping[str, Any]]) -> str:
+    """How many pictures have which SSIM."""
+    plot = _Plot("pictures by ssim", height=2.6)
+    with plot as axes:
+        values = [row["ssim"] for row in each]
+        axes.hist(values, bins=np.linspace(min(0.0, *values), 1, 41), color=_COLOURS[0])
+        axes.set(xlabel="SSIM", ylabel="pictures")
+    return plot.svg
+
+
+def scene_accuracy(scenes: Mapping[str, Any], names: tuple[str, str]) -> str:
+    """Whole-scene accuracy of both bundles, with 95 % intervals."""
+    rows = {"all": scenes["whole"], **scenes["kinds"]}
+    plot = _Plot("scene accuracy", height=2.8)
+    with plot as axes:
+        for i, side in enumerate(("reference", "candidate")):
+            y = np.array([100 * row[side]["value"] for row in rows.values()])
+            ends = [[100 * row[side][end] for row in rows.values()] for end in ("low", "high")]
+            spread = np.abs(np.array(ends) - y)
+            x = np.arange(len(rows)) + 0.4 * i - 0.2
+            axes.bar(x, y, 0.38, color=_COLOURS[i], alpha=0.8, label=names[i])
+            axes.errorbar(x, y, spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
+        axes.set_xticks(np.arange(len(rows)), list(rows))
+        axes.set(ylabel="scenes right, %", ylim=(0, 112))
+        axes.legend(ncols=2, loc="upper right")
+    return plot.svg

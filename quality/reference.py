@@ -1,0 +1,143 @@
+"""What a bundle is compared with: another bundle, or its half-precision twin, built here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35_trt.bundle import Bundle
+from sd35_trt.cache import StageCache, default_cache_dir, working_directory
+from sd35_trt.errors import BundleError, UsageError
+from sd35_trt.hub import resolve_model
+from sd35_trt.stages import Progress
+
+#: The name that stands for the half-precision twin.
+HALF = "half"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What two bundles both accept: images at a time, inclusive, and a size (width, height)."""
+
+    batch: tuple[int, int]
+    size: tuple[int, int]
+
+
+@contextlib.contextmanager
+def open_reference(
+    candidate: Bundle, against: str, model: str | None, cache_dir: Path | None, progress: Progress
+) -> Iterator[Bundle]:
+    """The reference for the time of the comparison.
+
+    Args:
+        against: ``half``, or a bundle's directory.
+        model: the checkpoint behind the candidate, as for ``sd35-trt build``; None looks whether
+            it is mini.
+
+    Raises:
+        BundleError: no bundle there, or the checkpoint is not the candidate's.
+        Sd35Error: the twin cannot be built.
+    """
+    if against != HALF:
+        if model is not None:
+            raise UsageError("--model is for --against half", "leave it out")
+        yield Bundle.open(against, verify=True)
+        return
+    cache = StageCache(cache_dir or default_cache_dir())
+    _check_checkpoint(candidate, model, cache)
+    from sd35_trt.build import BuildOptions, build
+
+    m = candidate.manifest
+    with working_directory(cache.root / "references", ".tmp-") as folder:
+        options = BuildOptions(
+            model=model or "mini",
+            target=m.target,
+            policy=HALF,
+            out=folder / HALF,
+            guidance=m.guided,
+            batch=m.ranges.batch,
+            size=m.ranges.size,
+            size_step=m.ranges.size_step,
+            cache_dir=cache.root,
+            command=f"sd35-trt verify {candidate.root} --against {HALF}",
+        )
+        yield Bundle.open(build(options, progress))
+
+
+def _check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
+    """Compare a checkpoint's files with those that the candidate was made from, before building."""
+    root = resolve_model(model or "mini")
+    for name, digest in candidate.manifest.model["files"].items():
+        path = root / name
+        if not path.is_file() or cache.file_hash(path) != digest:
+            state = "differs" if path.is_file() else "is missing"
+            raise BundleError(
+                f"{candidate.root} was not made from {model or 'the packaged mini'} "
+                f"({name} {state})",
+                "name its checkpoint with --model DIR, or compare with --against BUNDLE",
+            )
+
+
+def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
+    """Refuse two bundles that do not draw the same pictures.
+
+    Raises:
+        BundleError: names what differs.
+    """
+    a, b = reference.manifest, candidate.manifest
+    pair = f"{candidate.root} and {reference.root}"
+    if a.model["variant"] != b.model["variant"]:
+        raise BundleError(
+            f"{pair} are of different models: {b.model['variant']} and {a.model['variant']}",
+            "compare bundles of one checkpoint",
+        )
+    files, others = a.model["files"], b.model["files"]
+    for name in sorted(files.keys() | others.keys()):
+        if files.get(name) != others.get(name):
+            raise BundleError(
+                f"{pair} are of different checkpoints ({name} differs)",
+                "compare bundles of one checkpoint",
+            )
+    for what, one, other in (
+        ("guidance in the graph", a.guided, b.guided),
+        ("scheduler", a.scheduler, b.scheduler),
+        ("text lengths", _lengths(reference), _lengths(candidate)),
+        ("components", _components(reference), _components(candidate)),
+    ):
+        if one != other:
+            raise BundleError(
+                f"{pair} differ in {what}: {other} and {one}", "build both with the same options"
+            )
+    batch = (
+        max(a.ranges.batch[0], b.ranges.batch[0]),
+        min(a.ranges.batch[1], b.ranges.batch[1]),
+    )
+    if batch[0] > batch[1]:
+        raise BundleError(
+            f"{pair} accept no common batch: {_range(b.ranges.batch)} and {_range(a.ranges.batch)}",
+            "build both with the same --batch",
+        )
+    size = (int(b.defaults["size"][0]), int(b.defaults["size"][1]))
+    low, high = a.ranges.size
+    if any(not low <= side <= high or side % a.ranges.size_step for side in size):
+        raise BundleError(
+            f"{reference.root} does not draw {size[0]}x{size[1]}, the size of {candidate.root}",
+            "build both with the same --size",
+        )
+    return Common(batch, size)
+
+
+def _range(bounds: tuple[int, int]) -> str:
+    return f"{bounds[0]} to {bounds[1]}"
+
+
+def _lengths(bundle: Bundle) -> dict[str, int]:
+    m = bundle.manifest
+    lengths = {name: t.length for name, t in m.tokenizers.items()}
+    return {**lengths, "t5": int(m.defaults["t5_tokens"])}
+
+
+def _components(bundle: Bundle) -> list[str]:
+    return sorted(c.name for c in bundle.manifest.components)
