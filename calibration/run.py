@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,7 +121,7 @@ def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
     from transformers.utils import logging as remarks
 
     remarks.set_verbosity_error()  # before diffusers imports what it warns about
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
@@ -139,7 +140,12 @@ def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
             f"diffusers cannot load {settings.root}: {reason}", "download the checkpoint again"
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings.device)
+    pipe = pipe.to(settings.device)
+    if "transformer" not in parts:
+        # Without T5, its part of the text is zeros as wide as the transformer's configuration says.
+        config = SD3Transformer2DModel.load_config(settings.root, subfolder="transformer")
+        pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
+    return pipe
 
 
 @contextlib.contextmanager
