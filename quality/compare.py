@@ -6,7 +6,7 @@ import datetime
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from sd35_trt.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.mini.scenes import Example
-from sd35_trt.stages import Progress
 from sd35_trt.staging import staging
 
 from .draw import Candidate, Plan, Reference, draw_candidate, draw_reference
@@ -30,7 +29,7 @@ from .gate import Thresholds, checks
 from .linears import LinearError, linear_errors
 from .metrics import load_lpips, psnr, squared_error, ssim
 from .page import Pictures, render_page
-from .reference import HALF, check_comparable, open_reference
+from .reference import HALF, Count, check_comparable, open_reference
 
 #: Version of ``report.json``.
 FORMAT = 1
@@ -45,9 +44,6 @@ CAPTIONS = 100
 
 # What the figures depend on.
 _LIBRARIES = (np, onnx, onnxruntime, scipy, skimage)
-
-#: Called with what is being done, how much of it is done, and its total.
-Count = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,6 @@ class VerifyOptions:
 
 def verify(
     options: VerifyOptions,
-    building: Progress = lambda *_: None,
     count: Count = lambda *_: None,
 ) -> dict[str, Any]:
     """Compare two bundles and write ``report/`` in the first.
@@ -98,7 +93,7 @@ def verify(
             staging(candidate.root / FOLDER, JSON_FILE) as work,
             tempfile.TemporaryDirectory(dir=work) as spool,
             open_reference(
-                candidate, options.against, options.model, options.cache_dir, building
+                candidate, options.against, options.model, options.cache_dir, count
             ) as reference,
         ):
             common = check_comparable(reference, candidate)

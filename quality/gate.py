@@ -43,6 +43,7 @@ class Check:
     """One figure and its bound; ``value`` None is that of equal pictures, an infinite PSNR."""
 
     figure: str
+    unit: str
     option: str
     value: float | None
     threshold: float
@@ -59,27 +60,28 @@ def _checks(report: Mapping[str, Any], t: Thresholds) -> Iterator[Check]:
     if t.min_psnr is not None:
         value = images["psnr"]["all"]
         passed = value is None or value >= t.min_psnr
-        yield Check("PSNR", "--min-psnr", value, t.min_psnr, passed)
+        yield Check("PSNR", " dB", "--min-psnr", value, t.min_psnr, passed)
     if t.min_ssim is not None:
         value = images["ssim"]["mean"]
-        yield Check("SSIM", "--min-ssim", value, t.min_ssim, value >= t.min_ssim)
+        yield Check("SSIM", "", "--min-ssim", value, t.min_ssim, value >= t.min_ssim)
     if t.max_latent_error is not None:
         value = report["latents"]["final"]["mean"]
         passed = value <= t.max_latent_error
-        yield Check("latent error", "--max-latent-error", value, t.max_latent_error, passed)
+        yield Check("latent error", "", "--max-latent-error", value, t.max_latent_error, passed)
     if t.max_accuracy_drop is not None:
         value = -100 * report["scenes"]["whole"]["paired"]["difference"]
         # A share of n captions is not exact in binary.
         passed = value <= t.max_accuracy_drop + 1e-9
         yield Check(
-            "accuracy drop in points", "--max-accuracy-drop", value, t.max_accuracy_drop, passed
+            "accuracy drop", " points", "--max-accuracy-drop", value, t.max_accuracy_drop, passed
         )
 
 
 def failures(report: Mapping[str, Any]) -> list[str]:
     """What a report missed, each with the figure and its bound."""
-    missed = [check for check in report["gate"] if not check["passed"]]
     return [
-        f"{check['figure']} {check['value']:.4g} misses {check['option']} {check['threshold']:g}"
-        for check in missed
+        f"{check['figure']} {check['value']:.4g}{check['unit']} misses "
+        f"{check['option']} {check['threshold']:g}"
+        for check in report["gate"]
+        if not check["passed"]
     ]

@@ -87,7 +87,7 @@ def _gate(report: Report) -> str:
     for check in report["gate"]:
         word, style = ("held", "good") if check["passed"] else ("missed", "bad")
         rows.append(
-            f"<li>{escape(check['figure'])} {_number(check['value'])}, "
+            f"<li>{escape(check['figure'])} {_number(check['value'])}{check['unit']}, "
             f"<code>{escape(check['option'])} {check['threshold']:g}</code>: "
             f"<b class={style}>{word}</b></li>"
         )

@@ -50,7 +50,7 @@ def kind(layer: str) -> str:
 class _Plot:
     """A context manager around one figure; ``svg`` is set when it ends."""
 
-    def __init__(self, name: str, height: float = 3.2) -> None:
+    def __init__(self, name: str, height: float = 3.0) -> None:
         self._name = name
         self._height = height
         self._style = matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
@@ -58,7 +58,7 @@ class _Plot:
 
     def __enter__(self) -> Axes:
         self._style.__enter__()
-        self._figure = Figure(figsize=(6.4, self._height), layout="constrained")
+        self._figure = Figure(figsize=(5.2, self._height), layout="constrained")
         self._figure.patch.set_alpha(0)
         axes: Axes = self._figure.add_subplot()
         axes.patch.set_alpha(0)
@@ -144,7 +144,9 @@ def similarity(each: Sequence[Mapping[str, Any]]) -> str:
     plot = _Plot("pictures by ssim", height=2.6)
     with plot as axes:
         values = [row["ssim"] for row in each]
-        axes.hist(values, bins=np.linspace(min(0.0, *values), 1, 41), color=_COLOURS[0])
+        axes.hist(
+            values, bins=np.linspace(np.floor(10 * min(values)) / 10, 1, 31), color=_COLOURS[0]
+        )
         axes.set(xlabel="SSIM", ylabel="pictures")
     return plot.svg
 
@@ -162,6 +164,6 @@ def scene_accuracy(scenes: Mapping[str, Any], names: tuple[str, str]) -> str:
             axes.bar(x, y, 0.38, color=_COLOURS[i], alpha=0.8, label=names[i])
             axes.errorbar(x, y, spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
         axes.set_xticks(np.arange(len(rows)), list(rows))
-        axes.set(ylabel="scenes right, %", ylim=(0, 112))
-        axes.legend(ncols=2, loc="upper right")
+        axes.set(ylabel="scenes right, %", ylim=(0, 100))
+        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return plot.svg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from sd35_trt.bundle import Bundle
 from sd35_trt.cache import StageCache, default_cache_dir, working_directory
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.hub import resolve_model
-from sd35_trt.stages import Progress
+
+#: Called with what is being done, how much of it is done, and its total.
+Count = Callable[[str, int, int], None]
 
 #: The name that stands for the half-precision twin.
 HALF = "half"
@@ -27,7 +29,7 @@ class Common:
 
 @contextlib.contextmanager
 def open_reference(
-    candidate: Bundle, against: str, model: str | None, cache_dir: Path | None, progress: Progress
+    candidate: Bundle, against: str, model: str | None, cache_dir: Path | None, count: Count
 ) -> Iterator[Bundle]:
     """The reference for the time of the comparison.
 
@@ -50,6 +52,13 @@ def open_reference(
     from sd35_trt.build import BuildOptions, build
 
     m = candidate.manifest
+    # Every component, the tokenizers and the bundle itself.
+    stages = dict.fromkeys([*_components(candidate), "tokenizers", "bundle"], 0.0)
+
+    def progress(stage: str, fraction: float, note: str) -> None:
+        stages[stage] = fraction
+        count("building", int(100 * sum(stages.values()) / len(stages)), 100)
+
     with working_directory(cache.root / "references", ".tmp-") as folder:
         options = BuildOptions(
             model=model or "mini",

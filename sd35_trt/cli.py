@@ -522,7 +522,7 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
         raise Sd35Error(
             f"comparing bundles needs {error.name}", "pip install 'sd35-trt[report]'"
         ) from error
-    from .progress import CountBars, StageBars
+    from .progress import CountBars
     from .report import print_quality
 
     bounds = {f.name: arguments.pop(f.name) for f in dataclasses.fields(Thresholds)}
@@ -534,8 +534,8 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
         command=shlex.join(["sd35-trt", *sys.argv[1:]]),
         **arguments,
     )
-    with StageBars(quiet=as_json) as building, CountBars(quiet=as_json) as drawing:
-        report = run(options, building, drawing)
+    with CountBars(quiet=as_json) as progress:
+        report = run(options, progress)
     page = bundle / "report" / "index.html"
     if as_json:
         click.echo(json.dumps(report))
