@@ -1,5 +1,6 @@
 # make demo: install, build the packaged model for the CPU, draw a picture.
 # make test: install what the tests need, check style, types and imports, run the tests.
+# make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.installed
 TYPES := $(VENV)/types/sd35_trt
 STAGES := calibration export engines runtime mini quality
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -34,6 +35,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q "torch>=2.9,<2.14"
 	$(BIN)/pip install -q -e ".[build,onnxruntime,test]"
 	@touch $@
+
+calibration: $(STAMP)
+	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --out mini/calibration
 
 clean:
 	rm -rf $(VENV) bundles demo.png .mypy_cache .pytest_cache .ruff_cache

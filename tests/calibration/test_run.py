@@ -156,7 +156,7 @@ def test_ranges_cover_every_layer_and_block(options: CalibrateOptions) -> None:
     from sd35_trt.export.checkpoint import Checkpoint
     from sd35_trt.export.inventory import inventory
 
-    made = calibrate(replace(options, steps=1, limit=2))
+    made = calibrate(replace(options, steps=1, limit=2, guidance=1.0))
     assert made.inputs == made.bmm == {}
     layers = inventory(Checkpoint(Path(options.model)), load_policy("half"))
     missing = {f"{e.component}/{e.layer}" for e in layers} - set(made.activations)
@@ -326,13 +326,6 @@ def test_without_t5(options: CalibrateOptions, tmp_path: Path) -> None:
     made = calibrate(replace(options, model=str(root), steps=1, limit=2))
     assert "denoiser/transformer_blocks.3" in made.activations
     assert not [name for name in made.activations if name.startswith("t5/")]
-
-
-def test_guidance_free(options: CalibrateOptions) -> None:
-    """Without guidance the empty prompt is not drawn: fewer values are seen, none larger."""
-    with_both = calibrate(options)
-    alone = calibrate(replace(options, guidance=1.0))
-    assert alone.digest() != with_both.digest()
 
 
 def test_an_older_calibration_is_replaced_and_nothing_else(options: CalibrateOptions) -> None:
