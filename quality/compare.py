@@ -219,14 +219,20 @@ def _linears(
 ) -> tuple[list[LinearError], str]:
     """Errors of every linear; or none, and why."""
     errors: list[LinearError] = []
-    total = len(drawn.feeds)
+    total = 100 * len(drawn.feeds)
     for done, (name, feeds) in enumerate(drawn.feeds.items()):
-        engines = {b.manifest.component(name).engine for b in (reference, candidate)}  # type: ignore[union-attr]
-        if engines != {"onnxruntime"}:
+        one, other = (bundle.manifest.component(name) for bundle in (reference, candidate))
+        assert one is not None
+        assert other is not None
+        if {one.engine, other.engine} != {"onnxruntime"}:
             return [], "single layers are compared in ONNX Runtime bundles only"
-        count("layers", done, total)
-        errors += linear_errors(reference, candidate, name, feeds)
-    count("layers", total, total)
+        errors += linear_errors(
+            name,
+            reference.path(one.files[0].path),
+            candidate.path(other.files[0].path),
+            feeds,
+            lambda part, done=done: count("layers", int(100 * (done + part)), total),
+        )
     return errors, ""
 
 

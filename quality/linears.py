@@ -18,7 +18,6 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from sd35_trt.bundle import Bundle
 from sd35_trt.errors import Sd35Error
 
 #: Inputs of a component by port name.
@@ -240,26 +239,27 @@ class _Ratio:
 
 
 def linear_errors(
-    reference: Bundle,
-    candidate: Bundle,
     component: str,
+    reference: Path,
+    candidate: Path,
     feeds: Sequence[Feed],
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[LinearError]:
     """Errors of a component's linears, in the order of the reference's graph.
 
     Args:
+        reference: its ONNX file, and ``candidate`` the one to compare.
         feeds: inputs of the component, as the reference got them.
         progress: called with the fraction done.
 
     Raises:
-        Sd35Error: the bundles do not have the same linears, or the engine fails.
+        Sd35Error: the graphs do not have the same linears, or the engine fails.
     """
-    one, other = (_Graph(_onnx_path(bundle, component)) for bundle in (reference, candidate))
+    one, other = _Graph(reference), _Graph(candidate)
     if one.linears.keys() != other.linears.keys():
         odd = sorted(one.linears.keys() ^ other.linears.keys())
         raise Sd35Error(
-            f"{component} of {candidate.root} and of {reference.root} differ in {odd[0]}",
+            f"{candidate} and {reference} do not both have the linear {odd[0]}",
             "build both bundles with this version",
         )
     own, in_place = _Ratio(), _Ratio()
@@ -280,12 +280,6 @@ def linear_errors(
         )
         for layer, linear in one.linears.items()
     ]
-
-
-def _onnx_path(bundle: Bundle, component: str) -> Path:
-    found = bundle.manifest.component(component)
-    assert found is not None
-    return bundle.path(found.files[0].path)
 
 
 class _Measured:

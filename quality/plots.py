@@ -99,6 +99,7 @@ def latent_curve(latents: Mapping[str, Any]) -> str:
             label="velocity of one step from the same latents",
         )  # fmt: skip
         _log(axes, [*free["p10"], *free["p90"], *free["mean"], *forced["mean"]])
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="step", ylabel="relative error")
         axes.legend()
     return plot.svg

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sd35_trt.build import BuildOptions, build
+from sd35_trt.cli import main
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -75,3 +76,27 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 images in dB; 100 for equal ones."""
     error = np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2)
     return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Runs a command in an empty directory: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        words = [str(a) for a in arguments]
+        monkeypatch.setattr("sys.argv", ["sd35-trt", *words])
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+def one_error_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    return lines[0]

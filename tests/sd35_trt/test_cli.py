@@ -8,33 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import one_error_line
 from PIL import Image
 
 from sd35_trt.cli import main
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Runs a command in an empty directory: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        words = [str(a) for a in arguments]
-        monkeypatch.setattr("sys.argv", ["sd35-trt", *words])
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
-
-
-def one_error_line(err: str) -> str:
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in err
-    return lines[0]
 
 
 @pytest.mark.parametrize("command", main.commands)
