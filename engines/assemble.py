@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.bundle import MANIFEST, Component, File, Manifest, Tokenizer, describe_file
+from sd35_trt.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    Component,
+    File,
+    Manifest,
+    Tokenizer,
+    describe_file,
+)
+from sd35_trt.calibration_file import Calibration
 from sd35_trt.stages import stage_files
 from sd35_trt.staging import staging
 
@@ -22,6 +32,7 @@ def assemble(
     tokenizers: Path,
     lengths: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> None:
     """Build the engines and write the bundle.
 
@@ -31,6 +42,7 @@ def assemble(
         tokenizers: stage directory of the tokenizers.
         lengths: their ``length`` and ``pad_id`` by text encoder.
         facts: the manifest's other fields.
+        calibration: what was built with; the bundle keeps it as ``calibration.json``.
     """
     builder = load_builder(facts["builder"])
     with staging(out, MANIFEST) as work:
@@ -53,6 +65,8 @@ def assemble(
                     ),
                     inputs=exported.inputs,
                     outputs=exported.outputs,
+                    precisions=exported.precisions,
+                    fp32_places=exported.fp32_places,
                     weight_bytes=exported.weight_bytes,
                     activation_bytes=engine.activation_bytes,
                 )
@@ -63,12 +77,18 @@ def assemble(
             path = f"tokenizer/{name}.json"
             shutil.copyfile(tokenizers / f"{name}.json", work / path)
             texts[name] = Tokenizer(path, length["length"], length["pad_id"])
+        files = [text.path for text in texts.values()]
+        if calibration:
+            files.append(CALIBRATION)
+            described = {**calibration.provenance, "amax": calibration.tensors()}
+            (work / CALIBRATION).write_text(json.dumps(described, indent=1) + "\n", "utf-8")
         now = datetime.datetime.now(datetime.timezone.utc)
         manifest = Manifest(
             **facts,
             tokenizers=texts,
             components=tuple(entries),
-            files=tuple(describe_file(work, text.path) for text in texts.values()),
+            files=tuple(describe_file(work, path) for path in files),
+            calibration=None if calibration is None else calibration.digest(),
             created=now.isoformat(timespec="seconds"),
         )
         _write_manifest(work, manifest)

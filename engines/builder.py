@@ -25,6 +25,8 @@ class ExportedComponent:
     weight_bytes: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    precisions: dict[str, int]
+    fp32_places: dict[str, float]
 
     @classmethod
     def read(cls, folder: Path) -> ExportedComponent:
@@ -34,7 +36,15 @@ class ExportedComponent:
         def ports(key: str) -> tuple[Port, ...]:
             return tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in data[key])
 
-        return cls(folder, data["name"], data["weight_bytes"], ports("inputs"), ports("outputs"))
+        return cls(
+            folder,
+            data["name"],
+            data["weight_bytes"],
+            ports("inputs"),
+            ports("outputs"),
+            data["precisions"],
+            data["fp32_places"],
+        )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sd35_trt.calibration_file import ATTENTION_OPERANDS
 from sd35_trt.components import COMPONENTS
-from sd35_trt.errors import CheckpointError, Sd35Error
+from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.policy import Policy
 
 from .checkpoint import Checkpoint, Weights
 from .denoiser import Denoiser
+from .fp8 import Fp8Linear, quantize_attention
+from .guard import guard
 from .layers import Linear, replace_layers
 from .modules import (
     ComponentModule,
@@ -34,6 +39,7 @@ from .modules import (
     build_vae,
 )
 from .quantized import WEIGHT_ONLY
+from .scales import Scales
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -87,15 +93,36 @@ def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
     }
 
 
-def apply_policy(part: nn.Module, component: str, policy: Policy) -> None:
+def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
+    """The component's attentions whose matmuls can be quantized: the MMDiT's, by name."""
+    from diffusers.models.attention_processor import Attention
+
+    own = COMPONENTS[component].part == "transformer"
+    return {
+        name: module
+        for name, module in part.named_modules()
+        if own and isinstance(module, Attention) and COMPONENTS[component].owns(f"{name}.to_q")
+    }
+
+
+def apply_policy(
+    part: nn.Module, component: str, policy: Policy, scales: Scales | None = None
+) -> dict[str, float]:
     """Give every layer of a component the precision that the policy asks for.
+
+    Args:
+        scales: of the part, from a calibration; without, FP8 layers have the right shapes and
+            types but cannot be written, and nothing guards FP16's range.
+
+    Returns:
+        ``component/module`` → amax of what the range guard computes in FP32, of all the part.
 
     Raises:
         UsageError: a rule of the policy matches nothing, or no rule matches a layer.
-        Sd35Error: a precision that this exporter does not write.
     """
     own = component_layers(part, component)
-    policy.check(component, {name: isinstance(m, Linear) for name, m in own.items()})
+    attentions = component_attentions(part, component)
+    policy.check(component, {name: isinstance(m, Linear) for name, m in own.items()}, attentions)
     # The part's other layers too: where two components meet, both read their dtypes from them.
     owners = {
         name: (row.name, module)
@@ -105,19 +132,39 @@ def apply_policy(part: nn.Module, component: str, policy: Policy) -> None:
     }
     for name, (owner, module) in owners.items():
         precision = policy.rule(owner, name, isinstance(module, Linear)).precision
-        if precision in WEIGHT_ONLY:
-            assert isinstance(module, Linear)
-            parent, _, child = name.rpartition(".")
-            setattr(part.get_submodule(parent), child, WEIGHT_ONLY[precision](module))
+        if precision in DTYPES:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(DTYPES[precision])
             continue
-        if precision not in DTYPES:
-            raise Sd35Error(
-                f"policy {policy.name!r} asks for {precision} in {owner}/{name}, "
-                "which this version does not export",
-                f"use a policy with {', '.join([*DTYPES, *WEIGHT_ONLY])}",
+        assert isinstance(module, Linear)
+        if precision in WEIGHT_ONLY:
+            layer: nn.Module = WEIGHT_ONLY[precision](module)
+        else:
+            amax = None if scales is None else scales.inputs[f"{owner}/{name}"]
+            layer = Fp8Linear(module, amax)
+        parent, _, child = name.rpartition(".")
+        setattr(part.get_submodule(parent), child, layer)
+    for name, attention in attentions.items():
+        rule = policy.attention_rule(component, name)
+        if rule and rule.precision not in ("fp8", "half"):
+            raise UsageError(
+                f"policy {policy.name!r}: {rule.precision} for the matmuls of {name}",
+                "an attention takes fp8 or half",
             )
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(DTYPES[precision])
+        if rule and rule.precision == "fp8":
+            key = f"{component}/{name}"
+            operands = None
+            if scales is not None:
+                operands = {x: scales.bmm[f"{key}.{x}"] for x in ATTENTION_OPERANDS}
+            quantize_attention(attention, operands)
+    return guard(part, COMPONENTS[component].part, scales) if scales else {}
+
+
+def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, int]:
+    """How many of a component's layers have each precision; before the policy is applied."""
+    layers = component_layers(part, component).items()
+    rules = (policy.rule(component, name, isinstance(layer, Linear)) for name, layer in layers)
+    return dict(Counter(rule.precision for rule in rules))
 
 
 def build_part(folder: str, checkpoint: Checkpoint) -> nn.Module:
@@ -138,6 +185,27 @@ def build_part(folder: str, checkpoint: Checkpoint) -> nn.Module:
     return part
 
 
+def fp8_layers(
+    checkpoint: Checkpoint, components: Iterable[str], policy: Policy
+) -> tuple[list[str], list[str]]:
+    """``component/layer`` of the linears, and of the attentions, that a policy computes in FP8."""
+    linears, attentions = [], []
+    for component in components:
+        rules = [r for r in policy.rules if fnmatchcase(component, r.component)]
+        if all(rule.precision != "fp8" for rule in rules):
+            continue
+        with fake_tensors():
+            part = build_part(COMPONENTS[component].part, checkpoint)
+        for name, layer in component_layers(part, component).items():
+            if policy.rule(component, name, isinstance(layer, Linear)).precision == "fp8":
+                linears.append(f"{component}/{name}")
+        for name in component_attentions(part, component):
+            rule = policy.attention_rule(component, name)
+            if rule and rule.precision == "fp8":
+                attentions.append(f"{component}/{name}")
+    return linears, attentions
+
+
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
     """Everything made inside has shapes but no storage; the libraries' chatter is silenced."""
@@ -153,6 +221,7 @@ def export_component(
     options: ExportOptions,
     out: Path,
     progress: Callable[[float, str], None] = lambda fraction, note: None,
+    scales: Scales | None = None,
 ) -> None:
     """Write one component: ``model.onnx``, ``weights.data`` and ``component.json``.
 
@@ -163,6 +232,7 @@ def export_component(
         name: a key of :data:`sd35_trt.components.COMPONENTS`.
         out: an existing directory.
         progress: called with the fraction done (0 to 1) and what is being done.
+        scales: of the component's part, where it was calibrated.
 
     Raises:
         CheckpointError: a tensor is missing, misshapen or not finite in the stored precision.
@@ -173,7 +243,8 @@ def export_component(
     progress(0.0, "tracing")
     with fake_tensors():
         part = build_part(folder, checkpoint)
-        apply_policy(part, name, policy)
+        precisions = _precisions(part, name, policy)
+        places = apply_policy(part, name, policy, scales)
         module = _MODULES[name](part, options).eval()
         model, ports = module.trace()
     progress(0.5, "writing weights")
@@ -190,5 +261,7 @@ def export_component(
         "weight_bytes": total,
         "inputs": [asdict(port) for port in ports if port.name in module.inputs],
         "outputs": [asdict(port) for port in ports if port.name in module.outputs],
+        "precisions": precisions,
+        "fp32_places": {k: v for k, v in places.items() if k.startswith(f"{name}/")},
     }
     (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")

@@ -11,6 +11,7 @@ is put together from copies.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import onnx_ir as ir
@@ -19,9 +20,19 @@ from torch import nn
 
 from sd35_trt.bundle import Port
 
-from .layers import ModulationRows
-from .modules import ComponentModule, Ports, modulated_norms, modulation_rows
+from .guard import carries_fp32
+from .layers import ModulationRows, PlainLayerNorm
+from .modules import (
+    ComponentModule,
+    Ports,
+    modulated_norms,
+    modulation_dtype,
+    modulation_rows,
+)
 from .trace import empty_model, trace
+
+# Attributes of a layer that change its graph.
+_FLAGS = ("wide", "follows", "output_dtype")
 
 
 class _Head(ComponentModule):
@@ -31,9 +42,10 @@ class _Head(ComponentModule):
         super().__init__()
         self.pos_embed = transformer.pos_embed
         self.dtype = dtype
+        self.output_dtype = torch.float32 if transformer.pos_embed.proj.wide else dtype
         self.inputs = {"latents": latents}
         grid = ("batch", "patch_rows", "patch_columns", transformer.inner_dim)
-        self.outputs = {"image": (dtype, grid)}
+        self.outputs = {"image": (self.output_dtype, grid)}
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         embed: Any = self.pos_embed
@@ -44,10 +56,21 @@ class _Head(ComponentModule):
 
 
 class _Block(ComponentModule):
-    """One of diffusers' JointTransformerBlock, its adaptive norms fed from the modulation."""
+    """One of diffusers' JointTransformerBlock, its adaptive norms fed from the modulation.
 
-    def __init__(self, block: Any, dtype: torch.dtype, width: int) -> None:
+    Args:
+        block: its layers replaced and its policy applied.
+        dtypes: of what it is given: image, context, modulation.
+        dtype: of the streams between blocks, unless this one's exceed FP16.
+        width: channels.
+    """
+
+    def __init__(
+        self, block: Any, dtypes: dict[str, torch.dtype], dtype: torch.dtype, width: int
+    ) -> None:
         super().__init__()
+        self.stream = torch.float32 if carries_fp32(block) else dtype
+        _narrow_norms(block, [*dtypes.values(), self.stream], dtype)
         self.last = block.context_pre_only
         self.rows = 0
         for norm in (block.norm1, block.norm1_context):
@@ -56,36 +79,61 @@ class _Block(ComponentModule):
             norm.linear = ModulationRows(self.rows, count)
             self.rows += count
         self.block = block
-        image = (dtype, ("samples", "pixels", width))
-        context = (dtype, ("samples", "tokens", width))
-        modulation = (dtype, ("samples", self.rows, width))
-        self.inputs = {"image": image, "context": context, "modulation": modulation}
-        self.outputs = {"image": image} if self.last else {"context": context, "image": image}
+        shapes: Any = {
+            "image": ("samples", "pixels", width),
+            "context": ("samples", "tokens", width),
+            "modulation": ("samples", self.rows, width),
+        }
+        self.inputs = {name: (dtypes[name], shape) for name, shape in shapes.items()}
+        names = ("image",) if self.last else ("context", "image")
+        self.outputs = {name: (self.stream, shapes[name]) for name in names}
 
     def forward(
         self, image: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
+        if carries_fp32(self.block):
+            image, context = image.float(), context.float()
         context, image = self.block(
             hidden_states=image, encoder_hidden_states=context, temb=modulation
         )
-        return (image,) if self.last else (context, image)
+        image = image.to(self.stream)
+        return (image,) if self.last else (context.to(self.stream), image)
 
     def signature(self) -> tuple[object, ...]:
         """Equal for blocks whose graphs differ in the values of their weights alone."""
-        modules = tuple((name, type(m).__name__) for name, m in self.block.named_modules())
+        modules = tuple(
+            (name, type(m).__name__, *(getattr(m, flag, None) for flag in _FLAGS))
+            for name, m in self.block.named_modules()
+        )
+        ports = tuple(dtype for dtype, _ in [*self.inputs.values(), *self.outputs.values()])
         weights = tuple(
             (name, tuple(p.shape), p.dtype) for name, p in self.block.named_parameters()
         )
-        return modules, weights
+        return modules, weights, ports
+
+
+def _narrow_norms(module: nn.Module, dtypes: Iterable[torch.dtype], dtype: torch.dtype) -> None:
+    """Where a stream is wider than ``dtype``, let what is normalized go on in ``dtype``."""
+    if any(other != dtype for other in dtypes):
+        for norm in module.modules():
+            if isinstance(norm, PlainLayerNorm) and norm.output_dtype is None:
+                norm.output_dtype = dtype
 
 
 class _Tail(ComponentModule):
     """Image tokens → velocity, guidance, and the sampler's update."""
 
     def __init__(
-        self, transformer: Any, dtype: torch.dtype, inputs: Ports, outputs: Ports, guided: bool
+        self,
+        transformer: Any,
+        dtypes: dict[str, torch.dtype],
+        dtype: torch.dtype,
+        inputs: Ports,
+        outputs: Ports,
+        guided: bool,
     ) -> None:
         super().__init__()
+        _narrow_norms(transformer.norm_out, dtypes.values(), dtype)
         self.norm_out = transformer.norm_out
         self.proj_out = transformer.proj_out
         self.patch = transformer.config.patch_size
@@ -95,8 +143,8 @@ class _Tail(ComponentModule):
         self.norm_out.linear = ModulationRows(0, self.rows)
         samples, width = "branches" if guided else "batch", transformer.inner_dim
         self.inputs = {
-            "image": (dtype, (samples, "patch_rows", "patch_columns", width)),
-            "modulation": (dtype, (samples, self.rows, width)),
+            "image": (dtypes["image"], (samples, "patch_rows", "patch_columns", width)),
+            "modulation": (dtypes["modulation"], (samples, self.rows, width)),
         }
         for name in ("latents", "sigma", "coefficients", "previous_denoised"):
             self.inputs[name] = inputs[name]
@@ -136,7 +184,9 @@ class Denoiser(ComponentModule):
         super().__init__()
         self.part = transformer
         self.guided = guided
-        self.dtype = transformer.context_embedder.compute_dtype
+        self.dtype = transformer.context_embedder.dtype
+        context_dtype = transformer.context_embedder.output_dtype
+        modulated = modulation_dtype(transformer)
         config, width = transformer.config, transformer.inner_dim
         rows = sum(map(modulation_rows, modulated_norms(transformer)))
         latents = (torch.float32, ("batch", config.in_channels, "height", "width"))
@@ -146,8 +196,8 @@ class Denoiser(ComponentModule):
             "sigma": per_sample,
             "coefficients": (torch.float32, ("batch", 3)),
             "previous_denoised": latents,
-            "context": (self.dtype, ("batch", "tokens", config.caption_projection_dim)),
-            "modulation": (self.dtype, ("batch", rows, width)),
+            "context": (context_dtype, ("batch", "tokens", config.caption_projection_dim)),
+            "modulation": (modulated, ("batch", rows, width)),
         }
         if guided:
             self.inputs["uncond_context"] = self.inputs["context"]
@@ -155,8 +205,17 @@ class Denoiser(ComponentModule):
             self.inputs["guidance"] = per_sample
         self.outputs = {"next_latents": latents, "denoised": latents}
         self.head = _Head(transformer, self.dtype, latents)
-        self.blocks = [_Block(b, self.dtype, width) for b in transformer.transformer_blocks]
-        self.tail = _Tail(transformer, self.dtype, self.inputs, self.outputs, guided)
+        dtypes = {
+            "image": self.head.output_dtype,
+            "context": context_dtype,
+            "modulation": modulated,
+        }
+        self.blocks = []
+        for layers in transformer.transformer_blocks:
+            block = _Block(layers, dtypes, self.dtype, width)
+            dtypes = {"image": block.stream, "context": block.stream, "modulation": modulated}
+            self.blocks.append(block)
+        self.tail = _Tail(transformer, dtypes, self.dtype, self.inputs, self.outputs, guided)
 
     def trace(self) -> tuple[ir.Model, list[Port]]:
         """See :func:`sd35_trt.export.trace.trace`."""

@@ -9,7 +9,7 @@ Everything else is taken over by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,7 +17,55 @@ from torch import nn
 Sources = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
 
 
-class Linear(nn.Module):
+class Layer(nn.Module):
+    """A layer with a precision: it returns its weight's, or FP32 where the range guard says so.
+
+    Attributes:
+        wide: the output may exceed FP16: compute and return FP32. The weight stays as stored.
+        follows: the input may exceed FP16: where it comes in FP32, compute in FP32.
+    """
+
+    wide = False
+    follows = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision that the policy gives."""
+        raise NotImplementedError
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return torch.float32 if self.wide else self.dtype
+
+    def widen(self) -> None:
+        """Set ``wide``."""
+        self.wide = True
+
+    def follow(self) -> None:
+        """Set ``follows``."""
+        self.follows = True
+
+    def compute_dtype(self, x: torch.Tensor) -> torch.dtype:
+        """Precision of the arithmetic on this input."""
+        return (
+            torch.promote_types(self.output_dtype, x.dtype) if self.follows else self.output_dtype
+        )
+
+
+class _Weighted(Layer):
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def parameters_as(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias in a precision."""
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+
+
+class Linear(_Weighted):
     """``x @ weight + bias`` with the weight stored [in, out], so that no Transpose is traced.
 
     The input is cast to the weight's dtype: layers of several precisions can be chained.
@@ -32,27 +80,101 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(linear.weight.t(), requires_grad=False)
         self.bias = linear.bias
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype of the product."""
-        return self.weight.dtype
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype(x)
+        weight, bias = self.parameters_as(dtype)
+        y = torch.matmul(x.to(dtype), weight)
+        return (y if bias is None else y + bias).to(self.output_dtype)
+
+
+class Conv2d(_Weighted):
+    """A convolution whose input is cast to the weight's dtype."""
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.options: dict[str, Any] = {
+            name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.matmul(x.to(self.weight.dtype), self.weight)
-        return y if self.bias is None else y + self.bias
+        dtype = self.compute_dtype(x)
+        weight, bias = self.parameters_as(dtype)
+        y = nn.functional.conv2d(x.to(dtype), weight, bias, **self.options)
+        return y.to(self.output_dtype)
 
 
-class RMSNorm(nn.Module):
+class _Norm(_Weighted):
+    """Computes in the wider of its input's and its weight's precision.
+
+    A normalization takes a stream that exceeds FP16 back into its range.
+    """
+
+    follows = True
+
+
+class RMSNorm(_Norm):
     """Traces to one RMSNormalization; the output has the weight's dtype."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
         self.weight = weight
+        self.bias = None
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, weight.shape, weight, self.eps).to(self.weight.dtype)
+        dtype = self.compute_dtype(x)
+        y = nn.functional.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps)
+        return y.to(self.output_dtype)
+
+
+class GroupNorm(_Norm):
+    """Traces to GroupNormalization; the output has the weight's dtype."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.groups, self.eps = norm.num_groups, norm.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype(x)
+        parameters = self.parameters_as(dtype)
+        y = nn.functional.group_norm(x.to(dtype), self.groups, *parameters, self.eps)
+        return y.to(self.output_dtype)
+
+
+class LayerNorm(_Norm):
+    """Traces to one LayerNormalization; the output has the weight's dtype."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype(x)
+        y = nn.functional.layer_norm(x.to(dtype), self.shape, *self.parameters_as(dtype), self.eps)
+        return y.to(self.output_dtype)
+
+
+class PlainLayerNorm(nn.Module):
+    """A LayerNormalization without parameters.
+
+    Attributes:
+        output_dtype: of what it returns; None returns its input's. A stream in FP32 is narrowed.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+        self.output_dtype: torch.dtype | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.layer_norm(x, self.shape, eps=self.eps)
+        return y if self.output_dtype is None else y.to(self.output_dtype)
 
 
 class ModulationRows(nn.Module):
@@ -133,25 +255,44 @@ class SeparablePositionTable(nn.Module):
         return torch.cat([columns, rows], dim=-1).reshape(1, height * width, -1)
 
 
+class GatedFeedForward(nn.Module):
+    """T5's ``wo(act(wi_0(x)) * wi_1(x))``; transformers' own casts the product to wo's dtype."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.wi_0, self.wi_1, self.wo, self.act = layer.wi_0, layer.wi_1, layer.wo, layer.act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = self.act(self.wi_0(x)) * self.wi_1(x)
+        y: torch.Tensor = self.wo(product)
+        return y
+
+
 def replace_layers(model: nn.Module) -> None:
     """Put this module's layers in place of PyTorch's, diffusers' and transformers' own."""
+    for name, child in list(model.named_children()):
+        replace_layers(child)
+        replacement = _replacement(child)
+        if replacement is not None:
+            setattr(model, name, replacement)
+
+
+def _replacement(layer: Any) -> nn.Module | None:
     from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
-    from transformers.models.t5.modeling_t5 import T5LayerNorm
+    from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
 
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Linear(child))
-            elif isinstance(child, DiffusersRMSNorm):
-                setattr(module, name, RMSNorm(child.weight, child.eps))
-            elif isinstance(child, T5LayerNorm):
-                setattr(module, name, RMSNorm(child.weight, child.variance_epsilon))
-            elif (
-                isinstance(child, (nn.Conv2d, nn.LayerNorm, nn.GroupNorm))
-                and child.weight is not None
-            ):
-                child.register_forward_pre_hook(_cast_to_weight)
-
-
-def _cast_to_weight(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(x.to(module.weight.dtype) for x in args)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Linear):
+        return Linear(layer)
+    if isinstance(layer, nn.Conv2d):
+        return Conv2d(layer)
+    if isinstance(layer, DiffusersRMSNorm):
+        return RMSNorm(layer.weight, layer.eps)
+    if isinstance(layer, T5LayerNorm):
+        return RMSNorm(layer.weight, layer.variance_epsilon)
+    if isinstance(layer, nn.GroupNorm):
+        return GroupNorm(layer)
+    if isinstance(layer, nn.LayerNorm):
+        return PlainLayerNorm(layer) if layer.weight is None else LayerNorm(layer)
+    if isinstance(layer, T5DenseGatedActDense):
+        return GatedFeedForward(layer)
+    return None

@@ -17,6 +17,7 @@ from sd35_trt.bundle import Port
 from sd35_trt.components import LATENT_SCALE
 
 from .checkpoint import Weights
+from .guard import carries_fp32
 from .layers import PositionTable, SeparablePositionTable, is_separable
 
 Shape = tuple["int | str", ...]
@@ -101,18 +102,22 @@ class TextEncoder(ComponentModule):
         self.part = model
         config: Any = model.config
         projection: Any = model.text_projection
-        self.dtype: torch.dtype = projection.compute_dtype
+        self.dtype: torch.dtype = projection.dtype
         self.inputs = {"input_ids": (torch.int64, ("batch", tokens))}
+        # The penultimate state is the residual stream itself.
+        blocks: Any = model.text_model.encoder.layers  # type: ignore[union-attr]
+        stream = torch.float32 if any(map(carries_fp32, blocks)) else self.dtype
         self.outputs = {
-            "hidden": (self.dtype, ("batch", tokens, config.hidden_size)),
-            "pooled": (self.dtype, ("batch", config.projection_dim)),
+            "hidden": (stream, ("batch", tokens, config.hidden_size)),
+            "pooled": (projection.output_dtype, ("batch", config.projection_dim)),
         }
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Given, because the model's own are a constant, and constants have no value while tracing.
         positions = torch.arange(input_ids.shape[1])[None]
         out = self.part(input_ids, position_ids=positions, output_hidden_states=True)
-        return out.hidden_states[-2].to(self.dtype), out.text_embeds.to(self.dtype)
+        hidden, pooled = (dtype for dtype, _ in self.outputs.values())
+        return out.hidden_states[-2].to(hidden), out.text_embeds.to(pooled)
 
 
 class T5Encoder(ComponentModule):
@@ -122,7 +127,7 @@ class T5Encoder(ComponentModule):
         super().__init__()
         self.part = model
         norm: Any = model.encoder.final_layer_norm  # type: ignore[union-attr]
-        self.dtype = norm.weight.dtype
+        self.dtype = norm.output_dtype
         config: Any = model.config
         self.inputs = {"input_ids": (torch.int64, ("batch", "tokens"))}
         self.outputs = {"hidden": (self.dtype, ("batch", "tokens", config.d_model))}
@@ -131,7 +136,7 @@ class T5Encoder(ComponentModule):
         encoder: Any = self.part.encoder
         # The residual stream starts, and by the policy's FP32 output layers stays, in the dtype
         # of the feed-forward output: T5's exceeds FP16.
-        wo = encoder.block[0].layer[-1].DenseReluDense.wo.compute_dtype
+        wo = encoder.block[0].layer[-1].DenseReluDense.wo.output_dtype
         hidden = encoder.embed_tokens(input_ids).to(wo)
         position_bias = None
         # Block by block: the encoder's own forward would build a mask from the stream's dtype.
@@ -153,6 +158,13 @@ def modulation_rows(norm: Any) -> int:
     return norm.linear.out_features // norm.linear.in_features
 
 
+def modulation_dtype(transformer: Any) -> torch.dtype:
+    """What the conditioner hands to the denoiser: the policy's dtype, unless it is too narrow."""
+    linears: list[Any] = [norm.linear for norm in modulated_norms(transformer)]
+    wide = any(linear.wide for linear in linears)
+    return torch.float32 if wide else transformer.context_embedder.dtype
+
+
 class Conditioner(ComponentModule):
     """Everything in the MMDiT that depends on the prompt and the timestep alone.
 
@@ -163,7 +175,10 @@ class Conditioner(ComponentModule):
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.part = transformer
-        self.dtype = transformer.context_embedder.compute_dtype
+        embedder = transformer.context_embedder
+        self.dtype = torch.float32 if embedder.follows else embedder.dtype
+        self.context_dtype = embedder.output_dtype
+        self.modulation_dtype = modulation_dtype(transformer)
         self.norms = modulated_norms(transformer)
         width = transformer.inner_dim
         rows = sum(map(modulation_rows, self.norms))
@@ -174,8 +189,8 @@ class Conditioner(ComponentModule):
             "timesteps": (torch.float32, ("steps",)),
         }
         self.outputs = {
-            "context": (self.dtype, ("samples", "tokens", config.caption_projection_dim)),
-            "modulation": (self.dtype, ("steps", "samples", rows, width)),
+            "context": (self.context_dtype, ("samples", "tokens", config.caption_projection_dim)),
+            "modulation": (self.modulation_dtype, ("steps", "samples", rows, width)),
         }
 
     def forward(
@@ -190,7 +205,8 @@ class Conditioner(ComponentModule):
             for norm in self.norms
         ]
         context = self.part.context_embedder(prompt_embeds)  # type: ignore[operator]
-        return context.to(self.dtype), torch.cat(modulation, dim=2).to(self.dtype)
+        modulations = torch.cat(modulation, dim=2).to(self.modulation_dtype)
+        return context.to(self.context_dtype), modulations
 
 
 class VaeDecoder(ComponentModule):
@@ -210,7 +226,7 @@ class VaeDecoder(ComponentModule):
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         if vae.post_quant_conv is not None:
             latents = vae.post_quant_conv(latents)
-        image = vae.decoder(latents.to(vae.decoder.conv_in.weight.dtype)).float()
+        image = vae.decoder(latents.to(vae.decoder.conv_in.dtype)).float()
         image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return ((image * 255).round().to(torch.uint8),)
 
@@ -230,7 +246,7 @@ class VaeEncoder(ComponentModule):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
         vae: Any = self.part
         pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
-        moments = vae.encoder(pixels.to(vae.encoder.conv_in.weight.dtype))
+        moments = vae.encoder(pixels.to(vae.encoder.conv_in.dtype))
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)
         mean = moments[:, : vae.config.latent_channels].float()

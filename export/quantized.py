@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from .layers import Linear, Sources
+from .layers import Layer, Linear, Sources
 
 _DTYPE = torch.float16
 
@@ -51,7 +51,7 @@ def int4_weight(weight: torch.Tensor, block: int) -> torch.Tensor:
     return blocks.round().clamp(-7, 7).flatten(1).to(torch.int8).t()
 
 
-class WeightOnlyLinear(nn.Module):
+class WeightOnlyLinear(Layer):
     """``x @ dequantize(weight, scale) + bias`` in FP16; the weight is [in, out].
 
     Args:
@@ -80,11 +80,11 @@ class WeightOnlyLinear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.to(_DTYPE))
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype of the product."""
+    def dtype(self) -> torch.dtype:
         return _DTYPE
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype(x)
         weight = torch.onnx.ops.symbolic(
             "DequantizeLinear",
             (self.weight, self.scale),
@@ -92,8 +92,8 @@ class WeightOnlyLinear(nn.Module):
             dtype=_DTYPE,
             shape=self.weight.shape,
         )
-        y = torch.matmul(x.to(_DTYPE), weight)
-        return y if self.bias is None else y + self.bias
+        y = torch.matmul(x.to(dtype), weight.to(dtype))
+        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
 
 
 def _int8(linear: Linear) -> WeightOnlyLinear:

@@ -40,7 +40,8 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
     stored = weights.read(path)
     value = convert(stored).to(expected.dtype).contiguous()
     assert value.shape == expected.shape, (name, value.shape, expected.shape)
-    low, high = torch.aminmax(value)
+    # PyTorch has no aminmax of FP8.
+    low, high = torch.aminmax(value.float() if value.dtype == torch.float8_e4m3fn else value)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         was_finite = bool(torch.isfinite(stored).all())
         raise CheckpointError(

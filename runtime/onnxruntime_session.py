@@ -14,8 +14,11 @@ from sd35_trt.errors import BundleError, Sd35Error
 class OnnxRuntimeSession:
     """Runs one ONNX component with inputs and outputs bound to the caller's arrays."""
 
-    def __init__(self, path: str, name: str, threads: int | None) -> None:
+    def __init__(self, path: str, name: str, threads: int | None, fp8: bool = False) -> None:
         options = ort.SessionOptions()
+        if fp8:
+            # Its fusions of Q/DQ with the operators around them do not know FP8.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 3  # errors only
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -51,4 +54,5 @@ class OnnxRuntimeSession:
 def open_session(bundle: Bundle, component: Component, threads: int | None) -> OnnxRuntimeSession:
     """Load a component of a bundle; see :func:`sd35_trt.runtime.session.open_session`."""
     path = bundle.path(component.files[0].path)
-    return OnnxRuntimeSession(str(path), component.name, threads)
+    fp8 = bool(component.precisions.get("fp8"))
+    return OnnxRuntimeSession(str(path), component.name, threads, fp8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import importlib.util
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .bundle import MANIFEST, Ranges
 from .cache import StageCache, default_cache_dir
+from .calibration_file import Calibration
 from .components import COMPONENTS, LATENT_SCALE
 from .errors import CheckpointError, Sd35Error, UsageError
 from .hub import resolve_model
@@ -40,6 +42,8 @@ class BuildOptions:
         model: ``mini``, a diffusers directory, or a hub id.
         target: a name from :data:`sd35_trt.targets.TARGETS`.
         policy: name or path; None takes the target's default.
+        calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
+            takes the packaged one for ``mini`` where the policy needs scales.
         out: the bundle's directory; None makes ``bundles/<model>-<target>``.
         guidance: whether the denoiser computes both branches; None asks the model variant.
         batch: inclusive range of images per run; None is 1 to 4.
@@ -53,6 +57,7 @@ class BuildOptions:
     model: str = "mini"
     target: str = "cpu"
     policy: str | None = None
+    calibration: Path | None = None
     out: Path | None = None
     guidance: bool | None = None
     batch: tuple[int, int] | None = None
@@ -101,6 +106,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "command": options.command,
         }
         names = [n for n, row in COMPONENTS.items() if checkpoint.has(row.part)]
+        calibration = _calibration(options, policy, names)
         for part in dict.fromkeys(COMPONENTS[n].part for n in names):
             checkpoint.weights(part)  # a missing or truncated file fails here, before any work
         inputs = _StageInputs(checkpoint, cache, versions)
@@ -108,9 +114,13 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
         clip_tokens = lengths["clip_l"]["length"]
         t5_tokens = lengths["t5"]["length"] if "t5" in lengths else _T5_TOKENS
-        stages = [_component_stage(inputs, n, policy, clip_tokens, guided) for n in names]
+        stages = [
+            _component_stage(inputs, n, policy, clip_tokens, guided, calibration) for n in names
+        ]
+        if calibration and not all(cache.find(s.name, cache.key(s.inputs)) for s in stages):
+            _check_calibration(calibration, checkpoint, names, policy, stages)
         folders = {stage.name: run_stage(cache, stage, progress) for stage in stages}
-        facts["model"]["files"] = {k: v for s in stages for k, v in s.inputs["files"].items()}
+        facts["model"]["files"] = _files(stages)
         facts["ranges"] = Ranges(*ranges, t5_tokens=(min(77, t5_tokens), max(512, t5_tokens)))
         facts["defaults"] = {
             "steps": variant.steps,
@@ -119,7 +129,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "sampler": "euler",
             "t5_tokens": t5_tokens,
         }
-        assemble(out, folders, tokenizers, lengths, facts)
+        assemble(out, folders, tokenizers, lengths, facts, calibration)
         progress("bundle", 1.0, "written")
     except ImportError as error:
         raise Sd35Error(f"building needs {error.name}", "pip install 'sd35-trt[build]'") from error
@@ -131,6 +141,52 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "free space, or choose another --out and --cache-dir",
         ) from error
     return out
+
+
+def _calibration(options: BuildOptions, policy: Policy, names: Iterable[str]) -> Calibration | None:
+    """The calibration to build with.
+
+    Raises:
+        UsageError: the policy needs one and none was given, or it cannot be read.
+    """
+    if options.calibration is not None:
+        return Calibration.load(options.calibration)
+    if not any(r.precision == "fp8" and fnmatch.filter(names, r.component) for r in policy.rules):
+        return None
+    if options.model == "mini":
+        from .mini import calibration_path
+
+        return Calibration.load(calibration_path())
+    raise UsageError(
+        f"policy {policy.name!r} needs a calibration",
+        f"make one with: sd35-trt calibrate --model {options.model} "
+        f"--policy {options.policy or policy.name} --out DIR, and give it as --calibration DIR",
+    )
+
+
+def _check_calibration(
+    calibration: Calibration,
+    checkpoint: Checkpoint,
+    names: Iterable[str],
+    policy: Policy,
+    stages: Iterable[Stage],
+) -> None:
+    """Refuse a calibration that is not of this checkpoint and policy.
+
+    A policy without FP8 takes the ranges of any calibration of the checkpoint.
+    """
+    from .export.component import fp8_layers
+
+    linears, attentions = fp8_layers(checkpoint, names, policy)
+    if not linears and not attentions:
+        linears = list(calibration.inputs)
+        attentions = list(dict.fromkeys(name.rpartition(".")[0] for name in calibration.bmm))
+    calibration.check(_files(stages), linears, attentions)
+
+
+def _files(stages: Iterable[Stage]) -> dict[str, str]:
+    """SHA-256 of the checkpoint's files that these stages read, by path."""
+    return {k: v for stage in stages for k, v in stage.inputs["files"].items()}
 
 
 #: diffusers' default ``max_sequence_length``; without T5, its part of the text is this many zeros.
@@ -197,17 +253,28 @@ def _tokenizer_stage(inputs: _StageInputs, names: list[str]) -> Stage:
 
 
 def _component_stage(
-    inputs: _StageInputs, name: str, policy: Policy, clip_tokens: int, guided: bool
+    inputs: _StageInputs,
+    name: str,
+    policy: Policy,
+    clip_tokens: int,
+    guided: bool,
+    calibration: Calibration | None,
 ) -> Stage:
+    from .export.scales import Scales
+
+    part = COMPONENTS[name].part
+    scales = Scales.of(calibration, part) if calibration else None
+
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
         from .export.component import ExportOptions, export_component
 
         options = ExportOptions(clip_tokens, guided)
-        export_component(name, inputs.checkpoint, policy, options, out, progress)
+        export_component(name, inputs.checkpoint, policy, options, out, progress, scales)
 
-    described = inputs.describe(COMPONENTS[name].part)
+    described = inputs.describe(part)
+    if scales and (effect := scales.describe()):
+        described["calibration"] = effect
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
-    part = COMPONENTS[name].part
     described["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
     if COMPONENTS[name].tokenizer:
         described["clip_tokens"] = clip_tokens

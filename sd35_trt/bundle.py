@@ -21,6 +21,9 @@ FORMAT = 1
 
 MANIFEST = "bundle.json"
 
+#: Amax values and provenance of the calibration, in a bundle that was built with one.
+CALIBRATION = "calibration.json"
+
 #: Files up to this size are hashed at every load, larger ones only on request.
 SMALL_FILE = 32 << 20
 
@@ -62,6 +65,9 @@ class Component:
         engine: session kind that runs it, e.g. ``onnxruntime``.
         files: the first is what the session opens, the others belong to it.
         weight_bytes: bytes of weights as stored.
+        precisions: how many layers have each precision of the policy.
+        fp32_places: ``component/module`` → largest output in calibration, for each place that the
+            range guard computes in FP32 although the policy says half.
         activation_bytes: working memory at the largest shapes, where the builder reports it.
     """
 
@@ -71,6 +77,8 @@ class Component:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     weight_bytes: int
+    precisions: dict[str, int]
+    fp32_places: dict[str, float]
     activation_bytes: int | None = None
 
     def input(self, name: str) -> Port:
@@ -101,7 +109,11 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything in ``bundle.json``."""
+    """Everything in ``bundle.json``.
+
+    ``calibration`` is the digest of the calibration that the bundle was built with; where there
+    was one, :data:`CALIBRATION` holds it.
+    """
 
     model: dict[str, Any]
     target: str
@@ -119,6 +131,7 @@ class Manifest:
     versions: dict[str, str]
     command: str
     created: str
+    calibration: str | None = None
     format: int = field(default=FORMAT)
 
     def component(self, name: str) -> Component | None:

@@ -98,14 +98,3 @@ def test_pictures_stay_close(
     assert psnr(got.images, expected.images) >= (25 if name == "int8-weight" else 12)
     # Against FP32: a quarter, an eighth, and the scales.
     assert sizes[0] / sizes[1] <= (0.30 if name == "int8-weight" else 0.20)
-
-
-def test_fp8_is_refused_in_one_line(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    from sd35_trt.errors import Sd35Error
-
-    path = tmp_path / "fp8.toml"
-    text = Path(load_policy.__code__.co_filename).parent / "policies/int8-weight.toml"
-    path.write_text(text.read_text().replace('"int8-weight"', '"fp8"'))
-    with pytest.raises(Sd35Error, match="asks for fp8 in") as caught:
-        make_bundle(policy=str(path))
-    assert "\n" not in str(caught.value)

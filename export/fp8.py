@@ -1,0 +1,181 @@
+"""FP8: linear layers and attention matmuls on E4M3 operands (W8A8, static scales per tensor).
+
+The graph holds a standard QuantizeLinear and DequantizeLinear on every activation and a
+DequantizeLinear on every weight, which an engine turns into FP8 arithmetic; here the operands are
+rounded to E4M3 and multiplied in FP16, or in FP32 where the range guard says so.
+
+A scale is amax / 448 in the precision of the arithmetic around it: engines want one type on either
+side of a Q/DQ (ONNX Runtime's CPU kernels refuse a mixture), so that FP16 graphs have FP16 scales,
+floored where FP16 would be subnormal. Everything is quantized against the scale as stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from sd35_trt.calibration_file import ATTENTION_OPERANDS, E4M3_MAX
+
+from .layers import Layer, Linear, Sources
+
+_E4M3 = torch.float8_e4m3fn
+
+
+def fp8_scale(amax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale of a tensor as stored: amax / 448, at least the smallest normal of ``dtype``."""
+    return (amax.float() / E4M3_MAX).clamp(min=torch.finfo(dtype).tiny).to(dtype)
+
+
+def fp8_weight(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[out, in] → E4M3 [in, out], against the scale as stored in ``dtype``."""
+    scaled = weight.float() / fp8_scale(weight.abs().amax(), dtype).float()
+    # PyTorch's conversion gives NaN where ONNX's saturates.
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(_E4M3).t()
+
+
+def _dequantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = torch.onnx.ops.symbolic(
+        "DequantizeLinear", (x, scale), dtype=scale.dtype, shape=x.shape
+    )
+    return y
+
+
+def fake_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """QuantizeLinear and DequantizeLinear; computed and returned in the scale's dtype."""
+    x = x.to(scale.dtype)
+    rounded = torch.onnx.ops.symbolic(
+        "QuantizeLinear",
+        (x, scale),
+        {"output_dtype": int(ir.DataType.FLOAT8E4M3FN)},
+        dtype=_E4M3,
+        shape=x.shape,
+    )
+    return _dequantize(rounded, scale)
+
+
+def _scalar(dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty((), dtype=dtype), requires_grad=False)
+
+
+class Fp8Linear(Layer):
+    """``fake_quantize(x) @ dequantize(weight) + bias``; the weight is E4M3 [in, out].
+
+    Args:
+        linear: the layer it replaces.
+        input_amax: largest magnitude of its input; None for a layer whose weights are not to be
+            written.
+    """
+
+    def __init__(self, linear: Linear, input_amax: float | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = shape = (linear.in_features, linear.out_features)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=_E4M3), requires_grad=False)
+        self.weight_scale = _scalar(torch.float16)
+        self.input_scale = _scalar(torch.float16)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.to(torch.float16))
+
+        def input_scale(weight: torch.Tensor) -> torch.Tensor:
+            assert input_amax is not None
+            return fp8_scale(torch.tensor(input_amax), self.input_scale.dtype)
+
+        self.SOURCES: Sources = {
+            "weight": ("weight", lambda w: fp8_weight(w, self.weight_scale.dtype)),
+            "weight_scale": (
+                "weight",
+                lambda w: fp8_scale(w.abs().amax(), self.weight_scale.dtype),
+            ),
+            "input_scale": ("weight", input_scale),
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16
+
+    def compute_dtype(self, x: torch.Tensor) -> torch.dtype:
+        return self.weight_scale.dtype
+
+    def widen(self) -> None:
+        super().widen()
+        self.follow()
+
+    def follow(self) -> None:
+        super().follow()
+        for scale in (self.weight_scale, self.input_scale):
+            scale.data = scale.data.float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype(x)
+        weight = _dequantize(self.weight, self.weight_scale)
+        y = torch.matmul(fake_quantize(x, self.input_scale), weight)
+        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
+
+
+class Fp8AttentionProcessor:
+    """diffusers' JointAttnProcessor2_0 with its two matmuls on E4M3 operands.
+
+    Attention is spelled out, not one operator: ONNX's Attention has no place for the Q/DQ of the
+    softmax output, and TensorRT fuses this form into its FP8 attention.
+
+    The scales are parameters of the attention module, ``q_scale``, ``k_scale``, ``v_scale`` and
+    ``p_scale`` (softmax output); see :func:`quantize_attention`.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> Any:
+        pixels = hidden_states.shape[1]
+
+        def heads(linear: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) -> Any:
+            y = linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return y if norm is None else norm(y)
+
+        query = heads(attn.to_q, hidden_states, attn.norm_q)
+        key = heads(attn.to_k, hidden_states, attn.norm_k)
+        value = heads(attn.to_v, hidden_states)
+        if encoder_hidden_states is not None:
+            text = encoder_hidden_states
+            query = torch.cat([query, heads(attn.add_q_proj, text, attn.norm_added_q)], dim=2)
+            key = torch.cat([key, heads(attn.add_k_proj, text, attn.norm_added_k)], dim=2)
+            value = torch.cat([value, heads(attn.add_v_proj, text)], dim=2)
+        scores = torch.matmul(
+            fake_quantize(query, attn.q_scale), fake_quantize(key, attn.k_scale).transpose(2, 3)
+        )
+        weights = torch.softmax(scores * query.shape[-1] ** -0.5, dim=-1)
+        mixed = torch.matmul(
+            fake_quantize(weights, attn.p_scale), fake_quantize(value, attn.v_scale)
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return attn.to_out[0](mixed)
+        image = attn.to_out[0](mixed[:, :pixels])
+        text = mixed[:, pixels:]
+        return image, text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def quantize_attention(attn: Any, amax: dict[str, float] | None) -> None:
+    """Compute an attention's matmuls in FP8.
+
+    Args:
+        attn: diffusers' Attention, as in a JointTransformerBlock.
+        amax: largest magnitude by operand (q, k, v, p); None where nothing is to be written.
+    """
+    attn.SOURCES = {}
+    for operand in ATTENTION_OPERANDS:
+        name = f"{operand}_scale"
+        scale = _scalar(torch.float16)
+        setattr(attn, name, scale)
+
+        # Any tensor of the module will do: the value is the calibration's.
+        def value(_: torch.Tensor, operand: str = operand, scale: nn.Parameter = scale) -> Any:
+            assert amax is not None
+            return fp8_scale(torch.tensor(amax[operand]), scale.dtype)
+
+        attn.SOURCES[name] = ("to_q.weight", value)
+    attn.set_processor(Fp8AttentionProcessor())
