@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .variants import recognise
 
 if TYPE_CHECKING:
     from .calibration.run import Settings
+    from .calibration.sensitivity import Sensitivity
     from .calibration_file import Calibration
 
 #: Libraries whose version a calibration records.
@@ -79,6 +81,42 @@ def calibrate(
     from .calibration.run import calibrate as run
 
     return run(settings, policy, provenance, options.out, progress)
+
+
+#: Prompts that a sensitivity analysis draws where no limit is given.
+SENSITIVITY_PROMPTS = 8
+
+
+def analyse_sensitivity(
+    options: CalibrateOptions,
+    budget: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[Sensitivity, list[str]]:
+    """Measure how much each group of the MMDiT's linears suffers from FP8; write it to ``out``.
+
+    Args:
+        options: ``policy`` is what the groups are compared with, and gives the written policy its
+            rules for the other components.
+        budget: bytes of all the MMDiT's linears; with it, a policy is written.
+
+    Returns:
+        The figures, and notes for the user.
+
+    Raises:
+        Sd35Error: explained in one line; nothing half-written stands at ``options.out``.
+    """
+    policy = load_policy(options.policy)
+    check_destination(options.out, "sensitivity.json", "sensitivity analysis")
+    if options.limit is None:
+        options = replace(options, limit=SENSITIVITY_PROMPTS)
+    settings, provenance = prepare(options)
+    provenance["policy"] = {"name": policy.name, "sha256": policy.digest()}
+    from .calibration.sensitivity import measure, plot, write
+
+    result = measure(settings, policy, budget, progress)
+    drawable = importlib.util.find_spec("matplotlib") is not None
+    write(result, policy, provenance, options.out, plot if drawable else None)
+    return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 
 def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:

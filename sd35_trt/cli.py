@@ -84,6 +84,18 @@ _SIZE = _Pair("WxH", r"(\d+)[xX](\d+)", single=True)
 _RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)", single=True)
 
 
+class _Bytes(click.ParamType):
+    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``; decimal units."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a number of bytes such as 5.5GB", param, ctx)
+        return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+
+
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 _model_option = click.option(
@@ -265,8 +277,21 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     metavar="DIR",
     help="The calibration to write.",
 )
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Instead, quantize one group of the MMDiT's linears at a time and write what each does "
+    "to the prediction, against the bytes it saves.",
+)
+@click.option(
+    "--budget",
+    type=_Bytes(),
+    default=None,
+    help="With --sensitivity: also write a policy that keeps the most sensitive groups half while "
+    "the MMDiT's linears take no more than this, e.g. 5.5GB.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def calibrate(as_json: bool, **arguments: Any) -> None:
+def calibrate(as_json: bool, sensitivity: bool, budget: int | None, **arguments: Any) -> None:
     """Measure the scales and ranges that a build with an FP8 policy needs.
 
     Draws a set of prompts with diffusers, all steps and both guidance branches, and keeps the
@@ -276,14 +301,29 @@ def calibrate(as_json: bool, **arguments: Any) -> None:
     \b
     Examples:
       sd35-trt calibrate --out calibrations/mini
-      sd35-trt calibrate --model ~/models/stable-diffusion-3.5-large --device cuda --size 1024x1024
-        --size 1344x768 --out calibrations/large
+      sd35-trt calibrate --model ~/models/stable-diffusion-3.5-large --device cuda
+        --size 1024x1024 --size 1344x768 --out calibrations/large
+      sd35-trt calibrate --sensitivity --budget 9MB --out sensitivity
     """
-    from .calibrate import CalibrateOptions
+    from .calibrate import CalibrateOptions, analyse_sensitivity
     from .calibrate import calibrate as run
     from .progress import CountBars
+    from .report import print_sensitivity
 
     options = CalibrateOptions(command=shlex.join(["sd35-trt", *sys.argv[1:]]), **arguments)
+    if sensitivity:
+        with CountBars(quiet=as_json) as report:
+            result, notes = analyse_sensitivity(options, budget, report)
+        if as_json:
+            click.echo(json.dumps({"folder": str(options.out), **result.as_dict()}))
+            return
+        print_sensitivity(result)
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(str(options.out))
+        return
+    if budget is not None:
+        raise click.UsageError("--budget needs --sensitivity")
     try:
         with CountBars(quiet=as_json) as report:
             made = run(options, report)

@@ -19,6 +19,7 @@ from .cache import default_cache_dir
 from .targets import BUILDERS, TARGETS
 
 if TYPE_CHECKING:
+    from .calibration.sensitivity import Sensitivity
     from .export.inventory import LayerEntry
 
 
@@ -221,3 +222,26 @@ def print_quality(report: Mapping[str, Any], page: str) -> None:
     for key, value in rows.items():
         facts.add_row(f"[bold]{key}[/]", value)
     console.print(facts)
+
+
+def print_sensitivity(result: Sensitivity) -> None:
+    """Print each group's error alone against the bytes it saves, the worst per byte first."""
+    console = _console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("group", "linears", "error alone", "saves", "kept"):
+        table.add_column(column, justify="left" if column in ("group", "kept") else "right")
+    rows = zip(result.groups, result.errors, strict=True)
+    for group, error in sorted(rows, key=lambda row: -(row[1] ** 2) / row[0].saved_bytes):
+        kept = result.half is not None and group in result.half
+        saved = format_bytes(group.saved_bytes)
+        count = str(len(group.layers))
+        table.add_row(group.name, count, f"{error:.5f}", saved, "half" if kept else "")
+    console.print(table)
+    smallest = sum(group.fp8_bytes for group in result.groups)
+    largest = sum(group.half_bytes for group in result.groups)
+    console.print(f"\nall in FP8: error {result.everything:.5f}, {format_bytes(smallest)}")
+    console.print(f"none in FP8: {format_bytes(largest)}")
+    console.print(f"the policy given: error {result.base:.5f}")
+    if result.chosen is not None and result.chosen_bytes is not None:
+        size = format_bytes(result.chosen_bytes)
+        console.print(f"within the budget: error {result.chosen:.5f}, {size}")

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from sd35_trt.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration import quantizers, run
+from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.calibration_file import DESCRIPTION, TENSORS, Calibration
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
+from sd35_trt.mini import calibration_path, calibration_prompts_path, checkpoint_path
 from sd35_trt.policy import load_policy
 
 PROMPTS = ["a red kite", "three tabby cats", "no rain today", "left of it", "a small blue star"]
@@ -174,8 +176,8 @@ def test_provenance(options: CalibrateOptions) -> None:
     calibrate(replace(options, steps=1, limit=2, command="sd35-trt calibrate …"))
     description = json.loads((options.out / DESCRIPTION).read_text("utf-8"))
     root = Path(options.model)
-    for file, digest in description["files"].items():
-        assert sha256_file(root / file) == digest
+    for file, known in description["files"].items():
+        assert sha256_file(root / file) == known
     assert {file.split("/")[0] for file in description["files"]} == {
         "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
     }  # fmt: skip
@@ -372,3 +374,16 @@ def test_sizes_take_turns(options: CalibrateOptions) -> None:
     settings, provenance = prepare(replace(options, limit=3))
     assert settings.prompts == (PROMPTS[0], PROMPTS[1], PROMPTS[3])
     assert provenance["prompts"]["count"] == 3
+
+
+def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
+    """After another checkpoint is packaged: make calibration."""
+    from sd35_trt.bundle import sha256_file
+
+    root, packaged = checkpoint_path(), Calibration.load(calibration_path())
+    files = {file: sha256_file(root / file) for file in packaged.provenance["files"]}
+    packaged.check(files, fp8_layers(root, "fp8"))
+    assert packaged.provenance["policy"]["name"] == "fp8"
+    assert packaged.provenance["prompts"] == {
+        "sha256": digest(read_prompts(calibration_prompts_path())), "count": 128,
+    }  # fmt: skip

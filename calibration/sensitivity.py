@@ -1,0 +1,298 @@
+"""What quantizing one group of linears at a time does to the denoised prediction."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sd35_trt.errors import UsageError
+from sd35_trt.policy import Policy
+from sd35_trt.staging import staging
+
+from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
+from .quantizers import fp8_linears, insert_quantizers, quiet
+from .ranges import amax, not_finite, owner
+from .run import TEXT_PARTS, Progress, Settings, draw, encode, load
+
+RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
+
+#: Steps of each prompt at which the prediction is looked at, evenly spread.
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Relative errors ‖denoised − reference‖ / ‖reference‖ over some prompts and steps.
+
+    Attributes:
+        groups: with ``errors``, each of a model where that group alone is in FP8.
+        everything: error with every linear in FP8.
+        base: error with what the base policy puts in FP8.
+        half: the groups that a budget keeps half; None without a budget.
+        chosen: error with that choice, ``chosen_bytes`` the bytes of all linears.
+    """
+
+    groups: tuple[Group, ...]
+    errors: tuple[float, ...]
+    everything: float
+    base: float
+    half: tuple[Group, ...] | None = None
+    chosen: float | None = None
+    chosen_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        data: dict[str, Any] = {
+            "everything": {
+                "error": self.everything,
+                "bytes": sum(g.fp8_bytes for g in self.groups),
+            },
+            "nothing": {"error": 0.0, "bytes": sum(g.half_bytes for g in self.groups)},
+            "base_policy": {"error": self.base},
+            "groups": [
+                {
+                    "name": group.name,
+                    "kind": group.kind,
+                    "depth": group.depth,
+                    "error": error,
+                    "saved_bytes": group.saved_bytes,
+                    "layers": [layer.name for layer in group.layers],
+                }
+                for group, error in zip(self.groups, self.errors, strict=True)
+            ],
+        }
+        if self.half is not None:
+            names = [group.name for group in self.half]
+            data["chosen"] = {"half": names, "error": self.chosen, "bytes": self.chosen_bytes}
+        return data
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """One call of the transformer: its arguments, and how its output becomes the prediction."""
+
+    arguments: Mapping[str, Any]
+    guidance: float
+
+    def denoised(self, transformer: Any) -> torch.Tensor:
+        """latents − σ·velocity in FP32, with guidance where it is on."""
+        velocity = transformer(**self.arguments)[0].float()
+        latents = self.arguments["hidden_states"].float()
+        if self.guidance > 1.0:
+            uncond, cond = velocity.chunk(2)
+            velocity = uncond + self.guidance * (cond - uncond)
+            latents = latents[: len(velocity)]
+        sigma = self.arguments["timestep"][: len(velocity)].float().view(-1, 1, 1, 1) / 1000
+        return latents - sigma * velocity
+
+
+def _linears(model: nn.Module) -> list[Linear]:
+    return [
+        Linear(
+            f"{owner('transformer', name)}/{name}",
+            module.weight.numel(),
+            0 if module.bias is None else module.bias.numel(),
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+
+
+def _quantizers(linears: Iterable[Linear]) -> set[str]:
+    layers = [linear.name.partition("/")[2] for linear in linears]
+    return {f"{layer}.{kind}_quantizer" for layer in layers for kind in ("input", "weight")}
+
+
+@contextlib.contextmanager
+def _capturing(transformer: nn.Module, steps: int, guidance: float) -> Iterator[list[_Captured]]:
+    """Keeps the arguments of some of the calls while pictures are drawn."""
+    wanted = {steps * (2 * k + 1) // (2 * _STEPS) for k in range(_STEPS)}
+    captured: list[_Captured] = []
+    calls = 0
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        if calls % steps in wanted:
+            # The pipeline makes a new tensor for every step, so none needs to be copied.
+            captured.append(_Captured({**kwargs, "return_dict": False}, guidance))
+        calls += 1
+
+    handle = transformer.register_forward_pre_hook(look, with_kwargs=True)
+    yield captured
+    handle.remove()
+
+
+class _Meter:
+    """The error of a transformer in which some quantizers are on."""
+
+    def __init__(self, transformer: Any, captured: Sequence[_Captured]) -> None:
+        self._transformer = transformer
+        self._captured = captured
+        self._switch(set())
+        self._reference = [call.denoised(transformer) for call in captured]
+
+    def _switch(self, on: set[str]) -> None:
+        from modelopt.torch.quantization.nn import TensorQuantizer
+
+        for name, module in self._transformer.named_modules():
+            if isinstance(module, TensorQuantizer):
+                (module.enable if name in on else module.disable)()
+
+    def error(self, linears: Iterable[Linear]) -> float:
+        """With these linears in FP8."""
+        self._switch(_quantizers(linears))
+        difference = reference = 0.0
+        for call, expected in zip(self._captured, self._reference, strict=True):
+            value = call.denoised(self._transformer)
+            difference += float((value - expected).double().square().sum())
+            reference += float(expected.double().square().sum())
+        return (difference / reference) ** 0.5
+
+
+def measure(
+    settings: Settings,
+    base: Policy,
+    budget: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Sensitivity:
+    """Quantize group after group.
+
+    Activations are calibrated on the same few pictures, drawn unquantized.
+
+    Args:
+        base: a policy to compare with.
+        budget: bytes of all the MMDiT's linears; the most sensitive groups are kept half within it.
+
+    Raises:
+        Sd35Error: the model computes values that are not finite.
+        UsageError: the budget is smaller than everything in FP8.
+    """
+    batches = settings.batches()
+    with torch.inference_mode():
+        progress("encoding", 0, 1)
+        parts = [part for part in TEXT_PARTS if part in settings.parts]
+        pipe = load(settings, parts)
+        negative = encode(pipe, [""])
+        texts = [encode(pipe, [settings.prompts[i] for i in b.indices]) for b in batches]
+        progress("encoding", 1, 1)
+        del pipe
+        gc.collect()
+        pipe = load(settings, ("transformer",))
+        transformer: Any = pipe.transformer
+        linears = _linears(transformer)
+        groups = group_linears(linears, len(transformer.transformer_blocks))
+        smallest = sum(group.fp8_bytes for group in groups)
+        if budget is not None and budget < smallest:
+            raise UsageError(
+                f"--budget {budget:,} is less than the {smallest:,} bytes of everything in FP8",
+                "give a larger budget",
+            )
+        in_base = set(fp8_linears("transformer", transformer, base))
+        insert_quantizers(transformer, _quantizers(linears))
+        total, done = len(settings.prompts) * settings.steps, 0
+
+        def forward_loop(model: nn.Module) -> None:
+            nonlocal done
+            for batch, text in zip(batches, texts, strict=True):
+                size, before = len(batch.indices), done
+
+                def on_step(step: int, size: int = size, before: int = before) -> None:
+                    progress("drawing", before + size * step, total)
+
+                latents = draw(pipe, settings, batch, text, negative, on_step)
+                if amax(latents) == float("inf") or amax(latents) != amax(latents):
+                    raise not_finite("the latents")
+                done += size * settings.steps
+
+        with _capturing(transformer, settings.steps, settings.guidance) as captured:
+            import modelopt.torch.quantization as mtq
+
+            with quiet():
+                mtq.calibrate(transformer, "max", forward_loop)
+        meter = _Meter(transformer, captured)
+        errors = []
+        for k, group in enumerate(groups):
+            progress("groups", k, len(groups))
+            errors.append(meter.error(group.layers))
+        progress("groups", len(groups), len(groups))
+        result = Sensitivity(
+            groups=tuple(groups),
+            errors=tuple(errors),
+            everything=meter.error(linears),
+            base=meter.error(linear for linear in linears if linear.name in in_base),
+        )
+        if budget is None:
+            return result
+        half = choose_half(groups, errors, budget)
+        rest = [group for group in groups if group not in half]
+        chosen = meter.error(layer for group in rest for layer in group.layers)
+    return Sensitivity(
+        groups=result.groups,
+        errors=result.errors,
+        everything=result.everything,
+        base=result.base,
+        half=tuple(half),
+        chosen=chosen,
+        chosen_bytes=sum(g.half_bytes if g in half else g.fp8_bytes for g in groups),
+    )
+
+
+def plot(result: Sensitivity, path: Path) -> None:
+    """Error against bytes saved, one point per group; needs matplotlib."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    markers = dict(zip(("first third", "middle third", "last third", ""), "<o>s", strict=True))
+    colours = {kind: f"C{i}" for i, kind in enumerate(dict.fromkeys(g.kind for g in result.groups))}
+    for group, error in zip(result.groups, result.errors, strict=True):
+        kept = result.half is not None and group in result.half
+        axes.plot(
+            group.saved_bytes / 1e6,
+            error,
+            markers[group.depth],
+            color=colours[group.kind],
+            fillstyle="none" if kept else "full",
+            label=group.name + (" (kept half)" if kept else ""),
+        )
+    axes.set(xscale="log", yscale="log", xlabel="bytes saved, MB", ylabel="relative error, alone")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_title("Quantizing one group of linears to FP8")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def write(
+    result: Sensitivity,
+    base: Policy,
+    provenance: Mapping[str, Any],
+    out: Path,
+    plotter: Callable[[Sensitivity, Path], None] | None,
+) -> None:
+    """Write ``sensitivity.json``, the plot, and with a budget ``policy.toml``, in one step.
+
+    Args:
+        plotter: :func:`plot`, or None where matplotlib is not installed.
+    """
+    with staging(out, RESULT) as work:
+        data = {"provenance": dict(provenance), **result.as_dict()}
+        text = json.dumps(data, indent=1, ensure_ascii=False)
+        (work / RESULT).write_text(text + "\n", "utf-8")
+        if plotter is not None:
+            plotter(result, work / PLOT)
+        if result.half is not None:
+            policy = make_policy(out.name, base, result.groups, result.errors, result.half)
+            (work / POLICY).write_text(policy_toml(policy), "utf-8")
