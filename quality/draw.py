@@ -23,8 +23,9 @@ Drawn = Callable[[float], None]
 # Images at a time, where the bundles allow it: more is no faster.
 _BATCH = 16
 
-# Steps of the first batch whose inputs are kept for the errors of single layers.
-_FEEDS = 4
+# Steps of the first batch whose inputs are kept for the errors of single layers, and of how many
+# images.
+_FEEDS, _FEED_IMAGES = 4, 2
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,14 @@ def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Ref
     def watch(bundle: Bundle, component: Component, threads: int | None) -> Session:
         def keep(inputs: Feed, outputs: Feed) -> None:
             some = feeds.setdefault(component.name, [])
+            if component.name == "vae_decoder":
+                inputs = {name: array[:_FEED_IMAGES] for name, array in inputs.items()}
             if component.name != "denoiser":
                 if not some:
                     some.append(_copy(inputs, *inputs))
             elif len(first) < plan.steps:
                 if len(first) in chosen:
-                    some.append(_copy(inputs, *inputs))
+                    some.append({k: array[:_FEED_IMAGES].copy() for k, array in inputs.items()})
                 step = _copy(inputs, "latents", "previous_denoised")
                 first.append(step | _copy(outputs, "denoised"))
 

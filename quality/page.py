@@ -70,10 +70,15 @@ def render_page(report: Report, pictures: Pictures) -> str:
 
 
 def _name(report: Report, side: str) -> str:
-    """The policy where that tells the two apart, else the bundle."""
-    policies = {report[s]["policy"] for s in ("reference", "candidate")}
-    key = "policy" if len(policies) == 2 else "bundle"
-    return str(report[side][key])
+    """The policy where that tells the two apart, else the folder, else the side itself."""
+    sides = ("reference", "candidate")
+    for names in (
+        {s: str(report[s]["policy"]) for s in sides},
+        {s: Path(report[s]["bundle"]).name[:30] for s in sides},
+    ):
+        if len(set(names.values())) == len(sides):
+            return names[side]
+    return side
 
 
 def _number(value: float | None, digits: int = 3, none: str = "∞") -> str:
