@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35_trt.bundle import Bundle
+from sd35_trt.bundle import CALIBRATION, Bundle
 from sd35_trt.cache import StageCache, default_cache_dir, working_directory
+from sd35_trt.calibration_file import Calibration
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.hub import resolve_model
 
@@ -60,6 +62,11 @@ def open_reference(
         count("building", int(100 * sum(stages.values()) / len(stages)), 100)
 
     with working_directory(cache.root / "references", ".tmp-") as folder:
+        calibration = None
+        if m.calibration is not None:
+            # For the range guard: FP32 in the same places.
+            calibration = folder / "calibration"
+            _calibration(candidate).save(calibration)
         options = BuildOptions(
             model=model or "mini",
             target=m.target,
@@ -70,9 +77,16 @@ def open_reference(
             size=m.ranges.size,
             size_step=m.ranges.size_step,
             cache_dir=cache.root,
+            calibration=calibration,
             command=f"sd35-trt verify {candidate.root} --against {HALF}",
         )
         yield Bundle.open(build(options, progress))
+
+
+def _calibration(bundle: Bundle) -> Calibration:
+    """The calibration that a bundle was built with."""
+    data = json.loads(bundle.path(CALIBRATION).read_text("utf-8"))
+    return Calibration.from_tensors(data.pop("amax"), data)
 
 
 def _check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:

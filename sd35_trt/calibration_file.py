@@ -91,6 +91,27 @@ class Calibration:
             (work / DESCRIPTION).write_text(text + "\n", "utf-8")
 
     @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, float], provenance: Mapping[str, Any]
+    ) -> Calibration:
+        """The inverse of :meth:`tensors`.
+
+        Raises:
+            ValueError: a name that is none of a calibration's.
+        """
+        fields: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+        kinds = {"input": "inputs", "output": "activations"}
+        for name, value in tensors.items():
+            module, _, operand = name.removesuffix("_amax").rpartition(".")
+            if operand in kinds:
+                fields[kinds[operand]][module] = value
+            elif operand in ATTENTION_OPERANDS:
+                fields["bmm"][f"{module}.{operand}"] = value
+            else:
+                raise ValueError(f"holds an unknown tensor {name!r}")
+        return cls(**fields, provenance=provenance)
+
+    @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read a calibration.
 
@@ -112,19 +133,12 @@ class Calibration:
             raise UsageError(f"{file} is missing", _AGAIN) from None
         except (SafetensorError, OSError, ValueError) as error:
             raise UsageError(f"{file} is truncated or damaged ({error})", _AGAIN) from error
-        fields: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
-        kinds = {"input": "inputs", "output": "activations"}
-        for name, value in values.items():
-            module, _, operand = name.removesuffix("_amax").rpartition(".")
-            if operand in kinds:
-                fields[kinds[operand]][module] = value
-            elif operand in ATTENTION_OPERANDS:
-                fields["bmm"][f"{module}.{operand}"] = value
-            else:
-                raise UsageError(f"{file} holds an unknown tensor {name!r}", _AGAIN)
         digest = description.pop("digest", None)
         description.pop("format")
-        calibration = cls(**fields, provenance=description)
+        try:
+            calibration = cls.from_tensors(values, description)
+        except ValueError as error:
+            raise UsageError(f"{file} {error}", _AGAIN) from error
         if digest != calibration.digest():
             raise UsageError(f"{file} does not belong to {DESCRIPTION} (digest differs)", _AGAIN)
         return calibration
