@@ -116,7 +116,7 @@ def build_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
         torch.manual_seed(seed)
         return StableDiffusion3Pipeline(
             transformer=SD3Transformer2DModel(**transformer_config()),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=AutoencoderKL(**vae_config()),
             text_encoder=CLIPTextModelWithProjection(
                 clip_config(CLIP_L, "quick_gelu", clip_tokenizer)
@@ -149,6 +149,11 @@ def save_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizers.save_clip(getattr(pipe, name), folder / name)
+    # diffusers notes where the weights were last; nobody else has that folder.
+    for config in folder.glob("*/config.json"):
+        entries = json.loads(config.read_text())
+        entries.pop("_name_or_path", None)
+        config.write_text(json.dumps(entries, indent=2) + "\n")
     # Without this transformers 5 would load its parts in FP16 and diffusers the others in FP32.
     for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         config = folder / name / "config.json"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sd35_trt.mini import batches, checkpoint_path, evaluate, scenes
-from sd35_trt.mini.objective import Dropout, Objective
+from sd35_trt.mini.objective import Dropout, Layout, Objective, whereabouts
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,12 @@ def test_the_trained_weights_have_a_low_flow_loss(pipe, batch):
     with torch.no_grad():
         latents = pipe.vae.encode(pictures).latent_dist.mean
         latents = (latents - config.shift_factor) * config.scaling_factor
-        flow = float(objective(latents, table)[0])
+        # The law of t is wide: several draws of each.
+        latents = latents.repeat(6, 1, 1, 1)
+        table = {name: torch.cat([column] * 6) for name, column in table.items()}
+        flow = float(objective(latents, table)["flow"])
         shuffled = {name: column.roll(1, 0) for name, column in table.items()}
-        wrong = float(objective(latents, shuffled)[0])
+        wrong = float(objective(latents, shuffled)["flow"])
     assert flow < 0.2
     assert wrong > 1.2 * flow
 
@@ -69,9 +72,57 @@ def test_every_trained_weight_gets_a_gradient(pipe, batch):
     _, table = batch
     objective = Objective(pipe).train()
     torch.manual_seed(1)
-    total, _, _ = objective.loss(torch.randn(6, 16, 16, 16), table)
-    total.backward()
+    objective(torch.randn(6, 16, 16, 16), table)["total"].backward()
     without = {name for name, p in objective.named_parameters() if p.grad is None}
     # The last CLIP layer feeds the pooled vector alone, but that does get a gradient.
     assert not without
     objective.zero_grad(set_to_none=True)
+
+
+def test_the_walk_through_the_blocks_is_the_transformers_own(pipe):
+    torch.manual_seed(2)
+    noisy, prompt = torch.randn(2, 16, 16, 16), torch.randn(2, 64, 256)
+    pooled, timestep = torch.randn(2, 160), torch.tensor([900.0, 200.0])
+    with torch.no_grad():
+        velocity, tokens = Objective(pipe).denoise(noisy, prompt, pooled, timestep)
+        expected = pipe.transformer(
+            hidden_states=noisy,
+            encoder_hidden_states=prompt,
+            pooled_projections=pooled,
+            timestep=timestep,
+        ).sample
+    torch.testing.assert_close(velocity, expected)
+    assert tokens.shape == (2, 64, 192)
+
+
+def test_whereabouts_name_the_object_in_each_cell():
+    things = torch.full((1, 3, 5), -1.0)
+    things[0, 0] = torch.tensor([2, 5, 24.0, 40.0, 10.0])  # a shape's middle in column 1, row 2
+    things[0, 2] = torch.tensor([7, 0, 100.0, 100.0, 17.0])
+    shape, colour, way = (x.reshape(1, 8, 8, -1) for x in whereabouts(things, 8))
+    assert (shape[0, 2, 1], colour[0, 2, 1]) == (2, 5)
+    assert (shape[0, 6, 6], colour[0, 6, 6]) == (7, 0)
+    assert (shape[0, 0, 7], colour[0, 0, 7]) == (8, 8)
+    torch.testing.assert_close(way[0, 2, 1], torch.zeros(2))
+    torch.testing.assert_close(way[0, 6, 6], torch.tensor([-0.25, -0.25]))
+    assert 1 <= (shape == 2).sum() <= 5
+
+
+def test_the_layout_head_is_judged_by_what_stands_where(batch):
+    _, table = batch
+    things, background = table["things"], table["background"]
+    torch.manual_seed(3)
+    head = Layout(32)
+    tokens = torch.randn(len(things), 64, 32, requires_grad=True)
+    loss = head(tokens, things, background)
+    loss.backward()
+    assert tokens.grad.abs().sum() > 0
+    optimizer = torch.optim.Adam([tokens, *head.parameters()], lr=0.03)
+    for _ in range(100):
+        optimizer.zero_grad()
+        after = head(tokens, things, background)
+        after.backward()
+        optimizer.step()
+    # Tokens that fit these scenes do not fit others.
+    assert after < 0.3 * loss
+    assert head(tokens, things.roll(1, 0), background.roll(1, 0)) > 2 * after
