@@ -103,8 +103,9 @@ class Fp8Linear(Layer):
 
     def follow(self) -> None:
         super().follow()
-        for scale in (self.weight_scale, self.input_scale):
-            scale.data = scale.data.float()
+        for parameter in (self.weight_scale, self.input_scale, self.bias):
+            if parameter is not None:
+                parameter.data = parameter.data.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)

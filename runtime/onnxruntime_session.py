@@ -11,17 +11,27 @@ from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, Sd35Error
 
 
+def session_options(threads: int | None = None, fp8: bool = False) -> ort.SessionOptions:
+    """How components are loaded.
+
+    Args:
+        threads: for one operator; None takes all cores.
+        fp8: whether the graph holds FP8 Q/DQ: ONNX Runtime's fusions of Q/DQ with the operators
+            around them do not know FP8.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if fp8:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
 class OnnxRuntimeSession:
     """Runs one ONNX component with inputs and outputs bound to the caller's arrays."""
 
-    def __init__(self, path: str, name: str, threads: int | None, fp8: bool = False) -> None:
-        options = ort.SessionOptions()
-        if fp8:
-            # Its fusions of Q/DQ with the operators around them do not know FP8.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.log_severity_level = 3  # errors only
-        if threads is not None:
-            options.intra_op_num_threads = threads
+    def __init__(self, path: str, name: str, options: ort.SessionOptions) -> None:
         self._name = name
         try:
             self._session = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
@@ -55,4 +65,4 @@ def open_session(bundle: Bundle, component: Component, threads: int | None) -> O
     """Load a component of a bundle; see :func:`sd35_trt.runtime.session.open_session`."""
     path = bundle.path(component.files[0].path)
     fp8 = bool(component.precisions.get("fp8"))
-    return OnnxRuntimeSession(str(path), component.name, threads, fp8)
+    return OnnxRuntimeSession(str(path), component.name, session_options(threads, fp8))

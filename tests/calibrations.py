@@ -55,7 +55,9 @@ def calibrate(checkpoint: Path, policy: Policy | str = "fp8") -> Calibration:
     transformer = load_transformer(checkpoint)
     t5 = T5EncoderModel.from_pretrained(checkpoint, subfolder="text_encoder_3").float().eval()
     activations: dict[str, float] = {}
-    ids = torch.randint(3, t5.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        3, t5.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0)
+    )
     runs: list[tuple[str, Any, Mapping[str, torch.Tensor]]] = [
         ("transformer", transformer, transformer_inputs(transformer)),
         ("text_encoder_3", t5, {"input_ids": ids}),

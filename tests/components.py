@@ -1,0 +1,138 @@
+"""Exporting single components and running them, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from sd35_trt.calibration_file import Calibration
+from sd35_trt.components import COMPONENTS
+from sd35_trt.export.checkpoint import Checkpoint
+from sd35_trt.export.component import ExportOptions, export_component
+from sd35_trt.export.scales import Scales
+from sd35_trt.policy import Policy, load_policy
+from sd35_trt.runtime.onnxruntime_session import session_options
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Path, Arrays], Arrays]
+
+
+def export(
+    root: Path,
+    checkpoint: Path,
+    names: Iterable[str],
+    policy: Policy | str,
+    calibration: Calibration | None = None,
+) -> Path:
+    """Export components without guidance; each goes to ``root / name``."""
+    policy = load_policy(policy) if isinstance(policy, str) else policy
+    for name in names:
+        scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
+        (root / name).mkdir(parents=True)
+        options = ExportOptions(clip_tokens=77, guided=False)
+        export_component(name, Checkpoint(checkpoint), policy, options, root / name, scales=scales)
+    return root
+
+
+def run_ort(folder: Path, feeds: Arrays, extra: Iterable[str] = ()) -> Arrays:
+    """Run a component in ONNX Runtime as a bundle's session would.
+
+    Args:
+        feeds: cast to the inputs' dtypes.
+        extra: intermediate values to return too.
+    """
+    path = folder / "model.onnx"
+    if extra:
+        model = onnx.load(path, load_external_data=False)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
+        path = folder / "watched.onnx"
+        onnx.save(model, path)
+    session = ort.InferenceSession(str(path), session_options(fp8=True))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, _cast(folder, feeds)), strict=True))
+
+
+def run_reference(folder: Path, feeds: Arrays) -> Arrays:
+    """Run a component in onnx's evaluator, where every FP16 operator rounds to FP16.
+
+    (ONNX Runtime's CPU provider computes FP16 graphs in FP32.)
+    """
+    model = onnx.load(folder / "model.onnx")
+    evaluator = ReferenceEvaluator(model, new_ops=[LayerNormalization, RMSNormalization])
+    with np.errstate(all="ignore"):
+        values = evaluator.run(None, _cast(folder, feeds))
+    return dict(zip(evaluator.output_names, values, strict=True))
+
+
+def _cast(folder: Path, feeds: Arrays) -> Arrays:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    dtypes = {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in model.graph.input
+    }
+    return {name: np.asarray(array, dtypes[name]) for name, array in feeds.items()}
+
+
+def velocity(root: Path, arguments: Mapping[str, torch.Tensor], run: Run = run_ort) -> np.ndarray:
+    """What the transformer predicts for diffusers' arguments, by conditioner and denoiser."""
+    given = {name: value.numpy() for name, value in arguments.items()}
+    latents = given["hidden_states"]
+    samples = len(latents)
+    conditioned = run(
+        root / "conditioner",
+        {
+            "prompt_embeds": given["encoder_hidden_states"],
+            "pooled": given["pooled_projections"],
+            "timesteps": given["timestep"],
+        },
+    )
+    # Each sample is at a step of its own.
+    modulation = conditioned["modulation"][np.arange(samples), np.arange(samples)]
+    stepped = run(
+        root / "denoiser",
+        {
+            "latents": latents,
+            "sigma": np.ones(samples),
+            "coefficients": np.zeros((samples, 3)),
+            "previous_denoised": np.zeros_like(latents),
+            "context": conditioned["context"],
+            "modulation": modulation,
+        },
+    )
+    return latents - stepped["denoised"]
+
+
+class _Norm(OpRun):
+    # The evaluator's own norms square in FP16; the operators' stash_type asks for FP32.
+    op_domain = ""
+
+    @staticmethod
+    def _scaled(x: np.ndarray, epsilon: float, *parameters: Any) -> tuple[np.ndarray]:
+        y = (x / np.sqrt(np.square(x).mean(-1, keepdims=True) + epsilon)).astype(
+            parameters[0].dtype
+        )
+        y = y * parameters[0]
+        return (y if len(parameters) == 1 or parameters[1] is None else y + parameters[1],)
+
+
+class LayerNormalization(_Norm):
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, scale, bias=None, axis=None, epsilon=None, stash_type=None
+    ):
+        wide = x.astype(np.float32)
+        return self._scaled(wide - wide.mean(-1, keepdims=True), epsilon, scale, bias)
+
+
+class RMSNormalization(_Norm):
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, scale, axis=None, epsilon=None, stash_type=None
+    ):
+        return self._scaled(x.astype(np.float32), epsilon, scale)
