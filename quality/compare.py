@@ -226,12 +226,16 @@ def _linears(
         assert other is not None
         if {one.engine, other.engine} != {"onnxruntime"}:
             return [], "single layers are compared in ONNX Runtime bundles only"
+
+        def report(fraction: float, done: int = done) -> None:
+            count("layers", int(100 * (done + fraction)), total)
+
         errors += linear_errors(
             name,
             reference.path(one.files[0].path),
             candidate.path(other.files[0].path),
             feeds,
-            lambda part, done=done: count("layers", int(100 * (done + part)), total),
+            report,
         )
     return errors, ""
 

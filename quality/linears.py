@@ -264,11 +264,12 @@ def linear_errors(
         )
     own, in_place = _Ratio(), _Ratio()
     groups = _groups(one, list(one.linears), feeds)
-    for done, layers in enumerate(groups):
-        _measure(
-            one, other, layers, feeds, own, in_place,
-            lambda fraction, done=done: progress((done + fraction) / len(groups)),
-        )  # fmt: skip
+    for number, layers in enumerate(groups):
+
+        def report(fraction: float, number: int = number) -> None:
+            progress((number + fraction) / len(groups))
+
+        _measure(one, other, layers, feeds, own, in_place, report)
     return [
         LinearError(
             component,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Stands for the page's text colour until the SVG is written.
 _INK = "#010203"
@@ -18,7 +20,7 @@ _INK = "#010203"
 # Readable on white and on black.
 _COLOURS = ("#4c8bd6", "#e0803a", "#3fa66b", "#b565c9", "#c9a227", "#d65a6a", "#45aaa5", "#8c8c8c")
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": _INK,
@@ -53,7 +55,8 @@ class _Plot:
     def __init__(self, name: str, height: float = 3.0) -> None:
         self._name = name
         self._height = height
-        self._style = matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
+        style: Any = {**_STYLE, "svg.hashsalt": name}
+        self._style = matplotlib.rc_context(style)
         self.svg = ""
 
     def __enter__(self) -> Axes:
@@ -99,7 +102,7 @@ def latent_curve(latents: Mapping[str, Any]) -> str:
             label="velocity of one step from the same latents",
         )  # fmt: skip
         _log(axes, [*free["p10"], *free["p90"], *free["mean"], *forced["mean"]])
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="step", ylabel="relative error")
         axes.legend()
     return plot.svg
@@ -135,7 +138,7 @@ def layer_errors(linears: Sequence[Mapping[str, Any]]) -> str:
         if kinds:
             axes.set_yscale("log")
             axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="block", ylabel="relative error, same input")
     return plot.svg
 
