@@ -148,9 +148,8 @@ def similarity(each: Sequence[Mapping[str, Any]]) -> str:
     plot = _Plot("pictures by ssim", height=2.6)
     with plot as axes:
         values = [row["ssim"] for row in each]
-        axes.hist(
-            values, bins=np.linspace(np.floor(10 * min(values)) / 10, 1, 31), color=_COLOURS[0]
-        )
+        lowest = min(0.9, math.floor(10 * min(values)) / 10)
+        axes.hist(values, bins=30, range=(lowest, 1), color=_COLOURS[0])
         axes.set(xlabel="SSIM", ylabel="pictures")
     return plot.svg
 
