@@ -1,0 +1,141 @@
+"""The range guard: checkpoints made to exceed FP16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from calibrations import calibrate, load_transformer, transformer_inputs
+from components import export, run_reference, velocity
+from conftest import relative_error
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
+
+from sd35_trt.calibration_file import Calibration
+from sd35_trt.export.scales import HALF_LIMIT, HALF_MAX, Scales
+from sd35_trt.policy import Policy, Rule
+
+#: FP16 everywhere, without the built-in policy's exception for T5.
+HALF = Policy("half everywhere", "", (Rule("*", "*", "half", ""),))
+
+#: What FP16 rounding alone does to these models is below it.
+TOLERANCE = 5e-3
+
+
+def scaled(
+    checkpoint: Path, out: Path, part: str, change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Path:
+    """A copy of a checkpoint with some weights of one part changed."""
+    shutil.copytree(checkpoint, out)
+    (file,) = (out / part).glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: change(name, tensor).contiguous() for name, tensor in tensors.items()}, file)
+    return out
+
+
+def places(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "component.json").read_text())["fp32_places"]
+    return found
+
+
+def scale_transformer(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name.startswith("transformer_blocks.0.attn.to_v."):
+        return tensor * 1e5
+    if name == "transformer_blocks.0.attn.to_out.0.weight":
+        return tensor * 1e-4
+    if name.startswith("transformer_blocks.0.ff_context.net.0.proj."):
+        return tensor * 3e4
+    if name == "transformer_blocks.0.ff_context.net.2.weight":
+        return tensor * 1e-3
+    if name.startswith("transformer_blocks.1.ff.net.2."):
+        return tensor * 1e5
+    if name == "transformer_blocks.1.norm1.linear.bias":
+        # The gate of the feed-forward: opened, so that the residual stream overflows too.
+        tensor = tensor.clone()
+        tensor[-len(tensor) // 6 :] += 2
+    return tensor
+
+
+def test_a_transformer_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = scaled(large_checkpoint, tmp_path / "model", "transformer", scale_transformer)
+    model = load_transformer(checkpoint)
+    arguments = transformer_inputs(model)
+    with torch.no_grad():
+        expected = model(**arguments).sample.numpy()
+        halves = {k: v if k == "timestep" else v.half() for k, v in arguments.items()}
+        assert not model.half()(**halves).sample.isfinite().all(), "FP16 is too narrow for it"
+    calibration = calibrate(checkpoint, HALF)
+    names = ["conditioner", "denoiser"]
+    guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration)
+    got = velocity(guarded, arguments, run_reference)
+    assert relative_error(got, expected) <= TOLERANCE
+    found = places(guarded / "denoiser")
+    assert set(found) >= {
+        "denoiser/transformer_blocks.0.attn.to_v",
+        "denoiser/transformer_blocks.0.ff_context.net.0.proj",
+        "denoiser/transformer_blocks.1.ff.net.2",
+        "denoiser/transformer_blocks.1",
+        "denoiser/transformer_blocks.2",
+    }
+    assert "denoiser/transformer_blocks.0" not in found
+    assert all(amax > HALF_LIMIT for amax in found.values())
+    assert not places(guarded / "conditioner")
+
+
+def scale_t5(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name.endswith("block.0.layer.1.DenseReluDense.wo.weight"):
+        return tensor * 1e4
+    if name.endswith(
+        ("block.1.layer.1.DenseReluDense.wi_0.weight", "1.DenseReluDense.wi_1.weight")
+    ):
+        return tensor * 1e2
+    return tensor
+
+
+def test_a_t5_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
+    """Its residual stream, and the product of two feed-forward halves that are in range."""
+    checkpoint = scaled(large_checkpoint, tmp_path / "model", "text_encoder_3", scale_t5)
+    model = T5EncoderModel.from_pretrained(checkpoint, subfolder="text_encoder_3").float().eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (2, 24), generator=generator)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state.numpy()
+    calibration = calibrate(checkpoint, HALF)
+    errors = {}
+    for name, ranges in (("bare", None), ("guarded", calibration)):
+        folder = export(tmp_path / name, checkpoint, ["t5"], HALF, ranges) / "t5"
+        hidden = run_reference(folder, {"input_ids": ids.numpy()})["hidden"]
+        errors[name] = relative_error(hidden, expected)
+    assert not errors["bare"] <= 0.3, "NaN or saturated"
+    assert errors["guarded"] <= TOLERANCE
+    found = places(tmp_path / "guarded" / "t5")
+    block = "t5/encoder.block.{}"
+    feed_forward = block + ".layer.1.DenseReluDense.{}"
+    assert found[block.format(0)] > HALF_MAX
+    assert found[feed_forward.format(0, "wo")] > HALF_MAX
+    assert found[feed_forward.format(1, "dropout")] > HALF_LIMIT
+    assert feed_forward.format(1, "wi_0") not in found
+
+
+def test_what_counts_as_wide() -> None:
+    values = {
+        "denoiser/proj_out": HALF_LIMIT,
+        "denoiser/transformer_blocks.0": 2e4,
+        "conditioner/transformer_blocks.0.norm1.linear": 1000.0,
+        "conditioner/transformer_blocks.1.norm1_context.linear": 2000.0,
+        "t5/encoder.final_layer_norm": 1e5,
+    }
+    ranges = Calibration({}, values, {}, {})
+    scales = Scales.of(ranges, "transformer")
+    # The bound of what a modulation of 2000 does to a normalized vector exceeds FP16.
+    assert scales.wide == {
+        "denoiser/transformer_blocks.0": 2e4,
+        "denoiser/transformer_blocks.1.norm1_context": pytest.approx(102050),
+    }
+    assert scales.wide_text
+    assert Scales.of(ranges, "text_encoder_3").wide == {"t5/encoder.final_layer_norm": 1e5}
+    assert Scales.of(ranges, "vae").describe() == {}, "stages without places are those of half"
