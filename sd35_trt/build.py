@@ -25,7 +25,7 @@ from .hub import resolve_model
 from .policy import Policy, load_policy
 from .stages import Progress, Stage, run_stage
 from .staging import check_destination
-from .targets import BUILDERS, find_target
+from .targets import choose_builder, find_target
 from .variants import Variant, recognise
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class BuildOptions:
 
     Attributes:
         model: ``mini``, a diffusers directory, or a hub id.
-        target: a name from :data:`sd35_trt.targets.TARGETS`.
+        target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
         policy: name or path; None takes the target's default.
         calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
             takes the packaged one for ``mini`` where the policy needs scales.
@@ -78,6 +78,8 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
     """
     target = find_target(options.target)
     policy = load_policy(options.policy or target.policy)
+    target.check(policy)
+    builder = choose_builder(target)
     root = resolve_model(options.model)
     name = "mini" if options.model == "mini" else root.resolve().name
     out = options.out or Path("bundles") / f"{name}-{target.name}"
@@ -96,7 +98,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         facts: dict[str, Any] = {
             "model": {"name": name, "variant": variant.name},
             "target": target.name,
-            "builder": next(b for b in target.builders if b in BUILDERS),
+            "builder": builder,
             "policy": policy.as_dict(),
             "latent_channels": _dimension(transformer, "in_channels"),
             "latent_scale": LATENT_SCALE,

@@ -129,7 +129,7 @@ def main(debug: bool) -> None:
     default="cpu",
     show_default=True,
     metavar="TARGET",
-    help="What to build for: a GPU family, or cpu.",
+    help="What to build for: a GPU family or product (see sd35-trt gpus), cpu, or auto.",
 )
 @click.option(
     "--policy",
@@ -601,6 +601,31 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=1))
     else:
         print_findings(findings)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def gpus(as_json: bool) -> None:
+    """List what --gpu takes: families, and products with their memory and speed.
+
+    \b
+    Examples:
+      sd35-trt gpus
+      sd35-trt gpus --json | jq '.[] | select(.fp8) | .name'
+    """
+    from .targets import targets
+
+    rows = list(targets().values())
+    if as_json:
+        extra = ("compute_capability", "builder", "policies", "bus_bandwidth")
+        data = [
+            {**dataclasses.asdict(t), **{name: getattr(t, name) for name in extra}} for t in rows
+        ]
+        click.echo(json.dumps(data, indent=1))
+        return
+    from .report import print_targets
+
+    print_targets(rows)
 
 
 @main.group()

@@ -16,7 +16,7 @@ from rich.table import Table
 from . import __version__
 from .bundle import Bundle, Port
 from .cache import default_cache_dir
-from .targets import BUILDERS, TARGETS
+from .targets import BUILDERS, Target, targets
 
 if TYPE_CHECKING:
     from .calibration.sensitivity import Sensitivity
@@ -97,21 +97,23 @@ def examine() -> dict[str, Any]:
     """What is installed here, and what follows for each target."""
     build = {package: _version(package) for package in _BUILD_PACKAGES}
     missing = [package for package, version in build.items() if version is None]
-    targets = {}
-    for target in TARGETS.values():
-        builder = next((b for b in target.builders if b in BUILDERS), None)
+    found = {}
+    for target in targets().values():
+        if target.name != target.family:
+            continue
+        builder = target.builder if target.builder in BUILDERS else None
         runtime = next(
             (f"{p} {_version(p)}" for p in _BACKENDS.get(builder or "", ()) if _version(p)), None
         )
         if builder is None:
-            note = f"needs the {target.builders[0]} builder, which this version does not have"
+            note = f"needs the {target.builder} builder, which this version does not have"
         elif missing:
             note = "to build: pip install 'sd35-trt[build]'"
         elif runtime is None:
             note = f"to run: pip install 'sd35-trt[{builder}]'"
         else:
             note = ""
-        targets[target.name] = {
+        found[target.name] = {
             "builder": builder,
             "builds": builder is not None and not missing,
             "runs": runtime is not None,
@@ -124,7 +126,7 @@ def examine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cache": str(default_cache_dir()),
         "packages": build,
-        "targets": targets,
+        "targets": found,
     }
 
 
@@ -148,6 +150,36 @@ def print_findings(findings: dict[str, Any]) -> None:
             target["note"],
         )
     console.print(table)
+
+
+def _sm(target: Target) -> str:
+    return ", ".join("sm" + c.replace(".", "") for c in target.compute_capabilities)
+
+
+def print_targets(rows: Sequence[Target]) -> None:
+    """Print GPU families, then products."""
+    families = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("family", "", "for", "FP8", "FP4", "policy", "also", "builders"):
+        families.add_column(column)
+    products = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("product", "family", "", "memory", "bandwidth", "bus", "builders"):
+        right = column in ("memory", "bandwidth")
+        products.add_column(column, justify="right" if right else "left")
+    for t in rows:
+        if t.memory_bytes is None or t.bandwidth is None or t.bus is None:
+            ability = ("yes" if able else "no" for able in (t.fp8, t.fp4))
+            also = ", ".join(t.policies[1:])
+            families.add_row(
+                t.name, _sm(t), t.title, *ability, t.policy, also, ", ".join(t.builders)
+            )
+        else:
+            memory = f"{t.memory_bytes / 2**30:.0f} GiB"
+            speed = f"{t.bandwidth / 1e9:,.0f} GB/s"
+            products.add_row(t.name, t.family, _sm(t), memory, speed, t.bus, ", ".join(t.builders))
+    console = _console()
+    console.print(families)
+    console.print()
+    console.print(products)
 
 
 def print_inventory(entries: Sequence[LayerEntry]) -> None:

@@ -1,60 +1,238 @@
-"""What an engine is built for: GPU families, and the builders that serve them."""
+"""What an engine is built for: GPU families and products, and the builders that serve them.
+
+The figures are data, in ``gpus.toml`` beside this file.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from .errors import Sd35Error, UsageError
+from .policy import Policy, builtin_policies, load_policy
 
-
-@dataclass(frozen=True)
-class Target:
-    """One row of the target table.
-
-    Attributes:
-        name: what ``--gpu`` takes.
-        compute_capabilities: CUDA compute capabilities as major * 10 + minor; empty for the CPU.
-        builders: engine builders that can serve it, the preferred one first.
-        policy: the precision policy used when the user names none.
-    """
-
-    name: str
-    compute_capabilities: tuple[int, ...]
-    builders: tuple[str, ...]
-    policy: str
-
-
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("cpu", (), ("onnxruntime",), "fp32"),
-        Target("turing", (75,), ("tensorrt-rtx",), "int8-weight"),
-        Target("ampere", (80, 86), ("tensorrt-rtx",), "int8-weight"),
-        Target("ada", (89,), ("tensorrt-rtx",), "fp8"),
-        Target("hopper", (90,), ("tensorrt",), "fp8"),
-        Target("blackwell", (100, 120), ("tensorrt-rtx",), "fp8"),
-    )
-}
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 #: Builders this version contains.
 BUILDERS = ("onnxruntime",)
 
+#: ``--gpu`` for the GPU that is present.
+AUTO = "auto"
+
+_DATA = Path(__file__).parent / "gpus.toml"
+
+# Payload of one PCIe lane in bytes/s, after line encoding, by generation.
+_PCIE_LANE = {
+    "1.0": 0.25e9,
+    "2.0": 0.5e9,
+    "3.0": 0.985e9,
+    "4.0": 1.969e9,
+    "5.0": 3.938e9,
+    "6.0": 7.563e9,
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU family, a product of one, or the CPU.
+
+    Attributes:
+        name: what ``--gpu`` takes.
+        title: the product's name as its maker spells it; of a family, some products.
+        family: name of the family; of a family, its own.
+        compute_capabilities: CUDA compute capabilities, ``"8.9"``; none for the CPU.
+        builders: engine builders that can serve it → the compute capabilities that each compiles
+            for, the preferred one first.
+        precisions: what a policy may ask for; see :data:`sd35_trt.policy.PRECISIONS`.
+        policy: name of the policy used when the user names none.
+        fp8: whether its tensor cores compute in FP8.
+        fp4: whether its tensor cores compute in FP4.
+        memory_bytes: device memory; None for a family and the CPU.
+        bandwidth: of the device memory in bytes/s; None as above.
+        bus: link to the host, ``"PCIe 4.0 x16"``; None as above.
+    """
+
+    name: str
+    title: str
+    family: str
+    compute_capabilities: tuple[str, ...]
+    builders: Mapping[str, tuple[str, ...]] = field(hash=False)
+    precisions: tuple[str, ...]
+    policy: str
+    fp8: bool
+    fp4: bool
+    memory_bytes: int | None = None
+    bandwidth: float | None = None
+    bus: str | None = None
+
+    @property
+    def compute_capability(self) -> str | None:
+        """The only one; None for the CPU and for a family of several."""
+        return self.compute_capabilities[0] if len(self.compute_capabilities) == 1 else None
+
+    @property
+    def builder(self) -> str:
+        """The preferred builder."""
+        return next(iter(self.builders))
+
+    @property
+    def bus_bandwidth(self) -> float | None:
+        """Bytes/s from the host's memory, the peak of the link."""
+        if self.bus is None:
+            return None
+        generation, lanes = re.fullmatch(r"PCIe (\S+) x(\d+)", self.bus).groups()  # type: ignore[union-attr]
+        return _PCIE_LANE[generation] * int(lanes)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the built-in policies that it can run, its default first."""
+        others = [p for p in builtin_policies() if p != self.policy and self.runs(load_policy(p))]
+        return (self.policy, *others)
+
+    def runs(self, policy: Policy) -> bool:
+        """Whether engines of this policy can be compiled for it."""
+        return all(rule.precision in self.precisions for rule in policy.rules)
+
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy that the target cannot run.
+
+        Raises:
+            UsageError: names the precision that it lacks and the policies that it can run.
+        """
+        if not self.runs(policy):
+            lacking = next(r.precision for r in policy.rules if r.precision not in self.precisions)
+            raise UsageError(
+                f"policy {policy.name!r} asks for {lacking}, which {self.name} cannot run",
+                f"use --policy {self.policy}"
+                + "".join(f", or {name}" for name in self.policies[1:]),
+            )
+
+
+@functools.cache
+def targets() -> dict[str, Target]:
+    """Every target by name: the families first, then the products."""
+    data = tomllib.loads(_DATA.read_text("utf-8"))
+    found = {}
+    for row in data["family"]:
+        row["compute_capabilities"] = tuple(row["compute_capabilities"])
+        row["precisions"] = tuple(row["precisions"])
+        builders = _builders(data["builder"], row["compute_capabilities"])
+        found[row["name"]] = Target(family=row["name"], builders=builders, **row)
+    for row in data["product"]:
+        capabilities = (row.pop("compute_capability"),)
+        found[row["name"]] = replace(
+            found[row["family"]],
+            name=row["name"],
+            title=row["title"],
+            compute_capabilities=capabilities,
+            builders=_builders(data["builder"], capabilities),
+            memory_bytes=round(row["memory_gib"] * 2**30),
+            bandwidth=row["bandwidth"] * 1e9,
+            bus=row["bus"],
+        )
+    return found
+
+
+def _builders(
+    rows: list[dict[str, Any]], capabilities: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    served = {
+        row["name"]: tuple(c for c in capabilities if c in row["compute_capabilities"])
+        for row in rows
+        if bool(row["compute_capabilities"]) == bool(capabilities)
+    }
+    return {name: common for name, common in served.items() if common or not capabilities}
+
 
 def find_target(name: str) -> Target:
-    """Look a target up by name.
+    """Look a target up by name; ``auto`` is the GPU present.
 
     Raises:
         UsageError: unknown name; lists the known ones.
-        Sd35Error: known, but none of its builders is in this version.
+        Sd35Error: ``auto`` without a GPU that is known.
     """
-    target = TARGETS.get(name.lower())
+    if name.lower() == AUTO:
+        return present_target()
+    target = targets().get(name.lower())
     if target is None:
-        raise UsageError(f"unknown GPU {name!r}", f"known: {', '.join(TARGETS)}")
-    if not set(target.builders) & set(BUILDERS):
-        buildable = [t.name for t in TARGETS.values() if set(t.builders) & set(BUILDERS)]
-        raise Sd35Error(
-            f"{target.name} needs the {target.builders[0]} builder, "
-            "which this version does not have",
-            f"build for: {', '.join(buildable)}",
+        families = [t.name for t in targets().values() if t.memory_bytes is None]
+        raise UsageError(
+            f"unknown GPU {name!r}",
+            f"known: {', '.join(families)}, auto, and the products that sd35-trt gpus lists",
         )
     return target
+
+
+def choose_builder(target: Target, name: str | None = None) -> str:
+    """The builder for a target: the preferred one, or the one named.
+
+    Raises:
+        UsageError: the one named does not serve the target.
+        Sd35Error: this version does not have it.
+    """
+    builder = name or target.builder
+    if builder not in target.builders:
+        raise UsageError(
+            f"{builder} does not build for {target.name}",
+            f"use {' or '.join(target.builders)}",
+        )
+    if builder not in BUILDERS:
+        buildable = [t.name for t in targets().values() if t.builder in BUILDERS]
+        raise Sd35Error(
+            f"{target.name} needs the {builder} builder, which this version does not have",
+            f"build for: {', '.join(buildable)}",
+        )
+    return builder
+
+
+def present_target() -> Target:
+    """The family of the first GPU of this machine, narrowed to it: its compute capability,
+    memory and bus, as the driver's management library (NVML) reports them.
+
+    Raises:
+        Sd35Error: no GPU, no NVIDIA driver, no package to ask it, or a GPU of no known family.
+    """
+    name_it = "name the GPU to build for, e.g. --gpu ada"
+    try:
+        import pynvml as nvml
+    except ImportError as error:
+        raise Sd35Error(
+            "--gpu auto needs nvidia-ml-py", f"pip install nvidia-ml-py, or {name_it}"
+        ) from error
+    try:
+        nvml.nvmlInit()
+        try:
+            if not nvml.nvmlDeviceGetCount():
+                raise Sd35Error("this machine has no NVIDIA GPU", name_it)
+            device = nvml.nvmlDeviceGetHandleByIndex(0)
+            title = str(nvml.nvmlDeviceGetName(device))
+            capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(device))
+            memory = int(nvml.nvmlDeviceGetMemoryInfo(device).total)
+            generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(device)
+            lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(device)
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        raise Sd35Error(f"no NVIDIA GPU can be asked here ({error})", name_it) from error
+    for family in targets().values():
+        if family.memory_bytes is None and capability in family.compute_capabilities:
+            return replace(
+                family,
+                title=title,
+                compute_capabilities=(capability,),
+                builders={n: (capability,) for n, c in family.builders.items() if capability in c},
+                memory_bytes=memory,
+                bus=f"PCIe {generation}.0 x{lanes}",
+            )
+    raise Sd35Error(
+        f"{title} has compute capability {capability}, which no target has",
+        "build for another GPU, see: sd35-trt gpus",
+    )
