@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,15 +38,19 @@ def load_lpips() -> tuple[PerceptualDistance | None, str]:
     for package in ("torch", "torchvision", "lpips"):
         if importlib.util.find_spec(package) is None:
             return None, f"{package} is not installed"
-    import torch
-    from torchvision.models import AlexNet_Weights
+    try:
+        import lpips
+        import torch
+        from torchvision.models import AlexNet_Weights
+    except (ImportError, RuntimeError, OSError) as error:  # built for another torch
+        return None, f"torchvision or lpips does not load: {' '.join(str(error).split())}"
 
     weights = Path(torch.hub.get_dir(), "checkpoints", Path(AlexNet_Weights.DEFAULT.url).name)
     if not weights.is_file():
         return None, f"{weights.name} is not in {weights.parent}"
-    import lpips
-
-    model = lpips.LPIPS(net="alex", verbose=False).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about how it asks torchvision for the weights
+        model = lpips.LPIPS(net="alex", verbose=False).eval()
 
     def tensor(image: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
