@@ -138,6 +138,10 @@ class Manifest:
         """A component by name, or None where the model has none (a checkpoint without T5)."""
         return next((c for c in self.components if c.name == name), None)
 
+    def fp32_places(self) -> dict[str, float]:
+        """What the range guard computes in FP32, of all components; see :class:`Component`."""
+        return {k: v for c in self.components for k, v in c.fp32_places.items()}
+
     def all_files(self) -> Iterator[File]:
         yield from self.files
         seen: set[str] = set()

@@ -199,6 +199,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     """
     from .build import BuildOptions
     from .build import build as run
+    from .bundle import Bundle
     from .cache import default_cache_dir
     from .progress import StageBars
 
@@ -212,10 +213,14 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
         out = run(options, report)
     seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    places = Bundle.open(out).manifest.fp32_places()
     if as_json:
-        click.echo(json.dumps({"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}))
-    else:
-        click.echo(f"{out}  {_bytes(size)}  in {seconds:.1f} s")
+        result = {"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}
+        click.echo(json.dumps({**result, "fp32_places": places}))
+        return
+    click.echo(f"{out}  {_bytes(size)}  in {seconds:.1f} s")
+    if places:
+        click.echo(f"near FP16's limit when calibrated, in FP32 instead: {', '.join(places)}")
 
 
 @main.command()

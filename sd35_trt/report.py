@@ -55,6 +55,8 @@ def print_manifest(bundle: Bundle) -> None:
         "model": f"{m.model['name']} ({m.model['variant']})",
         "target": f"{m.target}, by {m.builder}",
         "policy": f"{m.policy['name']} ({m.policy['sha256'][:12]})",
+        "calibration": m.calibration[:12] if m.calibration else "none",
+        "in FP32": ", ".join(f"{k} (amax {v:.3g})" for k, v in m.fp32_places().items()) or "none",
         "guidance": f"in the graph, default {m.defaults['guidance']:g}" if m.guided else "none",
         "batch": f"{m.ranges.batch[0]} to {m.ranges.batch[1]}",
         "size": f"{m.ranges.size[0]} to {m.ranges.size[1]} px in steps of {m.ranges.size_step}, "
