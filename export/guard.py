@@ -90,7 +90,7 @@ def guard(part: nn.Module, folder: str, scales: Scales) -> dict[str, float]:
         if isinstance(module, Layer) and module.dtype == torch.float16:
             module.widen()
             places[key] = amax
-        elif module is not None and _is_stream(module) and _computes_in_half(module):
+        elif module is not None and _is_stream(module) and _is_in_half(module):
             setattr(module, _CARRIES, True)
             places[key] = amax
         elif "AdaLayerNorm" in type(module).__name__ and _computes_in_half(part):
@@ -124,6 +124,13 @@ def _is_stream(module: nn.Module) -> bool:
 
 def _computes_in_half(module: nn.Module) -> bool:
     return any(m.dtype == torch.float16 for m in module.modules() if isinstance(m, Layer))
+
+
+def _is_in_half(block: nn.Module) -> bool:
+    """Whether the residual stream in a block would be FP16; T5's has the precision of ``wo``."""
+    if type(block).__name__ == "T5Block":
+        return all(m.wo.dtype == torch.float16 for m in block.modules() if hasattr(m, "wo"))
+    return _computes_in_half(block)
 
 
 def _let_follow(name: str, layer: Layer, wide: set[str], owners: list[str], scales: Scales) -> None:

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from sd35_trt.calibration_file import Calibration
+from sd35_trt.export.checkpoint import Checkpoint
+from sd35_trt.export.component import apply_policy, build_part, fake_tensors
 from sd35_trt.export.scales import HALF_LIMIT, HALF_MAX, Scales
-from sd35_trt.policy import Policy, Rule
+from sd35_trt.policy import Policy, Rule, load_policy
 
 #: FP16 everywhere, without the built-in policy's exception for T5.
 HALF = Policy("half everywhere", "", (Rule("*", "*", "half", ""),))
@@ -119,6 +121,18 @@ def test_a_t5_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
     assert found[feed_forward.format(0, "wo")] > HALF_MAX
     assert found[feed_forward.format(1, "dropout")] > HALF_LIMIT
     assert feed_forward.format(1, "wi_0") not in found
+
+
+def test_what_the_policy_computes_in_fp32_is_left_alone(large_checkpoint: Path) -> None:
+    """T5's residual stream, by the output layers."""
+    block = "t5/encoder.block.0"
+    wi = f"{block}.layer.1.DenseReluDense.wi_0"
+    wide = {block: 1e5, wi: 2e4, f"{block}.layer.1.DenseReluDense.wo": 1e5}
+    with fake_tensors():
+        part = build_part("text_encoder_3", Checkpoint(large_checkpoint))
+        assert apply_policy(part, "t5", load_policy("half"), Scales(wide=wide)) == {wi: 2e4}
+        part = build_part("text_encoder_3", Checkpoint(large_checkpoint))
+        assert apply_policy(part, "t5", HALF, Scales(wide=wide)) == wide
 
 
 def test_what_counts_as_wide() -> None:
