@@ -22,6 +22,7 @@ from sd35_trt.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.mini.scenes import Example
+from sd35_trt.runtime.request import make_request
 from sd35_trt.staging import staging
 
 from .draw import Candidate, Plan, Reference, draw_candidate, draw_reference
@@ -88,6 +89,7 @@ def verify(
     candidate = Bundle.open(options.bundle, verify=True)
     prompts, examples, origin = _prompts(options, candidate)
     options.thresholds.check(examples is not None)
+    _check_request(options, candidate)
     try:
         with (
             staging(candidate.root / FOLDER, JSON_FILE) as work,
@@ -160,6 +162,29 @@ def _prompts(
         )
     origin = str(path) if options.prompts else "packaged prompts"
     return prompts[: options.captions], None, origin
+
+
+def _check_request(options: VerifyOptions, candidate: Bundle) -> None:
+    """Refuse steps and seeds that the runtime would, before a reference is built.
+
+    Raises:
+        UsageError: names the nearest that works.
+    """
+    make_request(
+        candidate.manifest,
+        prompt=[""] * candidate.manifest.ranges.batch[0],
+        negative="",
+        seed=options.seed,
+        steps=options.steps,
+        guidance=None,
+        shift=None,
+        size=None,
+        batch=1,
+        sampler=None,
+        t5_tokens=None,
+        image=None,
+        strength=1.0,
+    )
 
 
 def _versions() -> dict[str, str]:

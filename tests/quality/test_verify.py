@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -204,6 +206,23 @@ def test_prompts_of_ones_own(run, large_bundle: Path, tmp_path: Path) -> None:  
     assert json.loads(out)["run"]["prompts"] == "packaged prompts"
 
 
+def test_needs_no_torch(half: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "diffusers", "modelopt")))
+from pathlib import Path
+from sd35_trt.quality.compare import VerifyOptions, verify
+half = Path({str(half)!r})
+report = verify(VerifyOptions(half, str(half), captions=1, steps=1))
+assert report["images"]["identical"] == 1
+assert report["images"]["lpips_note"] == "torch is not installed"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_wrong_use(run, half: Path, large_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     Path("empty.txt").write_text("\n\n")
     Path("latin.txt").write_bytes("zwei Füchse".encode("latin-1"))
@@ -221,8 +240,8 @@ def test_wrong_use(run, half: Path, large_bundle: Path) -> None:  # type: ignore
         ([*against, "--prompts", "one.txt", "--captions", 2], 2, "one.txt holds 1"),
         ([*against, "--prompts", "one.txt", "--max-accuracy-drop", 1], 2, "counts scenes"),
         ([*against, "--captions", 0], 2, "at least 1"),
-        ([*against, "--steps", 0], 2, "steps must be 1 to 1000"),
-        ([*against, "--seed", -1], 2, "seed must not be negative"),
+        (["--against", "half", "--steps", 0], 2, "steps must be 1 to 1000"),
+        (["--against", "half", "--seed", -1], 2, "seed must not be negative"),
         ([*against, "--model", "mini"], 2, "--model is for --against half"),
     ]
     for arguments, expected, words in cases:

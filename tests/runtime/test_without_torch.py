@@ -63,6 +63,11 @@ def test_commands_there(environment: Path, mini_bundle: Path, tmp_path: Path) ->
     assert (tmp_path / "out.png").is_file()
     assert run("inspect", mini_bundle).returncode == 0
     assert run("verify", mini_bundle).returncode == 0
+    compare = run("verify", mini_bundle, "--against", mini_bundle)
+    assert compare.returncode == 1
+    assert (
+        compare.stderr == "error: comparing bundles needs onnx — pip install 'sd35-trt[report]'\n"
+    )
     findings = json.loads(run("doctor", "--json").stdout)["targets"]["cpu"]
     assert (findings["builds"], findings["runs"]) == (False, True)
     build = run("build")
