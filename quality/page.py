@@ -20,8 +20,8 @@ from . import plots
 _PAIRS = 8
 _ROWS = 15
 
-# Larger pictures are shown reduced.
-_SIDE = 512
+# Largest width and height of a picture that is shown as it is, and of one that is reduced.
+_LOSSLESS_SIDE, _SIDE = 256, 512
 
 # Differences are brightened by this much.
 _GAIN = 4
@@ -240,11 +240,17 @@ def _gallery(indices: Iterable[int], each: Sequence[Report], pictures: Pictures)
 
 
 def _data_uri(image: np.ndarray) -> str:
+    """PNG; of a large picture, which would take megabytes, a reduced JPEG."""
     picture = Image.fromarray(image)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    if max(picture.size) <= _LOSSLESS_SIDE:
+        kind = "png"
+        picture.save(stream, format="PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        picture.save(stream, format="JPEG", quality=92)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _layers(report: Report) -> str:

@@ -37,7 +37,21 @@ _STYLE: dict[str, Any] = {
 #: Kind of linear by what its name contains, the first that does.
 _KINDS = (
     ("output projections", ("to_out", "to_add_out", "out_proj", "SelfAttention.o")),
-    ("q, k, v", ("to_q", "to_k", "to_v", "add_q", "add_k", "add_v", "_proj", "SelfAttention.")),
+    (
+        "q, k, v",
+        (
+            "to_q",
+            "to_k",
+            "to_v",
+            "add_q",
+            "add_k",
+            "add_v",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "SelfAttention.",
+        ),
+    ),
     ("feed-forward in", ("net.0", "wi_", "fc1")),
     ("feed-forward out", ("net.2", ".wo", "fc2")),
     ("adaLN", ("norm",)),
