@@ -7,14 +7,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from calibrations import calibrate, load_transformer, transformer_inputs
+from checkpoints import CLIP_TOKENS
 from components import export, run_reference, velocity
 from conftest import relative_error
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from transformers import T5EncoderModel
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from sd35_trt.calibration.ranges import RangeRecorder
 from sd35_trt.calibration_file import Calibration
 from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import apply_policy, build_part, fake_tensors
@@ -106,9 +110,8 @@ def test_a_t5_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
     ids = torch.randint(3, model.config.vocab_size, (2, 24), generator=generator)
     with torch.no_grad():
         expected = model(ids).last_hidden_state.numpy()
-    calibration = calibrate(checkpoint, HALF)
     errors = {}
-    for name, ranges in (("bare", None), ("guarded", calibration)):
+    for name, ranges in (("bare", None), ("guarded", calibrate(checkpoint, HALF))):
         folder = export(tmp_path / name, checkpoint, ["t5"], HALF, ranges) / "t5"
         hidden = run_reference(folder, {"input_ids": ids.numpy()})["hidden"]
         errors[name] = relative_error(hidden, expected)
@@ -121,6 +124,61 @@ def test_a_t5_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
     assert found[feed_forward.format(0, "wo")] > HALF_MAX
     assert found[feed_forward.format(1, "dropout")] > HALF_LIMIT
     assert feed_forward.format(1, "wi_0") not in found
+
+
+def scale_clip(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name.startswith("text_model.encoder.layers.0.mlp.fc2."):
+        return tensor * 2e5
+    if name.startswith("text_model.encoder.layers.1.self_attn.v_proj."):
+        return tensor * 1e5
+    if name == "text_model.encoder.layers.1.self_attn.out_proj.weight":
+        return tensor * 1e-4
+    return tensor
+
+
+def test_a_clip_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
+    """Its penultimate state is the residual stream, which the component returns."""
+    checkpoint = scaled(large_checkpoint, tmp_path / "model", "text_encoder", scale_clip)
+    model = CLIPTextModelWithProjection.from_pretrained(checkpoint, subfolder="text_encoder")
+    model.float().eval()
+    recorder = RangeRecorder("text_encoder", model)
+    ids = torch.arange(2 * CLIP_TOKENS).reshape(2, -1)
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True)
+    ranges = Calibration({}, recorder.amax, {}, {})
+    folder = export(tmp_path, checkpoint, ["clip_l"], HALF, ranges) / "clip_l"
+    got = run_reference(folder, {"input_ids": ids.numpy()})
+    assert np.abs(got["hidden"]).max() > HALF_MAX
+    assert relative_error(got["hidden"], expected.hidden_states[-2].numpy()) <= TOLERANCE
+    assert relative_error(got["pooled"], expected.text_embeds.numpy()) <= TOLERANCE
+    # What reads text features takes them in FP32.
+    assert Scales.of(ranges, "transformer").wide_text
+
+
+def scale_vae(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name.startswith(
+        ("decoder.mid_block.resnets.0.conv2.", "decoder.up_blocks.1.resnets.0.conv1.")
+    ):
+        return tensor * 1e5
+    if name.startswith("decoder.mid_block.attentions.0.to_v."):
+        return tensor * 3e4
+    return tensor
+
+
+def test_an_autoencoder_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = scaled(large_checkpoint, tmp_path / "model", "vae", scale_vae)
+    vae = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae").float().eval()
+    recorder = RangeRecorder("vae", vae)
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    expected = ((image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy()
+    ranges = Calibration({}, recorder.amax, {}, {})
+    folder = export(tmp_path, checkpoint, ["vae_decoder"], HALF, ranges) / "vae_decoder"
+    got = run_reference(folder, {"latents": latents.numpy()})["image"]
+    assert expected.std() > 10, "a picture"
+    assert np.abs(got - expected).max() <= 1
+    assert "vae_decoder/decoder.mid_block.resnets.1" in places(folder)
 
 
 def test_what_the_policy_computes_in_fp32_is_left_alone(large_checkpoint: Path) -> None:
