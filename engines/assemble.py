@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +23,53 @@ from sd35_trt.calibration_file import Calibration
 from sd35_trt.stages import stage_files
 from sd35_trt.staging import staging
 
-from .builder import ExportedComponent, load_builder
+from .builder import Builder, Engine
 
 
 def assemble(
     out: Path,
-    components: Mapping[str, Path],
+    builder: Builder,
+    engines: Iterable[Engine],
     tokenizers: Path,
     lengths: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],
     calibration: Calibration | None = None,
 ) -> None:
-    """Build the engines and write the bundle.
+    """Write the bundle.
 
     Args:
         out: the bundle's directory.
-        components: stage directories of the exported components by name.
+        builder: that made the engines.
         tokenizers: stage directory of the tokenizers.
         lengths: their ``length`` and ``pad_id`` by text encoder.
         facts: the manifest's other fields.
         calibration: what was built with; the bundle keeps it as ``calibration.json``.
     """
-    builder = load_builder(facts["builder"])
     with staging(out, MANIFEST) as work:
         entries = []
-        for name, folder in components.items():
+        for engine in engines:
+            exported, name = engine.component, engine.component.name
             (work / name).mkdir()
-            exported = ExportedComponent.read(folder)
-            engine = builder.build_engine(exported, work / name, facts["ranges"])
-            known = stage_files(folder)
+            placed = builder.place(engine, work / name)
+            known = stage_files(engine.folder)
             entries.append(
                 Component(
                     name=name,
-                    engine=builder.ENGINE,
+                    engine=builder.engine,
                     files=tuple(
                         # What is the stage's own file has been hashed before.
                         File(f"{name}/{file}", known[file].bytes, known[file].sha256)
                         if file in known
                         else describe_file(work, f"{name}/{file}")
-                        for file in engine.files
+                        for file in placed.files
                     ),
                     inputs=exported.inputs,
                     outputs=exported.outputs,
                     precisions=exported.precisions,
                     fp32_places=exported.fp32_places,
-                    weight_bytes=exported.weight_bytes,
-                    activation_bytes=engine.activation_bytes,
+                    weight_bytes=placed.weight_bytes,
+                    activation_bytes=placed.activation_bytes,
+                    bounds={d: (b[0], b[-1]) for d, b in engine.bounds.items()},
                 )
             )
         (work / "tokenizer").mkdir()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sd35_trt.bundle import Port, Ranges
+from sd35_trt.bundle import Port
+from sd35_trt.dimensions import Bounds
+from sd35_trt.stages import Stage
 
 #: What the exporter calls its files.
 MODEL_FILE = "model.onnx"
@@ -48,33 +51,91 @@ class ExportedComponent:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """What a user may ask of a builder.
+
+    Attributes:
+        weight_streaming: the engine can keep part of its weights in the host's memory.
+        refit: the weights of the engine can be exchanged without building it again.
+    """
+
+    weight_streaming: bool = False
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compiled component.
+
+    Attributes:
+        folder: of the stage that compiled it; where there is none, the component's own.
+        bounds: of the dynamic dimensions of its inputs.
+    """
+
+    component: ExportedComponent
+    folder: Path
+    bounds: Mapping[str, Bounds]
+
+
+@dataclass(frozen=True)
 class BuiltEngine:
-    """Files of an engine relative to its folder, the one to open first."""
+    """An engine in the bundle.
+
+    Attributes:
+        files: relative to its folder, the one to open first.
+        weight_bytes: bytes of its weights.
+        activation_bytes: working memory at the largest shapes, where the builder reports it.
+    """
 
     files: tuple[str, ...]
+    weight_bytes: int
     activation_bytes: int | None = None
 
 
 class Builder(Protocol):
-    """A module of this package with these two members."""
+    """One way to make engines, for one target."""
 
     #: Session kind that runs the engines.
-    ENGINE: str
+    engine: str
 
-    def build_engine(
-        self,
-        component: ExportedComponent,
-        out: Path,
-        ranges: Ranges,
-    ) -> BuiltEngine:
-        """Write the engine's files into ``out``, an existing directory."""
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that compile."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the engines are built for, and options; JSON-serializable, for the manifest."""
+
+    def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> Stage | None:
+        """The stage that compiles a component, or None where the exported files are the engine.
+
+        Args:
+            component: a finished stage of the exporter.
+            bounds: of its dynamic dimensions; see :mod:`sd35_trt.dimensions`.
+        """
+
+    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+        """Put an engine's files into ``out``, an existing directory."""
 
 
-_MODULES = {"onnxruntime": "sd35_trt.engines.onnxruntime_builder"}
+# Builder → module with ``create(name, capabilities, options)``.
+_MODULES = {
+    "onnxruntime": "sd35_trt.engines.onnxruntime_builder",
+    "tensorrt-rtx": "sd35_trt.engines.tensorrt_builder",
+    "tensorrt": "sd35_trt.engines.tensorrt_builder",
+}
 
 
-def load_builder(name: str) -> Builder:
-    """The builder module by its name in the target table."""
+def load_builder(
+    name: str, capabilities: tuple[str, ...] = (), options: EngineOptions | None = None
+) -> Builder:
+    """A builder by its name in the target table.
+
+    Args:
+        capabilities: CUDA compute capabilities to compile for, ``"8.9"``; none for the CPU.
+
+    Raises:
+        UsageError: an option that it does not have.
+        Sd35Error: its library is not installed, or cannot compile for these.
+    """
     module: Any = importlib.import_module(_MODULES[name])
-    builder: Builder = module
+    builder: Builder = module.create(name, capabilities, options or EngineOptions())
     return builder

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sd35_trt.bundle import Ranges
+from sd35_trt.dimensions import Bounds
+from sd35_trt.errors import UsageError
 
-from .builder import MODEL_FILE, WEIGHTS_FILE, BuiltEngine, ExportedComponent
-
-ENGINE = "onnxruntime"
+from .builder import MODEL_FILE, WEIGHTS_FILE, BuiltEngine, Engine, EngineOptions, ExportedComponent
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -30,13 +31,33 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfileobj(reader, writer)
 
 
-def build_engine(
-    component: ExportedComponent,
-    out: Path,
-    ranges: Ranges,
-) -> BuiltEngine:
-    """Put the component's ONNX file and its weights into ``out``."""
-    files = (MODEL_FILE, WEIGHTS_FILE)
-    for name in files:
-        _copy(component.folder / name, out / name)
-    return BuiltEngine(files)
+class OnnxRuntimeBuilder:
+    """See :class:`sd35_trt.engines.builder.Builder`."""
+
+    engine = "onnxruntime"
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> None:
+        return None
+
+    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+        """Put the component's ONNX file and its weights into ``out``."""
+        files = (MODEL_FILE, WEIGHTS_FILE)
+        for name in files:
+            _copy(engine.folder / name, out / name)
+        return BuiltEngine(files, engine.component.weight_bytes)
+
+
+def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> OnnxRuntimeBuilder:
+    """See :func:`sd35_trt.engines.builder.load_builder`."""
+    if options != EngineOptions():
+        raise UsageError(
+            "ONNX Runtime neither streams nor exchanges weights",
+            "leave out --weight-streaming and --refit",
+        )
+    return OnnxRuntimeBuilder()

@@ -245,7 +245,8 @@ class VaeEncoder(ComponentModule):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
         vae: Any = self.part
-        pixels = image.permute(0, 3, 1, 2).float() / 127.5 - 1
+        # Cast first: TensorRT takes bytes from the caller, but computes nothing on them.
+        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1
         moments = vae.encoder(pixels.to(vae.encoder.conv_in.dtype))
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)

@@ -21,7 +21,7 @@ from sd35_trt.errors import BundleError, Cancelled, Sd35Error, UsageError
 from .noise import randn
 from .request import Request, make_request
 from .schedule import SAMPLERS, make_sigmas
-from .session import Session, open_session
+from .session import Session, check_engines, open_session
 from .text import PromptTokenizer
 
 logger = logging.getLogger("sd35_trt")
@@ -132,9 +132,12 @@ class Pipeline:
             threads: CPU threads for each engine; None takes all cores.
 
         Raises:
-            BundleError: missing, damaged, foreign, or of another format version.
+            BundleError: missing, damaged, foreign, of another format version, or with engines
+                that this version cannot run.
         """
-        return cls(Bundle.open(path, verify=verify), threads)
+        bundle = Bundle.open(path, verify=verify)
+        check_engines(bundle)
+        return cls(bundle, threads)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -316,7 +319,8 @@ class Pipeline:
         samples, tokens = hidden.shape[:2]
         one_step = port.resolve(steps=1, samples=samples)
         step_bytes = int(np.prod(one_step)) * np.dtype(port.dtype).itemsize
-        chunk = max(1, _MODULATION_CHUNK // step_bytes)
+        _, most = self._component("conditioner").bounds.get("steps", (1, len(timesteps)))
+        chunk = max(1, min(most, _MODULATION_CHUNK // step_bytes))
         for first in range(0, len(timesteps), chunk):
             some = timesteps[first : first + chunk]
             out = self._run(

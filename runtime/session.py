@@ -36,6 +36,22 @@ _KINDS = {
 }
 
 
+def check_engines(bundle: Bundle) -> None:
+    """Refuse a bundle that holds engines of a kind unknown here.
+
+    Raises:
+        BundleError: says what the bundle was built for.
+    """
+    manifest = bundle.manifest
+    for component in manifest.components:
+        if component.engine not in _KINDS:
+            raise BundleError(
+                f"{bundle.root} is built for {manifest.target} by {manifest.builder}; this version "
+                f"runs no {component.engine} engines, but {', '.join(_KINDS)}",
+                "build for this machine with: sd35-trt build --gpu cpu",
+            )
+
+
 def open_session(bundle: Bundle, component: Component, threads: int | None) -> Session:
     """Load one component's engine.
 
@@ -43,12 +59,7 @@ def open_session(bundle: Bundle, component: Component, threads: int | None) -> S
         BundleError: an engine kind unknown here, or a file that the engine refuses.
         Sd35Error: the backend's package is not installed.
     """
-    if component.engine not in _KINDS:
-        raise BundleError(
-            f"{bundle.root}: {component.name} is a {component.engine} engine, "
-            f"this version runs {', '.join(_KINDS)}",
-            "upgrade sd35-trt or build for another target",
-        )
+    check_engines(bundle)
     module, package, extra = _KINDS[component.engine]
     try:
         importlib.import_module(package)

@@ -20,6 +20,7 @@ from .bundle import MANIFEST, Ranges
 from .cache import StageCache, default_cache_dir
 from .calibration_file import Calibration
 from .components import COMPONENTS, LATENT_SCALE
+from .dimensions import Bounds, dimension_bounds
 from .errors import CheckpointError, Sd35Error, UsageError
 from .hub import resolve_model
 from .policy import Policy, load_policy
@@ -29,6 +30,7 @@ from .targets import choose_builder, find_target
 from .variants import Variant, recognise
 
 if TYPE_CHECKING:
+    from .engines.builder import Builder, Engine, ExportedComponent
     from .export.checkpoint import Checkpoint
 
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
@@ -50,6 +52,9 @@ class BuildOptions:
         size: inclusive range of width and height in pixels; None is half to one and a half times
             the model's native size.
         size_step: sizes are multiples of this many pixels.
+        builder: one of those that serve the target; None takes the preferred one.
+        weight_streaming: engines that can keep part of their weights in the host's memory.
+        refit: engines whose weights can be exchanged.
         cache_dir: where stages are kept.
         command: recorded as the command that made the bundle.
     """
@@ -63,6 +68,9 @@ class BuildOptions:
     batch: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     size_step: int = 64
+    builder: str | None = None
+    weight_streaming: bool = False
+    refit: bool = False
     cache_dir: Path | None = None
     command: str = ""
 
@@ -79,15 +87,18 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
     target = find_target(options.target)
     policy = load_policy(options.policy or target.policy)
     target.check(policy)
-    builder = choose_builder(target)
+    chosen = choose_builder(target, options.builder)
     root = resolve_model(options.model)
     name = "mini" if options.model == "mini" else root.resolve().name
     out = options.out or Path("bundles") / f"{name}-{target.name}"
     cache = StageCache(options.cache_dir or default_cache_dir())
     try:
         from .engines.assemble import assemble
+        from .engines.builder import EngineOptions, ExportedComponent, load_builder
         from .export.checkpoint import Checkpoint
 
+        engine_options = EngineOptions(options.weight_streaming, options.refit)
+        builder = load_builder(chosen, target.builders[chosen], engine_options)
         check_destination(out, MANIFEST, "bundle")
         checkpoint = Checkpoint(root)
         versions = tool_versions()
@@ -98,13 +109,14 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         facts: dict[str, Any] = {
             "model": {"name": name, "variant": variant.name},
             "target": target.name,
-            "builder": builder,
+            "builder": chosen,
+            "engine_options": builder.describe(),
             "policy": policy.as_dict(),
             "latent_channels": _dimension(transformer, "in_channels"),
             "latent_scale": LATENT_SCALE,
             "guided": guided,
             "scheduler": _scheduler(checkpoint.config("scheduler")),
-            "versions": versions,
+            "versions": {**versions, **builder.versions()},
             "command": options.command,
         }
         names = [n for n, row in COMPONENTS.items() if checkpoint.has(row.part)]
@@ -131,7 +143,13 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "sampler": "euler",
             "t5_tokens": t5_tokens,
         }
-        assemble(out, folders, tokenizers, lengths, facts, calibration)
+        engines = []
+        for name, folder in folders.items():
+            bounds = dimension_bounds(name, facts["ranges"], facts["defaults"], clip_tokens, guided)
+            engines.append(
+                _engine(builder, ExportedComponent.read(folder), bounds, cache, progress)
+            )
+        assemble(out, builder, engines, tokenizers, lengths, facts, calibration)
         progress("bundle", 1.0, "written")
     except ImportError as error:
         raise Sd35Error(f"building needs {error.name}", "pip install 'sd35-trt[build]'") from error
@@ -143,6 +161,22 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "free space, or choose another --out and --cache-dir",
         ) from error
     return out
+
+
+def _engine(
+    builder: Builder,
+    component: ExportedComponent,
+    bounds: Mapping[str, Bounds],
+    cache: StageCache,
+    progress: Progress,
+) -> Engine:
+    """Compile a component, where its builder does that before loading."""
+    from .engines.builder import Engine
+
+    used = {d: bounds[d] for port in component.inputs for d in port.dynamic}
+    stage = builder.stage(component, used)
+    folder = run_stage(cache, stage, progress) if stage else component.folder
+    return Engine(component, folder, used)
 
 
 def _calibration(options: BuildOptions, policy: Policy, names: Iterable[str]) -> Calibration | None:

@@ -41,6 +41,11 @@ class Port:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def dynamic(self) -> list[str]:
+        """Names of the dynamic dimensions."""
+        return [d for d in self.shape if isinstance(d, str)]
+
     def resolve(self, **dims: int) -> tuple[int, ...]:
         """The shape with the dynamic dimensions filled in."""
         return tuple(dims[d] if isinstance(d, str) else d for d in self.shape)
@@ -69,6 +74,7 @@ class Component:
         fp32_places: ``component/module`` → largest output in calibration, for each place that the
             range guard computes in FP32 although the policy says half.
         activation_bytes: working memory at the largest shapes, where the builder reports it.
+        bounds: smallest and largest value of each dynamic dimension of the inputs.
     """
 
     name: str
@@ -80,6 +86,7 @@ class Component:
     precisions: dict[str, int]
     fp32_places: dict[str, float]
     activation_bytes: int | None = None
+    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def input(self, name: str) -> Port:
         return next(port for port in self.inputs if port.name == name)
@@ -112,7 +119,8 @@ class Manifest:
     """Everything in ``bundle.json``.
 
     ``calibration`` is the digest of the calibration that the bundle was built with; where there
-    was one, :data:`CALIBRATION` holds it.
+    was one, :data:`CALIBRATION` holds it. ``engine_options`` is what the builder was asked for:
+    compute capabilities, weight streaming, refit.
     """
 
     model: dict[str, Any]
@@ -132,6 +140,7 @@ class Manifest:
     command: str
     created: str
     calibration: str | None = None
+    engine_options: dict[str, Any] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
     def component(self, name: str) -> Component | None:
@@ -173,6 +182,7 @@ def _component(data: dict[str, Any]) -> Component:
             "files": tuple(File(**file) for file in data["files"]),
             "inputs": tuple(map(_port, data["inputs"])),
             "outputs": tuple(map(_port, data["outputs"])),
+            "bounds": {k: _bounds(v) for k, v in data.get("bounds", {}).items()},
         }
     )
 

@@ -179,6 +179,18 @@ def main(debug: bool) -> None:
     help="Sizes are multiples of this.",
 )
 @click.option(
+    "--builder",
+    default=None,
+    metavar="NAME",
+    help="tensorrt-rtx, tensorrt or onnxruntime. Default: the target's.",
+)
+@click.option(
+    "--weight-streaming",
+    is_flag=True,
+    help="Engines that can keep part of their weights in the host's memory.",
+)
+@click.option("--refit", is_flag=True, help="Engines whose weights can be exchanged.")
+@click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
     default=None,
@@ -195,6 +207,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     \b
     Examples:
       sd35-trt build --gpu cpu
+      sd35-trt build --gpu ada
       sd35-trt build --gpu cpu --model ~/models/stable-diffusion-3.5-medium --policy half
     """
     from .build import BuildOptions

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
-from .bundle import Bundle, Port
+from .bundle import Bundle, Manifest, Port
 from .cache import default_cache_dir
-from .targets import BUILDERS, Target, targets
+from .targets import Target, targets
 
 if TYPE_CHECKING:
     from .calibration.sensitivity import Sensitivity
@@ -45,6 +46,14 @@ def _ports(ports: tuple[Port, ...]) -> str:
     )
 
 
+def _target(manifest: Manifest) -> str:
+    options = manifest.engine_options
+    sm = ", ".join("sm" + c.replace(".", "") for c in options.get("compute_capabilities", ()))
+    asked = [name.replace("_", " ") for name in ("weight_streaming", "refit") if options.get(name)]
+    name = f"{manifest.target} ({sm})" if sm else manifest.target
+    return ", ".join([name, f"by {manifest.builder}", *asked])
+
+
 def print_manifest(bundle: Bundle) -> None:
     """Print a bundle's manifest as tables."""
     m = bundle.manifest
@@ -53,7 +62,7 @@ def print_manifest(bundle: Bundle) -> None:
     rows = {
         "bundle": str(bundle.root),
         "model": f"{m.model['name']} ({m.model['variant']})",
-        "target": f"{m.target}, by {m.builder}",
+        "target": _target(m),
         "policy": f"{m.policy['name']} ({m.policy['sha256'][:12]})",
         "calibration": m.calibration[:12] if m.calibration else "none",
         "in FP32": ", ".join(f"{k} (amax {v:.3g})" for k, v in m.fp32_places().items()) or "none",
@@ -71,11 +80,14 @@ def print_manifest(bundle: Bundle) -> None:
         facts.add_row(f"[bold]{key}[/]", value)
     console.print(facts)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("component", "weights", "inputs", "outputs", "sha256"):
-        table.add_column(column, justify="right" if column == "weights" else "left")
-    for c in m.components:
+    sizes = {"weights": [format_bytes(c.weight_bytes) for c in m.components]}
+    if all(c.activation_bytes is not None for c in m.components):
+        sizes["working"] = [format_bytes(c.activation_bytes or 0) for c in m.components]
+    for column in ("component", *sizes, "inputs", "outputs", "sha256"):
+        table.add_column(column, justify="right" if column in sizes else "left")
+    for c, *row in zip(m.components, *sizes.values(), strict=True):
         table.add_row(
-            c.name, format_bytes(c.weight_bytes), _ports(c.inputs), _ports(c.outputs),
+            c.name, *row, _ports(c.inputs), _ports(c.outputs),
             "\n".join(f.sha256[:12] for f in c.files),
         )  # fmt: skip
     console.print()
@@ -92,7 +104,15 @@ def _version(package: str) -> str | None:
 
 
 _BUILD_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-_BACKENDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+# Builder → the packages that hold its library, and the extra that installs one.
+_LIBRARIES = {
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
+    "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "rtx"),
+    "tensorrt": (("tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
+}
+
+# Builders whose engines this version runs.
+_RUNS = ("onnxruntime",)
 
 
 def examine() -> dict[str, Any]:
@@ -103,23 +123,24 @@ def examine() -> dict[str, Any]:
     for target in targets().values():
         if target.name != target.family:
             continue
-        builder = target.builder if target.builder in BUILDERS else None
-        runtime = next(
-            (f"{p} {_version(p)}" for p in _BACKENDS.get(builder or "", ()) if _version(p)), None
-        )
-        if builder is None:
-            note = f"needs the {target.builder} builder, which this version does not have"
-        elif missing:
+        builder = target.builder
+        packages, extra = _LIBRARIES[builder]
+        library = next((f"{p} {_version(p)}" for p in packages if _version(p)), None)
+        runs = library if builder in _RUNS else None
+        if missing:
             note = "to build: pip install 'sd35-trt[build]'"
-        elif runtime is None:
-            note = f"to run: pip install 'sd35-trt[{builder}]'"
+        elif library is None:
+            note = f"needs: pip install 'sd35-trt[{extra}]'"
+        elif runs is None:
+            note = "this version builds for it, but does not run there yet"
         else:
             note = ""
+        # ONNX Runtime compiles when it loads: to build, it is not needed.
         found[target.name] = {
             "builder": builder,
-            "builds": builder is not None and not missing,
-            "runs": runtime is not None,
-            "runtime": runtime,
+            "builds": not missing and (library is not None or builder == "onnxruntime"),
+            "runs": runs is not None,
+            "runtime": runs,
             "note": note,
         }
     return {
@@ -149,7 +170,7 @@ def print_findings(findings: dict[str, Any]) -> None:
             name,
             f"yes, {target['builder']}" if target["builds"] else "no",
             f"yes, {target['runtime']}" if target["runs"] else "no",
-            target["note"],
+            escape(target["note"]),
         )
     console.print(table)
 

@@ -22,7 +22,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 #: Builders this version contains.
-BUILDERS = ("onnxruntime",)
+BUILDERS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 
 #: ``--gpu`` for the GPU that is present.
 AUTO = "auto"

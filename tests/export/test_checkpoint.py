@@ -166,7 +166,6 @@ def test_a_hub_id_without_a_hub(
 
 def test_unknown_things(refused: Callable[..., None]) -> None:
     refused("mini", "unknown GPU 'voodoo2'", "cpu, turing, ampere, ada", target="voodoo2")
-    refused("mini", "ada needs the tensorrt-rtx builder", "build for: cpu", target="ada")
     refused("mini", "unknown policy 'fp7'", "fp32, fp8", policy="fp7")
     refused("mini", "--size 100:200", "in steps of 64", size=(100, 200))
     refused("mini", "--batch 0:4", batch=(0, 4))

@@ -1,0 +1,60 @@
+"""Bounds of the components' dynamic dimensions: what an engine is compiled to accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .bundle import Ranges
+from .components import COMPONENTS, LATENT_SCALE
+
+#: Smallest, most usual and largest value of a dimension, as an optimization profile takes them.
+Bounds = tuple[int, int, int]
+
+#: Steps that one run of the conditioner computes at most: its memory grows with them.
+MAX_STEPS_AT_ONCE = 32
+
+
+def dimension_bounds(
+    component: str,
+    ranges: Ranges,
+    defaults: Mapping[str, Any],
+    clip_tokens: int,
+    guided: bool,
+) -> dict[str, Bounds]:
+    """Bounds of a component's dynamic dimensions by name.
+
+    Args:
+        component: a key of :data:`sd35_trt.components.COMPONENTS`.
+        defaults: the manifest's: ``steps``, ``size`` and ``t5_tokens``.
+        clip_tokens: CLIP's part of the text.
+        guided: whether both guidance branches are computed; the text encoders and the
+            conditioner then get two texts for each image.
+    """
+    images, most_images = ranges.batch
+    branches = 2 if guided else 1
+    texts = (branches * images, branches * images, branches * most_images)
+    short, long = ranges.t5_tokens
+    t5 = (short, defaults["t5_tokens"], long)
+    smallest, largest = ranges.size
+    width, height = ((smallest, pixels, largest) for pixels in defaults["size"])
+
+    def scaled(bounds: Bounds, divisor: int) -> Bounds:
+        low, usual, high = (value // divisor for value in bounds)
+        return low, usual, high
+
+    text_encoder = COMPONENTS[component].tokenizer is not None
+    low, usual, high = t5
+    return {
+        # Texts that were encoded before are not encoded again: there may be one left.
+        "batch": (1, *texts[1:]) if text_encoder else (images, images, most_images),
+        "samples": texts,
+        "steps": (1, min(defaults["steps"], MAX_STEPS_AT_ONCE), MAX_STEPS_AT_ONCE),
+        "tokens": t5
+        if text_encoder
+        else (clip_tokens + low, clip_tokens + usual, clip_tokens + high),
+        "height": scaled(height, LATENT_SCALE),
+        "width": scaled(width, LATENT_SCALE),
+        "image_height": height,
+        "image_width": width,
+    }
