@@ -37,21 +37,7 @@ _STYLE: dict[str, Any] = {
 #: Kind of linear by what its name contains, the first that does.
 _KINDS = (
     ("output projections", ("to_out", "to_add_out", "out_proj", "SelfAttention.o")),
-    (
-        "q, k, v",
-        (
-            "to_q",
-            "to_k",
-            "to_v",
-            "add_q",
-            "add_k",
-            "add_v",
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "SelfAttention.",
-        ),
-    ),
+    ("q, k, v", ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "SelfAttention.")),
     ("feed-forward in", ("net.0", "wi_", "fc1")),
     ("feed-forward out", ("net.2", ".wo", "fc2")),
     ("adaLN", ("norm",)),
@@ -96,8 +82,9 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg)
-    svg = re.sub(r'\sid="', f' id="{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    prefix = name.replace(" ", "-")
+    svg = re.sub(r'\sid="', f' id="{prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
     svg = svg.replace(_INK, "currentColor")
     return svg.replace("<svg", f'<svg class="plot" role="img" aria-label="{name}"', 1)
 

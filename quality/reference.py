@@ -66,7 +66,7 @@ def open_reference(
         if m.calibration is not None:
             # For the range guard: FP32 in the same places.
             calibration = folder / "calibration"
-            _calibration(candidate).save(calibration)
+            bundle_calibration(candidate).save(calibration)
         options = BuildOptions(
             model=model or "mini",
             target=m.target,
@@ -83,7 +83,7 @@ def open_reference(
         yield Bundle.open(build(options, progress))
 
 
-def _calibration(bundle: Bundle) -> Calibration:
+def bundle_calibration(bundle: Bundle) -> Calibration:
     """The calibration that a bundle was built with."""
     data = json.loads(bundle.path(CALIBRATION).read_text("utf-8"))
     return Calibration.from_tensors(data.pop("amax"), data)

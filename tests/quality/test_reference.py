@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sd35_trt.bundle import Bundle, Ranges
+from sd35_trt.calibration_file import Calibration
 from sd35_trt.errors import BundleError, UsageError
-from sd35_trt.quality.reference import check_comparable, open_reference
+from sd35_trt.quality.reference import bundle_calibration, check_comparable, open_reference
 
 
 @pytest.fixture
@@ -79,3 +81,18 @@ def test_model_is_for_half(candidate: Bundle, mini_bundle: Path) -> None:
         open_reference(candidate, str(mini_bundle), "mini", None, lambda *_: None),
     ):
         pass
+
+
+def test_the_candidates_calibration_is_read_back(candidate: Bundle, tmp_path: Path) -> None:
+    """What the manifest keeps of it is all that the twin's range guard needs."""
+    made = Calibration(
+        {"denoiser/transformer_blocks.0.attn.to_q": 3.25},
+        {"denoiser/transformer_blocks.0": 20_000.1, "t5/encoder.block.3": 1e-3},
+        {"denoiser/transformer_blocks.0.attn.q": 7.5},
+        {"variant": "mini", "files": {"a": "b"}},
+    )
+    written = {**made.provenance, "amax": made.tensors()}
+    (tmp_path / "calibration.json").write_text(json.dumps(written), "utf-8")
+    read = bundle_calibration(Bundle(tmp_path, candidate.manifest))
+    assert read == made
+    assert read.digest() == made.digest()

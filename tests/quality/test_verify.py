@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,19 @@ def test_fewer_bits_are_worse(reports: dict[str, dict[str, Any]]) -> None:
     assert worse > 50
 
 
+def test_fp8_layers(make_bundle: Callable[..., Path], half: Path) -> None:
+    """W8A8: three bits of mantissa on both sides of every product."""
+    bundle = make_bundle(policy="fp8")
+    report = verify(VerifyOptions(half, str(bundle), captions=1, steps=1))
+    stored = {row["reference_precision"] for row in report["linears"]}
+    assert "fp8" in stored
+    for row in report["linears"]:
+        if row["reference_precision"] == "fp8":
+            assert 0.005 < row["own_error"] < 0.1
+        else:
+            assert row["own_error"] == 0.0
+
+
 def test_the_report_is_complete(
     reports: dict[str, dict[str, Any]], bundles: dict[str, Path]
 ) -> None:
@@ -130,9 +144,11 @@ class _Links(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.tags: list[str] = []
+        self.names: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.names += [v or "" for k, v in attrs if k == "id"]
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
 
 
@@ -144,6 +160,11 @@ def test_the_page_stands_alone(
     parser.feed(text)
     assert parser.links
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in parser.links)
+    inside = [link[1:] for link in parser.links if link.startswith("#")]
+    inside += re.findall(r"url\(#([^)]*)\)", text)
+    assert inside
+    assert set(inside) <= set(parser.names)
+    assert len(set(parser.names)) == len(parser.names)
     assert not {"script", "link", "iframe", "object"} & set(parser.tags)
     assert "http" not in text
     assert "@import" not in text
