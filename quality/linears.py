@@ -238,6 +238,14 @@ class _Ratio:
         return value if np.isfinite(value) else None
 
 
+def equal_linears(component: str, path: Path) -> list[LinearError]:
+    """The linears of a component that two bundles have in the same file: no error."""
+    return [
+        LinearError(component, layer, linear.precision, linear.precision, 0.0, 0.0)
+        for layer, linear in _Graph(path).linears.items()
+    ]
+
+
 def linear_errors(
     component: str,
     reference: Path,

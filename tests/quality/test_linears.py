@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sd35_trt.errors import Sd35Error
 from sd35_trt.quality import linears
-from sd35_trt.quality.linears import LinearError, linear_errors
+from sd35_trt.quality.linears import LinearError, equal_linears, linear_errors
 
 RNG = np.random.default_rng(0)
 W1 = RNG.normal(size=(16, 24)).astype(np.float32)
@@ -111,6 +111,8 @@ def test_a_graph_against_itself_is_exact(tmp_path: Path) -> None:
     path = write(tmp_path / "a", True)
     for error in linear_errors("toy", path, path, [{"x": X}, {"x": 3 * X}]):
         assert (error.own_error, error.in_place_error) == (0.0, 0.0)
+    # So that a component which two bundles share need not be run.
+    assert equal_linears("toy", path) == linear_errors("toy", path, path, [{"x": X}])
 
 
 def test_layers_can_be_measured_in_groups(
