@@ -117,7 +117,8 @@ def _error(model: nn.Module, inputs: Inputs, reference: Sequence[torch.Tensor]) 
 @torch.no_grad()
 def compare(model: nn.Module, calibration: Inputs, evaluation: Inputs) -> dict[str, Any]:
     """Errors of both recipes on one transformer, and how many layers each quantizes."""
-    import modelopt.torch.quantization as mtq
+    with quiet():
+        import modelopt.torch.quantization as mtq
 
     def forward_loop(quantized: nn.Module) -> None:
         for one in calibration:

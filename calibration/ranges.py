@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,12 +49,12 @@ class RangeRecorder:
 
     Attributes:
         amax: ``component/module`` → the largest magnitude so far, in order of first use.
-        last: the module that finished last.
+        last: when a module last finished (of ``time.monotonic``), and which.
     """
 
     def __init__(self, part: str, model: nn.Module) -> None:
         self.amax: dict[str, float] = {}
-        self.last = ""
+        self.last = (0.0, "the input")
         self._first_only = part in _FIRST_ONLY
         self._handles = []
         for name, module in model.named_modules(remove_duplicate=False):
@@ -70,7 +71,7 @@ class RangeRecorder:
                 if not math.isfinite(value):
                     raise not_finite(f"the output of {name}", value)
                 self.amax[name] = max(self.amax.get(name, 0.0), value)
-            self.last = name
+            self.last = (time.monotonic(), name)
 
         return record
 

@@ -149,15 +149,15 @@ def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
 
 
 @contextlib.contextmanager
-def _diagnosed(recorders: Mapping[str, RangeRecorder]) -> Iterator[None]:
+def diagnosed(recorders: Mapping[str, RangeRecorder]) -> Iterator[None]:
     """Says where when modelopt finds a value that is not finite before a recorder does."""
     try:
         yield
     except AssertionError as error:
         if "values in amax" not in str(error):
             raise
-        last = next((r.last for r in recorders.values() if r.last), "the model's input")
-        raise not_finite(f"what follows {last}") from error
+        name = max(recorder.last for recorder in recorders.values())[1]
+        raise not_finite(f"what follows {name}") from error
 
 
 class _Observer:
@@ -304,7 +304,7 @@ def _encode_all(
     observer = _Observer(pipe, parts, policy)
     for k in range(first, total):
         prompts = [settings.prompts[i] for i in batches[k - 1].indices] if k else [""]
-        with _diagnosed(observer.recorders):
+        with diagnosed(observer.recorders):
             text = encode(pipe, prompts)
         state.keep(_text_file(k - 1) if k else _NEGATIVE, text)
         state.finish(stage, **observer.amax())
@@ -336,7 +336,7 @@ def _draw_all(
         def on_step(step: int, size: int = size, before: int = before) -> None:
             progress(stage, before + size * step, total)
 
-        with _diagnosed(observer.recorders):
+        with diagnosed(observer.recorders):
             latents = draw(pipe, settings, batch, state.kept(_text_file(k)), negative, on_step)
             _through_autoencoder(pipe.vae, latents)
         state.finish(stage, **observer.amax())

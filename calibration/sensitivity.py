@@ -18,9 +18,9 @@ from sd35_trt.policy import Policy
 from sd35_trt.staging import staging
 
 from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
-from .quantizers import fp8_linears, insert_quantizers, quiet
-from .ranges import amax, not_finite, owner
-from .run import TEXT_PARTS, Progress, Settings, draw, encode, load
+from .quantizers import fp8_linears, insert_quantizers
+from .ranges import RangeRecorder, owner
+from .run import TEXT_PARTS, Progress, Settings, diagnosed, draw, encode, load
 
 RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
 
@@ -196,6 +196,7 @@ def measure(
                 "give a larger budget",
             )
         in_base = set(fp8_linears("transformer", transformer, base))
+        recorder = RangeRecorder("transformer", transformer)  # names a module that computes NaN
         insert_quantizers(transformer, _quantizers(linears))
         total, done = len(settings.prompts) * settings.steps, 0
 
@@ -207,16 +208,15 @@ def measure(
                 def on_step(step: int, size: int = size, before: int = before) -> None:
                     progress("drawing", before + size * step, total)
 
-                latents = draw(pipe, settings, batch, text, negative, on_step)
-                if amax(latents) == float("inf") or amax(latents) != amax(latents):
-                    raise not_finite("the latents")
+                draw(pipe, settings, batch, text, negative, on_step)
                 done += size * settings.steps
 
-        with _capturing(transformer, settings.steps, settings.guidance) as captured:
-            import modelopt.torch.quantization as mtq
+        import modelopt.torch.quantization as mtq
 
-            with quiet():
-                mtq.calibrate(transformer, "max", forward_loop)
+        calls = _capturing(transformer, settings.steps, settings.guidance)
+        with calls as captured, diagnosed({"transformer": recorder}):
+            mtq.calibrate(transformer, "max", forward_loop)
+        recorder.remove()
         meter = _Meter(transformer, captured)
         errors = []
         for k, group in enumerate(groups):

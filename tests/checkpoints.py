@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers import StableDiffusion3Pipeline as Diffusers
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sd35_trt.mini.model import build_pipeline
@@ -89,3 +91,13 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     written.to(dtype=layout.dtype)
     written.save_pretrained(root, max_shard_size=layout.shard)
     return root
+
+
+def damaged(root: Path, to: Path, part: str, tensor: str, value: float) -> Path:
+    """A copy of a checkpoint with one value replaced in a tensor."""
+    shutil.copytree(root, to)
+    (path,) = (to / part).glob("*.safetensors")
+    tensors = load_file(path)
+    tensors[tensor].view(-1)[0] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    return to

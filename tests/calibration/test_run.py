@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from checkpoints import damaged
 
 from sd35_trt.calibrate import CalibrateOptions, calibrate, prepare
-from sd35_trt.calibration import quantizers, run
+from sd35_trt.calibration import quantizers, ranges, run
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.calibration_file import DESCRIPTION, TENSORS, Calibration
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
@@ -280,16 +280,6 @@ def test_two_at_once_are_refused(options: CalibrateOptions) -> None:
         calibrate(options, again)
 
 
-def damaged(root: Path, to: Path, part: str, tensor: str, value: float) -> Path:
-    """A copy of a checkpoint with one value replaced in a tensor."""
-    shutil.copytree(root, to)
-    (path,) = (to / part).glob("*.safetensors")
-    tensors = load_file(path)
-    tensors[tensor].view(-1)[0] = value
-    save_file(tensors, path, metadata={"format": "pt"})
-    return to
-
-
 @pytest.mark.parametrize("policy", ["half", "fp8"])
 def test_nan_names_the_module(policy: str, options: CalibrateOptions, tmp_path: Path) -> None:
     tensor = "transformer_blocks.1.ff.net.0.proj.weight"
@@ -306,6 +296,22 @@ def test_infinity_names_the_module(options: CalibrateOptions, tmp_path: Path) ->
     root = damaged(Path(options.model), tmp_path / "inf", "text_encoder_3", tensor, float("inf"))
     with pytest.raises(Sd35Error, match=r"t5/encoder.block.0.layer.1.DenseReluDense.wi_1 has"):
         calibrate(replace(options, model=str(root)))
+
+
+def test_nan_between_modules_names_the_one_before() -> None:
+    """modelopt sees the inputs of linears, which need not be the output of a module."""
+    models = {part: torch.nn.Sequential(torch.nn.Identity()) for part in ("transformer", "vae")}
+    recorders = {part: ranges.RangeRecorder(part, model) for part, model in models.items()}
+    for part in ("vae", "transformer"):
+        models[part].add_module("1", torch.nn.Linear(2, 2))
+        quantizers.insert_quantizers(models[part], ["1.input_quantizer"])
+        models[part][0](torch.zeros(1))
+        nan = torch.full((2,), torch.nan)
+        collect = models[part][1].input_quantizer._calibrator.collect
+        component = {"vae": "vae_encoder", "transformer": "denoiser"}[part]
+        message = f"^what follows {component}/0 has nan during calibration"
+        with pytest.raises(Sd35Error, match=message), run.diagnosed(recorders):
+            collect(nan)
 
 
 def test_another_set_of_quantizers_is_refused() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkpoints import damaged
 
 from sd35_trt.calibrate import CalibrateOptions, analyse_sensitivity
 from sd35_trt.calibration.groups import (
@@ -20,7 +21,7 @@ from sd35_trt.calibration.groups import (
     policy_toml,
 )
 from sd35_trt.calibration.sensitivity import PLOT, POLICY, RESULT, Sensitivity
-from sd35_trt.errors import UsageError
+from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.inventory import inventory
 from sd35_trt.policy import Policy, load_policy
@@ -160,4 +161,17 @@ def test_a_budget_below_everything_in_fp8(
     options = replace(analysis[0], out=tmp_path / "out", steps=1, limit=1)
     with pytest.raises(UsageError, match=r"--budget 1,000 is less than the [\d,]+ bytes"):
         analyse_sensitivity(options, 1000)
+    assert not options.out.exists()
+
+
+def test_nan_names_the_module(large_checkpoint: Path, tmp_path: Path) -> None:
+    tensor = "transformer_blocks.2.attn.add_v_proj.bias"
+    root = damaged(large_checkpoint, tmp_path / "nan", "transformer", tensor, float("nan"))
+    options = CalibrateOptions(
+        model=str(root), steps=1, limit=1, sizes=((64, 64),), out=tmp_path / "out"
+    )
+    with pytest.raises(
+        Sd35Error, match=r"transformer_blocks\.2\.attn\.add_v_proj has nan"
+    ):
+        analyse_sensitivity(options)
     assert not options.out.exists()
