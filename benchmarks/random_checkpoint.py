@@ -11,22 +11,10 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sd35_trt.export.structure import Structure
+
 #: SD3.5 Large's transformer/config.json; depth is ``num_layers``.
-LARGE: dict[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 38,
-    "attention_head_dim": 64,
-    "num_attention_heads": 38,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 2432,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-    "dual_attention_layers": [],
-    "qk_norm": "rms_norm",
-}
+LARGE: dict[str, Any] = Structure("large").config("transformer")
 
 
 def write_transformer(

@@ -40,6 +40,7 @@ from .modules import (
 )
 from .quantized import WEIGHT_ONLY
 from .scales import Scales
+from .structure import Structure
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -63,7 +64,7 @@ class ExportOptions:
 
 
 # Builds the part's module from its configuration on fake tensors.
-_PARTS: dict[str, Callable[[dict[str, Any], Weights], nn.Module]] = {
+_PARTS: dict[str, Callable[[dict[str, Any], Weights | None], nn.Module]] = {
     "text_encoder": build_clip,
     "text_encoder_2": build_clip,
     "text_encoder_3": build_t5,
@@ -71,8 +72,8 @@ _PARTS: dict[str, Callable[[dict[str, Any], Weights], nn.Module]] = {
     "vae": build_vae,
 }
 
-# Gives the part's module the component's signature.
-_MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
+#: Gives the part's module the component's signature.
+MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "clip_l": lambda part, options: TextEncoder(part, options.clip_tokens),
     "clip_g": lambda part, options: TextEncoder(part, options.clip_tokens),
     "t5": lambda part, options: T5Encoder(part),
@@ -167,7 +168,7 @@ def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, in
     return dict(Counter(rule.precision for rule in rules))
 
 
-def build_part(folder: str, checkpoint: Checkpoint) -> nn.Module:
+def build_part(folder: str, checkpoint: Checkpoint | Structure) -> nn.Module:
     """A part's module in FP32 on fake tensors, its layers replaced by the exporter's own.
 
     Raises:
@@ -245,7 +246,7 @@ def export_component(
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
         places = apply_policy(part, name, policy, scales)
-        module = _MODULES[name](part, options).eval()
+        module = MODULES[name](part, options).eval()
         model, ports = module.trace()
     progress(0.5, "writing weights")
     total = stream_weights(

@@ -38,7 +38,8 @@ class LayerEntry:
     bytes: int
 
 
-def _stored_bytes(layer: nn.Module) -> int:
+def stored_bytes(layer: nn.Module) -> int:
+    """Bytes of a layer's own parameters as the weight streamer writes them."""
     types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
     total = 0
     for name, parameter in layer.named_parameters(recurse=False):
@@ -78,7 +79,7 @@ def inventory(checkpoint: Checkpoint, policy: Policy) -> list[LayerEntry]:
                     rule.precision,
                     rule.match,
                     rule.reason,
-                    _stored_bytes(after[name]),
+                    stored_bytes(after[name]),
                 )
             )
     return entries

@@ -38,10 +38,11 @@ class ComponentModule(nn.Module, abc.ABC):
         return trace(self)
 
 
-# Parts: the checkpoint's modules, built from their configuration on fake tensors.
+# Parts: the checkpoint's modules, built from their configuration on fake tensors. Where there are
+# weights, their names and shapes are checked.
 
 
-def build_clip(config: dict[str, Any], weights: Weights) -> nn.Module:
+def build_clip(config: dict[str, Any], weights: Weights | None) -> nn.Module:
     """CLIP-L or CLIP-G with its text projection."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -49,7 +50,7 @@ def build_clip(config: dict[str, Any], weights: Weights) -> nn.Module:
     return _checked(model, weights)
 
 
-def build_t5(config: dict[str, Any], weights: Weights) -> nn.Module:
+def build_t5(config: dict[str, Any], weights: Weights | None) -> nn.Module:
     """The T5 v1.1 encoder; eager attention, whose position bias traces."""
     from transformers import T5Config, T5EncoderModel
 
@@ -58,7 +59,7 @@ def build_t5(config: dict[str, Any], weights: Weights) -> nn.Module:
     return _checked(model, weights, skip=("encoder.embed_tokens.weight",))
 
 
-def build_transformer(config: dict[str, Any], weights: Weights) -> nn.Module:
+def build_transformer(config: dict[str, Any], weights: Weights | None) -> nn.Module:
     """The MMDiT, its position table replaced by one that needs a thousandth of the bytes."""
     from diffusers import SD3Transformer2DModel
 
@@ -67,16 +68,18 @@ def build_transformer(config: dict[str, Any], weights: Weights) -> nn.Module:
     name = "pos_embed.pos_embed"
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     shapes[name] = (1, size * size, model.inner_dim)
-    weights.check(shapes)
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        separable = is_separable(weights.read(name))
+    separable = True  # as every published model's is
+    if weights is not None:
+        weights.check(shapes)
+        with torch._subclasses.fake_tensor.unset_fake_temporarily():
+            separable = is_separable(weights.read(name))
     table = SeparablePositionTable if separable else PositionTable
     del model.pos_embed.pos_embed
     model.pos_embed.pos_embed = table(size, model.inner_dim)
     return model
 
 
-def build_vae(config: dict[str, Any], weights: Weights) -> nn.Module:
+def build_vae(config: dict[str, Any], weights: Weights | None) -> nn.Module:
     """The autoencoder."""
     from diffusers import AutoencoderKL
 
@@ -86,8 +89,9 @@ def build_vae(config: dict[str, Any], weights: Weights) -> nn.Module:
     return _checked(AutoencoderKL(**config), weights)
 
 
-def _checked(model: nn.Module, weights: Weights, skip: tuple[str, ...] = ()) -> nn.Module:
-    weights.check({k: tuple(v.shape) for k, v in model.state_dict().items() if k not in skip})
+def _checked(model: nn.Module, weights: Weights | None, skip: tuple[str, ...] = ()) -> nn.Module:
+    if weights is not None:
+        weights.check({k: tuple(v.shape) for k, v in model.state_dict().items() if k not in skip})
     return model
 
 

@@ -85,15 +85,17 @@ _RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)", single=True)
 
 
 class _Bytes(click.ParamType):
-    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``; decimal units."""
+    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``."""
 
     name = "BYTES"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", str(value))
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?)?B?", str(value))
         if match is None:
             self.fail(f"{value!r} is not a number of bytes such as 5.5GB", param, ctx)
-        return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+        unit = match[2] or ""
+        base = 1024 if unit.endswith("i") else 1000
+        return round(float(match[1]) * base ** " kMG".index(unit[:1] or " "))
 
 
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -619,6 +621,71 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(findings, indent=1))
     else:
         print_findings(findings)
+
+
+@main.command()
+@click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    metavar="large|large-turbo|medium|mini|DIR|HUB_ID",
+    help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
+    "directory, or a hub id.",
+)
+@click.option(
+    "--gpu",
+    "target",
+    required=True,
+    metavar="TARGET",
+    help="A GPU product or family (see sd35-trt gpus), cpu, or auto.",
+)
+@click.option(
+    "--policy",
+    default=None,
+    metavar="NAME|FILE",
+    help="Precision policy, as for build. Default: the target's.",
+)
+@click.option(
+    "--vram",
+    type=_Bytes(),
+    default=None,
+    help="Memory to stay within, e.g. 8GiB. Default: all that the GPU has.",
+)
+@click.option(
+    "--size",
+    type=_SIZE,
+    default=None,
+    metavar="WxH",
+    help="Picture size in pixels. Default: the model's native size.",
+)
+@click.option("--batch", type=int, default=1, show_default=True, help="Pictures at once.")
+@click.option(
+    "--guidance/--no-guidance",
+    default=None,
+    help="With or without classifier-free guidance. Default: with, except for Turbo models.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(as_json: bool, **arguments: Any) -> None:
+    """Say whether a model fits a GPU, what stays in its memory, and what loads or streams.
+
+    Builds nothing and reads no weights.
+
+    \b
+    Examples:
+      sd35-trt plan --model large --gpu rtx4060
+      sd35-trt plan --model medium --gpu ampere --vram 8GiB --size 1344x768 --batch 2
+      sd35-trt plan --model large --gpu rtx4070 --json | jq .fits
+    """
+    from .plan import PlanOptions
+    from .plan import plan as run
+
+    result = run(PlanOptions(**arguments))
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+        return
+    from .report import print_plan
+
+    print_plan(result)
 
 
 @main.command()

@@ -18,19 +18,12 @@ from . import __version__
 from .bundle import Bundle, Manifest, Port
 from .cache import default_cache_dir
 from .targets import Target, targets
+from .units import format_bytes, format_memory
 
 if TYPE_CHECKING:
     from .calibration.sensitivity import Sensitivity
     from .export.inventory import LayerEntry
-
-
-def format_bytes(count: float) -> str:
-    """Decimal units, three digits: ``23.6 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    from .plan import Plan
 
 
 def _console() -> Console:
@@ -196,13 +189,71 @@ def print_targets(rows: Sequence[Target]) -> None:
                 t.name, _sm(t), t.title, *ability, t.policy, also, ", ".join(t.builders)
             )
         else:
-            memory = f"{t.memory_bytes / 2**30:.0f} GiB"
+            memory = format_memory(t.memory_bytes)
             speed = f"{t.bandwidth / 1e9:,.0f} GB/s"
             products.add_row(t.name, t.family, _sm(t), memory, speed, t.bus, ", ".join(t.builders))
     console = _console()
     console.print(families)
     console.print()
     console.print(products)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} s"
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a model takes of a GPU's memory, by component and by stage."""
+    from .plan import DISK_BANDWIDTH
+
+    data = plan.as_dict()
+    console = _console()
+    guidance = "guidance" if plan.guided else "no guidance"
+    width, height = plan.size
+    console.print(
+        f"{plan.model} for {plan.target.name}, {plan.policy}, {width}x{height}, "
+        f"batch {plan.batch}, {guidance}, {plan.steps} steps\n"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("stage", "component", "weights", "activations", "held", "in memory", "peak"):
+        table.add_column(
+            column, justify="left" if column in ("stage", "component", "held") else "right"
+        )
+    for column in ("from disk", "from host"):
+        table.add_column(column, justify="right")
+    stage = ""
+    for c in data["components"]:
+        table.add_row(
+            "" if c["stage"] == stage else c["stage"],
+            c["name"],
+            format_bytes(c["weight_bytes"]),
+            format_bytes(c["activation_bytes"]),
+            c["kind"],
+            format_bytes(c["device_bytes"]),
+            format_bytes(c["peak_bytes"]),
+            _seconds(c["disk_seconds"]),
+            _seconds(c["bus_seconds"]),
+        )
+        stage = c["stage"]
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    fullest = max(data["stages"], key=lambda stage: stage["peak_bytes"])
+    per_image = f"{format_bytes(data['bus_bytes_per_image'])} of weights"
+    if plan.bus_bandwidth is not None:
+        per_image += f" over the bus, {_seconds(data['load_seconds_per_image'])}"
+    rows = {
+        "weights": f"{format_bytes(data['weight_bytes'])}, of which "
+        f"{format_bytes(data['resident_bytes'])} stay in memory",
+        "peak": f"{format_bytes(data['peak_bytes'])}, {fullest['name']}",
+        "first load": f"{_seconds(data['first_load_seconds'])} from a disk of "
+        f"{DISK_BANDWIDTH / 1e9:g} GB/s",
+        "per picture": per_image,
+        "verdict": plan.verdict,
+    }
+    for key, value in rows.items():
+        facts.add_row(f"[bold]{key}[/]", value)
+    console.print()
+    console.print(facts)
 
 
 def print_inventory(entries: Sequence[LayerEntry]) -> None:
@@ -296,7 +347,8 @@ def print_sensitivity(result: Sensitivity) -> None:
     largest = sum(group.half_bytes for group in result.groups)
     console.print(f"\nall in FP8: error {result.everything:.5f}, {format_bytes(smallest)}")
     console.print(f"none in FP8: {format_bytes(largest)}")
-    console.print(f"the policy given: error {result.base:.5f}")
+    size = format_bytes(result.base_bytes)
+    console.print(f"the policy given: error {result.base:.5f}, {size}")
     if result.chosen is not None and result.chosen_bytes is not None:
         size = format_bytes(result.chosen_bytes)
         console.print(f"within the budget: error {result.chosen:.5f}, {size}")

@@ -1,0 +1,162 @@
+"""Bytes of a component's weights and activations, before anything is exported.
+
+The component is built on fake tensors with its policy applied, so weights count exactly as they
+are stored later. Activations are the largest sum of tensors alive at once while the component
+runs, operator by operator: attention is one operator, and dequantized operands count nothing, as
+engines fuse both. An engine that fuses more needs less; its kernels' workspaces come on top.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.policy import Policy
+
+from .checkpoint import Checkpoint
+from .component import (
+    MODULES,
+    ExportOptions,
+    apply_policy,
+    build_part,
+    component_layers,
+    fake_tensors,
+)
+from .denoiser import Denoiser
+from .inventory import stored_bytes
+from .modules import Ports
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one component.
+
+    Attributes:
+        weights: as stored.
+        activations: working memory at the shapes asked for, inputs and outputs included.
+        largest_layer: weights of its largest layer.
+    """
+
+    weights: int
+    activations: int
+    largest_layer: int
+
+
+def component_sizes(
+    name: str,
+    source: Checkpoint | Structure,
+    policy: Policy,
+    options: ExportOptions,
+    dims: Mapping[str, int],
+) -> Sizes:
+    """Measure a component on fake tensors.
+
+    Args:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        dims: a value for each dynamic dimension of its ports.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen.
+        UsageError: the policy does not fit the component.
+    """
+    with fake_tensors():
+        part = build_part(COMPONENTS[name].part, source)
+        apply_policy(part, name, policy)
+        layers = [stored_bytes(layer) for layer in component_layers(part, name).values()]
+        module = MODULES[name](part, options).eval()
+        fixed = {p.untyped_storage()._cdata for p in part.parameters()}
+        with _Tracker(fixed) as tracker:
+            if isinstance(module, Denoiser):
+                _run_denoiser(module, dims)
+            else:
+                module(*_tensors(module.inputs, dims).values())
+    return Sizes(sum(layers), tracker.peak, max(layers))
+
+
+def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.empty([dims[d] if isinstance(d, str) else d for d in shape], dtype=dtype)
+        for name, (dtype, shape) in ports.items()
+    }
+
+
+def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> None:
+    """One step, as :meth:`Denoiser.trace` puts it together; of equal blocks, one is run."""
+    inputs = _tensors(denoiser.inputs, dims)
+    context, modulation = inputs["context"], inputs["modulation"]
+    (image,) = denoiser.head(inputs["latents"])
+    if denoiser.guided:
+        context = torch.cat([inputs["uncond_context"], context])
+        modulation = torch.cat([inputs["uncond_modulation"], modulation])
+        image = torch.cat([image, image])
+    grid = image.shape
+    image = image.flatten(1, 2)
+    seen = set()
+    for block in denoiser.blocks:
+        signature = block.signature()
+        if signature in seen:
+            continue
+        seen.add(signature)
+        *texts, image = block(image, context, modulation[:, : block.rows])
+        context = texts[0] if texts else context
+    tail = {**inputs, "image": image.view(grid), "modulation": modulation[:, -denoiser.tail.rows :]}
+    del image, context
+    denoiser.tail(**{name: tail[name] for name in denoiser.tail.inputs})
+
+
+class _Tracker(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are alive.
+
+    Args:
+        fixed: storages that do not count: the weights.
+    """
+
+    def __init__(self, fixed: set[int]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._fixed = fixed
+        self._live = 0
+        self._tensors: dict[int, int] = {}  # storage → tensors that share it
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _is_dequantize(func, args):
+            return result
+        for tensor in _flatten(result):
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self._fixed:
+                continue
+            if key not in self._tensors:
+                self._live += size
+                self.peak = max(self.peak, self._live)
+            self._tensors[key] = self._tensors.get(key, 0) + 1
+            weakref.finalize(tensor, self._release, key, size)
+        return result
+
+    def _release(self, key: int, size: int) -> None:
+        self._tensors[key] -= 1
+        if not self._tensors[key]:
+            del self._tensors[key]
+            self._live -= size
+
+
+def _is_dequantize(func: Any, args: tuple[Any, ...]) -> bool:
+    return func.namespace == "onnx_symbolic" and "DequantizeLinear" in args
+
+
+def _flatten(result: Any) -> Iterator[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for item in result:
+            yield from _flatten(item)

@@ -1,0 +1,346 @@
+"""Whether a model fits a GPU and how, before anything is built.
+
+Weights follow the policy layer by layer; activations, see :mod:`sd35_trt.export.sizes`. Loading is
+estimated from the bus of the GPU and a disk, at rates that copies reach in practice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .components import COMPONENTS, LATENT_SCALE
+from .dimensions import MAX_STEPS_AT_ONCE
+from .errors import Sd35Error, UsageError
+from .hub import resolve_model
+from .policy import Policy, load_policy
+from .residency import LOADED, RESIDENT, STREAMED, Engine, Residency, plan_residency
+from .targets import Target, find_target
+from .units import format_bytes, format_memory
+from .variants import Variant, recognise
+
+if TYPE_CHECKING:
+    from .export.checkpoint import Checkpoint
+    from .export.sizes import Sizes
+    from .export.structure import Structure
+
+#: What a process takes before its first engine: the CUDA context, the libraries' code and handles.
+CUDA_CONTEXT = 400_000_000
+
+#: Bytes/s of an NVMe disk, reading large files.
+DISK_BANDWIDTH = 2e9
+
+#: Share of the bus's peak that copies from pinned memory reach.
+BUS_EFFICIENCY = 0.8
+
+#: Stages of a picture in their order → their components.
+STAGES = {
+    "text": ("clip_l", "clip_g", "t5"),
+    "image to image": ("vae_encoder",),
+    "conditioning": ("conditioner",),
+    "denoising": ("denoiser",),
+    "decoding": ("vae_decoder",),
+}
+
+# TensorRT streams through two buffers: a layer computes from one while the next fills the other.
+_STREAM_BUFFERS = 2
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What ``sd35-trt plan`` takes.
+
+    Attributes:
+        model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
+            directory, or a hub id.
+        target: see :func:`sd35_trt.targets.find_target`.
+        policy: name or path; None takes the target's default.
+        vram: bytes of device memory to stay within; None takes the target's.
+        size: width and height in pixels; None takes the model's native size.
+        batch: pictures at once.
+        guidance: whether both branches are computed; None asks the model variant.
+    """
+
+    model: str = "mini"
+    target: str = "cpu"
+    policy: str | None = None
+    vram: int | None = None
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    guidance: bool | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan, and what it rests on.
+
+    Attributes:
+        components: sizes by component.
+        residency: what stays, loads and streams.
+        budget: bytes of device memory; None where there is no limit.
+        least_bytes: the peak when as little as possible stays.
+        bus_bandwidth: bytes/s at which weights come from the host; None for the CPU or a family.
+        streams: whether the target's builder makes engines that can stream.
+    """
+
+    model: str
+    variant: str
+    target: Target
+    policy: str
+    size: tuple[int, int]
+    batch: int
+    steps: int
+    guided: bool
+    components: Mapping[str, Sizes]
+    residency: Residency
+    budget: int | None
+    least_bytes: int
+    bus_bandwidth: float | None
+    streams: bool
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether it fits, and how."""
+        if self.budget is None:
+            whole = format_bytes(self.residency.peak_bytes)
+            return f"everything resident takes {whole}; at least {format_bytes(self.least_bytes)}"
+        question = f"fits in {format_memory(self.budget)}"
+        if not self.residency.fits:
+            streaming = "" if self.streams else f" ({self.target.builder} cannot stream weights)"
+            return f"{question}: no, it takes at least {format_bytes(self.least_bytes)}{streaming}"
+        kinds: dict[str, list[str]] = {RESIDENT: [], LOADED: [], STREAMED: []}
+        for name, placement in self.residency.placements.items():
+            kinds[placement.kind].append(name)
+        if len(kinds[RESIDENT]) == len(self.components):
+            return f"{question}: yes, with everything resident"
+        how = [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
+        return f"{question}: yes, with {'; '.join(how)}"
+
+    @property
+    def stage_peaks(self) -> dict[str, int]:
+        """Device memory of each stage at its fullest."""
+        placements = self.residency.placements
+        return {
+            stage: max(placements[n].peak_bytes for n in names if n in placements)
+            for stage, names in STAGES.items()
+            if any(n in placements for n in names)
+        }
+
+    def seconds_from_disk(self, weight_bytes: int) -> float:
+        """To bring weights from disk to where they are used."""
+        rates = [DISK_BANDWIDTH]
+        if self.bus_bandwidth is not None:
+            rates.append(self.bus_bandwidth)
+        return weight_bytes / min(rates)
+
+    def seconds_from_host(self, weight_bytes: int) -> float | None:
+        """To bring weights from the host's memory into the device's."""
+        return None if self.bus_bandwidth is None else weight_bytes / self.bus_bandwidth
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serializable; sizes in bytes, times in seconds."""
+        result = self.residency
+        weights = sum(sizes.weights for sizes in self.components.values())
+        stage_of = {name: stage for stage, names in STAGES.items() for name in names}
+        return {
+            "model": self.model,
+            "variant": self.variant,
+            "target": self.target.name,
+            "policy": self.policy,
+            "size": list(self.size),
+            "batch": self.batch,
+            "steps": self.steps,
+            "guided": self.guided,
+            "budget_bytes": self.budget,
+            "fits": None if self.budget is None else result.fits,
+            "verdict": self.verdict,
+            "peak_bytes": result.peak_bytes,
+            "least_bytes": self.least_bytes,
+            "weight_bytes": weights,
+            "resident_bytes": result.resident_bytes,
+            "bus_bytes_per_image": result.bus_bytes,
+            "first_load_seconds": self.seconds_from_disk(weights),
+            "load_seconds_per_image": self.seconds_from_host(result.bus_bytes),
+            "assumed": {
+                "cuda_context_bytes": 0 if self.target.name == "cpu" else CUDA_CONTEXT,
+                "disk_bandwidth": DISK_BANDWIDTH,
+                "bus_efficiency": BUS_EFFICIENCY,
+            },
+            "components": [
+                {
+                    "name": name,
+                    "stage": stage_of[name],
+                    "weight_bytes": sizes.weights,
+                    "activation_bytes": sizes.activations,
+                    **asdict(result.placements[name]),
+                    "disk_seconds": self.seconds_from_disk(sizes.weights),
+                    "bus_seconds": self.seconds_from_host(sizes.weights),
+                }
+                for name, sizes in self.components.items()
+            ],
+            "stages": [
+                {"name": stage, "peak_bytes": peak} for stage, peak in self.stage_peaks.items()
+            ],
+        }
+
+
+def plan(options: PlanOptions) -> Plan:
+    """Plan a model on a target.
+
+    Raises:
+        Sd35Error: explained in one line.
+    """
+    target = find_target(options.target)
+    policy = load_policy(options.policy or target.policy)
+    target.check(policy)
+    try:
+        source = _source(options.model)
+        transformer = source.config("transformer")
+        hint = getattr(source, "index", {}).get("_name_or_path")
+        variant = recognise(transformer, f"{options.model} {hint}")
+        guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
+        size = options.size or variant.size
+        _check_size(size, transformer)
+        if options.batch < 1:
+            raise UsageError(f"--batch {options.batch} draws nothing", "use 1 or more")
+        sizes = measure(source, policy, variant, size, options.batch, guided)
+    except ImportError as error:
+        raise Sd35Error(f"planning needs {error.name}", "pip install 'sd35-trt[build]'") from error
+    return place(
+        sizes,
+        target,
+        target.memory_bytes if options.vram is None else options.vram,
+        model="mini" if options.model == "mini" else source.root.resolve().name,
+        variant=variant,
+        policy=policy.name,
+        size=size,
+        batch=options.batch,
+        guided=guided,
+    )
+
+
+def place(
+    sizes: Mapping[str, Sizes],
+    target: Target,
+    budget: int | None,
+    *,
+    model: str,
+    variant: Variant,
+    policy: str,
+    size: tuple[int, int],
+    batch: int,
+    guided: bool,
+) -> Plan:
+    """Plan components whose sizes are known."""
+    streams = target.builder.startswith("tensorrt")
+    engines = [
+        Engine(
+            name,
+            stage,
+            sizes[name].weights,
+            sizes[name].activations,
+            variant.steps if name == "denoiser" else 1,
+            min(_STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
+            if streams
+            else None,
+        )
+        for stage, names in STAGES.items()
+        for name in names
+        if name in sizes
+    ]
+    reserve = 0 if target.name == "cpu" else CUDA_CONTEXT
+    bus = target.bus_bandwidth
+    return Plan(
+        model=model,
+        variant=variant.name,
+        target=target,
+        policy=policy,
+        size=size,
+        batch=batch,
+        steps=variant.steps,
+        guided=guided,
+        components={engine.name: sizes[engine.name] for engine in engines},
+        residency=plan_residency(engines, budget, reserve),
+        budget=budget,
+        least_bytes=plan_residency(engines, 0, reserve).peak_bytes,
+        bus_bandwidth=None if bus is None else BUS_EFFICIENCY * bus,
+        streams=streams,
+    )
+
+
+def measure(
+    source: Checkpoint | Structure,
+    policy: Policy,
+    variant: Variant,
+    size: tuple[int, int],
+    batch: int,
+    guided: bool,
+) -> dict[str, Sizes]:
+    """Sizes of every component of a model, by name.
+
+    Raises:
+        CheckpointError: a tensor is missing or misshapen.
+        UsageError: the policy does not fit the model.
+    """
+    from .export.component import ExportOptions
+    from .export.sizes import component_sizes
+
+    clip_tokens, t5_tokens = _text_lengths(source)
+    texts = 2 * batch if guided else batch
+    width, height = size
+    dims = {
+        "samples": texts,
+        "steps": min(variant.steps, MAX_STEPS_AT_ONCE),
+        "height": height // LATENT_SCALE,
+        "width": width // LATENT_SCALE,
+        "image_height": height,
+        "image_width": width,
+    }
+    found = {}
+    for name, row in COMPONENTS.items():
+        if not source.has(row.part):
+            continue
+        encoder = row.tokenizer is not None
+        dims["batch"] = texts if encoder else batch
+        dims["tokens"] = t5_tokens if encoder else clip_tokens + t5_tokens
+        options = ExportOptions(clip_tokens, guided)
+        found[name] = component_sizes(name, source, policy, options, dims)
+    return found
+
+
+def _source(model: str) -> Checkpoint | Structure:
+    from .export.checkpoint import Checkpoint
+    from .export.structure import PUBLISHED, Structure
+
+    if model in PUBLISHED:
+        return Structure(model)
+    return Checkpoint(resolve_model(model))
+
+
+def _text_lengths(source: Checkpoint | Structure) -> tuple[int, int]:
+    """Tokens of CLIP's part of the text and of T5's."""
+    from .export.checkpoint import Checkpoint, read_json
+    from .export.tokenizers import T5_TOKENS
+
+    clip = int(source.config("text_encoder").get("max_position_embeddings", 77))
+    if not isinstance(source, Checkpoint):
+        return clip, T5_TOKENS
+    limits = []
+    for name, most in (("clip_l", clip), ("t5", T5_TOKENS)):
+        row = COMPONENTS[name]
+        if source.has(row.part):
+            data = read_json(source.root / str(row.tokenizer) / "tokenizer_config.json")
+            most = int(min(most, data.get("model_max_length", most)))
+        limits.append(most)
+    return limits[0], limits[1]
+
+
+def _check_size(size: tuple[int, int], transformer: Mapping[str, Any]) -> None:
+    unit = LATENT_SCALE * int(transformer.get("patch_size", 2))
+    largest = int(transformer.get("pos_embed_max_size", 96)) * unit
+    if any(side % unit or not unit <= side <= largest for side in size):
+        raise UsageError(
+            f"--size {size[0]}x{size[1]} is not in steps of {unit} from {unit} to {largest}",
+            "use for example --size 1024x1024" if largest >= 1024 else f"use {largest}x{largest}",
+        )

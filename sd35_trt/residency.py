@@ -1,0 +1,137 @@
+"""Which engines stay in device memory, which are loaded for their stage, and which stream.
+
+A pure function of byte counts and a budget: the plan before a build and the runtime share it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: How an engine's weights are held.
+RESIDENT, LOADED, STREAMED = "resident", "loaded", "streamed"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the planner needs to know of one engine.
+
+    Attributes:
+        name: of the component.
+        stage: of the generation; engines run one after another, in the order given.
+        weight_bytes: of its weights.
+        activation_bytes: working memory while it runs, its inputs and outputs included.
+        runs: how often it runs per picture.
+        stream_bytes: the least device memory that its weights need when they stream from the
+            host's memory; None where the engine cannot stream.
+    """
+
+    name: str
+    stage: str
+    weight_bytes: int
+    activation_bytes: int
+    runs: int = 1
+    stream_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an engine's weights are.
+
+    Attributes:
+        kind: :data:`RESIDENT`: always in device memory; :data:`LOADED`: before it runs, and freed
+            after; :data:`STREAMED`: as loaded, with only ``device_bytes`` of it in device memory,
+            the rest crossing the bus in each run.
+        device_bytes: of weights in device memory while it runs.
+        bus_bytes: of weights that cross the bus per picture.
+        peak_bytes: device memory while it runs.
+    """
+
+    kind: str
+    device_bytes: int
+    bus_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Residency:
+    """A plan.
+
+    Attributes:
+        placements: by engine.
+        resident_bytes: of weights that stay.
+        bus_bytes: of weights that cross the bus per picture.
+        peak_bytes: device memory at its fullest.
+        fits: whether the peak is within the budget.
+    """
+
+    placements: dict[str, Placement]
+    resident_bytes: int
+    bus_bytes: int
+    peak_bytes: int
+    fits: bool
+
+
+def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int = 0) -> Residency:
+    """The plan that moves the fewest bytes per picture within a budget.
+
+    Every set of engines to keep is tried; the others are loaded for their run, or streamed where
+    they do not fit even alone. Of plans that move as many bytes, the one with the lowest peak.
+
+    Args:
+        budget: bytes of device memory; None keeps everything.
+        reserve: bytes taken besides (the CUDA context).
+
+    Returns:
+        The best plan; where none fits, the one with the lowest peak.
+    """
+    if budget is None:
+        return _place(engines, frozenset(e.name for e in engines), None, reserve)
+    names = [engine.name for engine in engines]
+    plans = [
+        _place(engines, frozenset(kept), budget, reserve)
+        for count in range(len(names) + 1)
+        for kept in itertools.combinations(names, count)
+    ]
+    return min(
+        plans,
+        key=lambda p: (not p.fits, p.bus_bytes if p.fits else 0, p.peak_bytes, -p.resident_bytes),
+    )
+
+
+def _place(
+    engines: Sequence[Engine], kept: frozenset[str], budget: int | None, reserve: int
+) -> Residency:
+    resident = sum(e.weight_bytes for e in engines if e.name in kept)
+    placements: dict[str, Placement] = {}
+    streamed: list[Engine] = []
+    for engine in engines:
+        weights, others = engine.weight_bytes, resident + reserve + engine.activation_bytes
+        if engine.name in kept:
+            placements[engine.name] = Placement(RESIDENT, weights, 0, others)
+        elif budget is None or others + weights <= budget or engine.stream_bytes is None:
+            placements[engine.name] = Placement(LOADED, weights, weights, others + weights)
+        else:
+            streamed.append(engine)
+    # Weights that stream cross the bus once per run whatever part of them is held; holding more
+    # than the other stages need anyway helps only an engine that runs more than once.
+    peak = max((p.peak_bytes for p in placements.values()), default=0)
+    for engine in streamed:
+        assert budget is not None
+        assert engine.stream_bytes is not None
+        others = resident + reserve + engine.activation_bytes
+        room = (budget if engine.runs > 1 else peak) - others
+        held = min(max(room, engine.stream_bytes), engine.weight_bytes)
+        # What streams goes through buffers of this size, beside what is held.
+        passing = engine.weight_bytes - max(held - engine.stream_bytes, 0)
+        moved = engine.weight_bytes - passing + passing * engine.runs
+        placements[engine.name] = Placement(STREAMED, held, moved, others + held)
+    peak = max(p.peak_bytes for p in placements.values())
+    return Residency(
+        placements={e.name: placements[e.name] for e in engines},
+        resident_bytes=resident,
+        bus_bytes=sum(p.bus_bytes for p in placements.values()),
+        peak_bytes=peak,
+        fits=budget is None or peak <= budget,
+    )

@@ -1,0 +1,210 @@
+"""Plans: their byte counts against what builds write, and their verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import one_error_line
+
+from sd35_trt import plan as module
+from sd35_trt.bundle import Bundle
+from sd35_trt.export.checkpoint import Checkpoint
+from sd35_trt.export.component import ExportOptions
+from sd35_trt.export.sizes import Sizes, component_sizes
+from sd35_trt.export.structure import Structure
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.plan import STAGES, Plan, PlanOptions, place, plan
+from sd35_trt.policy import builtin_policies, load_policy
+from sd35_trt.report import print_plan
+from sd35_trt.residency import LOADED, RESIDENT, STREAMED
+from sd35_trt.targets import find_target
+from sd35_trt.variants import VARIANTS
+
+
+@pytest.mark.parametrize("policy", builtin_policies())
+def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[..., Path]) -> None:
+    manifest = Bundle.open(make_bundle(policy=policy)).manifest
+    planned = plan(PlanOptions("mini", "cpu", policy)).components
+    assert set(planned) == {c.name for c in manifest.components}
+    assert list(planned) == [n for names in STAGES.values() for n in names]
+    for component in manifest.components:
+        predicted = planned[component.name].weights
+        assert predicted == pytest.approx(component.weight_bytes, rel=0.01), component.name
+
+
+def test_a_checkpoint_without_t5(large_checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for entry in large_checkpoint.iterdir():
+        if entry.name not in ("text_encoder_3", "model_index.json"):
+            (copy / entry.name).symlink_to(entry)
+    index = json.loads((large_checkpoint / "model_index.json").read_text())
+    index["text_encoder_3"] = [None, None]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    whole = plan(PlanOptions(str(large_checkpoint), "ada", size=(128, 128)))
+    without = plan(PlanOptions(str(copy), "ada", size=(128, 128)))
+    assert set(whole.components) - set(without.components) == {"t5"}
+    assert without.components["denoiser"] == whole.components["denoiser"]
+
+
+@pytest.fixture(scope="module")
+def large() -> Plan:
+    return plan(PlanOptions("large", "rtx4060"))
+
+
+def on(large: Plan, target: str, budget: int | None) -> Plan:
+    """The same components on another GPU of the same precisions."""
+    return place(
+        large.components,
+        find_target(target),
+        budget,
+        model="large",
+        variant=VARIANTS[0],
+        policy=large.policy,
+        size=large.size,
+        batch=1,
+        guided=True,
+    )
+
+
+def measured(
+    source: Checkpoint | Structure,
+    policy: str,
+    component: str,
+    size: tuple[int, int],
+    batch: int = 1,
+    guided: bool = True,
+) -> Sizes:
+    width, height = size
+    dims = {"batch": batch, "samples": 2 * batch, "steps": 28, "tokens": 333,
+            "height": height // 8, "width": width // 8,
+            "image_height": height, "image_width": width}  # fmt: skip
+    options = ExportOptions(clip_tokens=77, guided=guided)
+    return component_sizes(component, source, load_policy(policy), options, dims)
+
+
+def test_large_has_the_published_number_of_parameters(large: Plan) -> None:
+    # 8.1 billion in the transformer, of which 2.7 are step-invariant.
+    half = {
+        name: measured(Structure("large"), "half", name, (1024, 1024))
+        for name in ("conditioner", "denoiser")
+    }
+    billions = {name: sizes.weights / 2e9 for name, sizes in half.items()}
+    assert billions["conditioner"] == pytest.approx(2.7, abs=0.05)
+    assert sum(billions.values()) == pytest.approx(8.06, abs=0.05)
+    # FP8 halves the loop, but for the output projections; its operands are fused away.
+    assert large.components["denoiser"].weights < 6.0e9
+    assert large.components["denoiser"].activations == pytest.approx(
+        half["denoiser"].activations, rel=0.25
+    )
+
+
+def test_large_on_an_8_gb_card(large: Plan) -> None:
+    assert large.budget == 8 * 2**30
+    assert large.residency.fits
+    assert large.residency.placements["t5"].kind == STREAMED
+    assert large.residency.placements["denoiser"].kind == RESIDENT
+    assert large.verdict.startswith("fits in 8 GiB: yes, with")
+    tight = on(large, "rtx4060", 7_500_000_000)
+    assert tight.residency.fits
+    assert tight.residency.placements["denoiser"].kind in (RESIDENT, LOADED)
+    assert tight.residency.peak_bytes <= 7.5e9
+
+
+def test_budgets_from_none_to_plenty(large: Plan) -> None:
+    plenty = on(large, "l40s", 48 * 2**30)
+    assert plenty.verdict == "fits in 48 GiB: yes, with everything resident"
+    assert plenty.as_dict()["load_seconds_per_image"] == 0
+    assert on(large, "rtx4060", large.least_bytes).residency.fits
+    short = on(large, "rtx4060", large.least_bytes - 1)
+    assert not short.residency.fits
+    assert f"no, it takes at least {large.least_bytes / 1e9:.1f} GB" in short.verdict
+    family = on(large, "ada", None)
+    assert "everything resident takes" in family.verdict
+    assert family.as_dict()["fits"] is None
+    assert family.as_dict()["load_seconds_per_image"] is None
+
+
+def test_only_some_builders_stream(large: Plan) -> None:
+    assert find_target("h100").builder == "tensorrt"
+    assert on(large, "h100", 8 * 2**30).residency.fits
+    without = on(large, "cpu", 8 * 2**30)
+    assert not without.residency.fits
+    assert "onnxruntime cannot stream weights" in without.verdict
+
+
+def test_loading_follows_bus_and_disk(large: Plan) -> None:
+    narrow = large.as_dict()
+    wide = on(large, "rtx4090", large.budget).as_dict()
+    assert wide["bus_bytes_per_image"] == narrow["bus_bytes_per_image"]
+    # Sixteen lanes for eight; the disk is slower than either.
+    assert wide["load_seconds_per_image"] == pytest.approx(narrow["load_seconds_per_image"] / 2)
+    assert wide["first_load_seconds"] == narrow["first_load_seconds"]
+    slow = replace(large, bus_bandwidth=1e9)
+    assert slow.seconds_from_disk(10**9) == 1
+
+
+def test_activations_grow_with_size_batch_and_guidance() -> None:
+    mini = Checkpoint(checkpoint_path())
+
+    def denoiser(width: int, height: int, batch: int = 1, guided: bool = True) -> int:
+        return measured(mini, "fp8", "denoiser", (width, height), batch, guided).activations
+
+    base = denoiser(256, 256)
+    assert denoiser(384, 256) > 1.2 * base
+    # Twice the pictures take twice the memory.
+    assert denoiser(256, 256, batch=2) == pytest.approx(2 * base, rel=0.02)
+    assert denoiser(256, 256, guided=False) == pytest.approx(base / 2, rel=0.1)
+    assert denoiser(256, 128) == denoiser(128, 256)
+
+
+def test_the_largest_activation_of_the_decoder_is_accounted_for() -> None:
+    sizes = measured(Structure("medium"), "half", "vae_decoder", (512, 512))
+    # Its last up-block has 256 channels at full size in FP16: input, norm and activation.
+    assert sizes.activations >= 3 * 256 * 512 * 512 * 2
+
+
+def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -> None:
+    asked = []
+    monkeypatch.setattr(module, "measure", lambda *a: asked.append(a) or large.components)
+    turbo = plan(PlanOptions("large-turbo", "rtx4090", size=(512, 512)))
+    assert (turbo.variant, turbo.steps, turbo.guided) == ("large-turbo", 4, False)
+    assert asked[0][3:] == ((512, 512), 1, False)
+
+
+def test_plan_prints_a_table(run, large: Plan, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    print_plan(large)
+    out = capsys.readouterr().out
+    for word in ("large for rtx4060", "streamed", "resident", "5.8 GB", "conditioning", "verdict"):
+        assert word in out
+    status, out, _ = run("plan", "--model", "mini", "--gpu", "rtx4090", "--json")
+    data = json.loads(out)
+    assert (status, data["fits"], data["policy"]) == (0, True, "fp8")
+    assert 0 < data["peak_bytes"] <= data["budget_bytes"] == 24 * 2**30
+    assert {c["kind"] for c in data["components"]} == {RESIDENT}
+    assert [s["name"] for s in data["stages"]][-1] == "decoding"
+    status, out, _ = run("plan", "--gpu", "cpu", "--vram", "1GiB")
+    assert status == 0
+    assert "fits in 1 GiB: yes" in out
+
+
+def test_wrong_use_of_plan(run) -> None:  # type: ignore[no-untyped-def]
+    for arguments, words in (
+        (["--gpu", "voodoo"], "unknown GPU"),
+        (["--gpu", "t4", "--policy", "fp8"], "which t4 cannot run"),
+        (["--gpu", "ada", "--size", "100x128"], "in steps of 16"),
+        (["--gpu", "ada", "--size", "100000"], "to "),
+        (["--gpu", "ada", "--batch", "0"], "use 1 or more"),
+        (["--gpu", "ada", "--vram", "much"], "is not a number of bytes"),
+        ([], "Missing option '--gpu'"),
+    ):
+        status, out, err = run("plan", *arguments)
+        assert (status, out) == (2, ""), arguments
+        assert words in one_error_line(err)
+    status, _, err = run("plan", "--gpu", "ada", "--model", "./none")
+    assert status == 1
+    assert "is not a directory" in one_error_line(err)
