@@ -139,8 +139,8 @@ class Manifest:
     versions: dict[str, str]
     command: str
     created: str
-    calibration: str | None = None
-    engine_options: dict[str, Any] = field(default_factory=dict)
+    calibration: str | None
+    engine_options: dict[str, Any]
     format: int = field(default=FORMAT)
 
     def component(self, name: str) -> Component | None:
