@@ -71,6 +71,7 @@ def open_reference(
             model=model or "mini",
             target=m.target,
             policy=HALF,
+            builder=m.builder,
             out=folder / HALF,
             guidance=m.guided,
             batch=m.ranges.batch,
