@@ -175,7 +175,8 @@ class TensorRTBuilder:
         config = builder.create_builder_config()
         self._configure(config)
         config.add_optimization_profile(_profile(builder, component, bounds))
-        config.progress_monitor = _progress_monitor(trt, progress)
+        monitor = _progress_monitor(trt, progress)  # the configuration does not keep it alive
+        config.progress_monitor = monitor
         with (out / PLAN_FILE).open("wb") as stream:
             writer = _stream_writer(trt, stream)
             built = builder.build_serialized_network_to_stream(network, config, writer)
