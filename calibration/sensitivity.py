@@ -6,7 +6,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,16 @@ class Sensitivity:
     Attributes:
         groups: with ``errors``, each of a model where that group alone is in FP8.
         everything: error with every linear in FP8.
-        base: error with what the base policy puts in FP8.
+        base: error with what the base policy puts in FP8, ``base_bytes`` the bytes of all linears.
         half: the groups that a budget keeps half; None without a budget.
-        chosen: error with that choice, ``chosen_bytes`` the bytes of all linears.
+        chosen: error with that choice, ``chosen_bytes`` its bytes.
     """
 
     groups: tuple[Group, ...]
     errors: tuple[float, ...]
     everything: float
     base: float
+    base_bytes: int
     half: tuple[Group, ...] | None = None
     chosen: float | None = None
     chosen_bytes: int | None = None
@@ -56,7 +57,7 @@ class Sensitivity:
                 "bytes": sum(g.fp8_bytes for g in self.groups),
             },
             "nothing": {"error": 0.0, "bytes": sum(g.half_bytes for g in self.groups)},
-            "base_policy": {"error": self.base},
+            "base_policy": {"error": self.base, "bytes": self.base_bytes},
             "groups": [
                 {
                     "name": group.name,
@@ -227,18 +228,16 @@ def measure(
             groups=tuple(groups),
             errors=tuple(errors),
             everything=meter.error(linears),
-            base=meter.error(linear for linear in linears if linear.name in in_base),
+            base=meter.error(x for x in linears if x.name in in_base),
+            base_bytes=sum(x.fp8_bytes if x.name in in_base else x.half_bytes for x in linears),
         )
         if budget is None:
             return result
         half = choose_half(groups, errors, budget)
         rest = [group for group in groups if group not in half]
         chosen = meter.error(layer for group in rest for layer in group.layers)
-    return Sensitivity(
-        groups=result.groups,
-        errors=result.errors,
-        everything=result.everything,
-        base=result.base,
+    return replace(
+        result,
         half=tuple(half),
         chosen=chosen,
         chosen_bytes=sum(g.half_bytes if g in half else g.fp8_bytes for g in groups),

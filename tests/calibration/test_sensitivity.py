@@ -126,6 +126,10 @@ def test_errors(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
     assert 0 < result.base < result.everything
     assert result.chosen is not None
     assert result.chosen < result.everything
+    smallest, largest = (
+        sum(getattr(g, k) for g in result.groups) for k in ("fp8_bytes", "half_bytes")
+    )
+    assert smallest < result.base_bytes < largest
 
 
 def test_budget(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
@@ -170,8 +174,6 @@ def test_nan_names_the_module(large_checkpoint: Path, tmp_path: Path) -> None:
     options = CalibrateOptions(
         model=str(root), steps=1, limit=1, sizes=((64, 64),), out=tmp_path / "out"
     )
-    with pytest.raises(
-        Sd35Error, match=r"transformer_blocks\.2\.attn\.add_v_proj has nan"
-    ):
+    with pytest.raises(Sd35Error, match=r"transformer_blocks\.2\.attn\.add_v_proj has nan"):
         analyse_sensitivity(options)
     assert not options.out.exists()
