@@ -7,7 +7,7 @@ estimated from the bus of the GPU and a disk, at rates that copies reach in prac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .components import COMPONENTS, LATENT_SCALE
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 #: What a process takes before its first engine: the CUDA context, the libraries' code and handles.
 CUDA_CONTEXT = 400_000_000
+
+#: Working memory of every TensorRT engine beside its tensors: what TensorRT for RTX 1.7 reports for
+#: mini's engines is this and the sum of live tensors, within 15 % (less for T5, whose attention it
+#: fuses).
+TENSORRT_WORKSPACE = 8 << 20
 
 #: Bytes/s of an NVMe disk, reading large files.
 DISK_BANDWIDTH = 2e9
@@ -80,8 +85,6 @@ class Plan:
         residency: what stays, loads and streams.
         budget: bytes of device memory; None where there is no limit.
         least_bytes: the peak when as little as possible stays.
-        bus_bandwidth: bytes/s at which weights come from the host; None for the CPU or a family.
-        streams: whether the target's builder makes engines that can stream.
     """
 
     model: str
@@ -96,8 +99,12 @@ class Plan:
     residency: Residency
     budget: int | None
     least_bytes: int
-    bus_bandwidth: float | None
-    streams: bool
+
+    @property
+    def bus_bandwidth(self) -> float | None:
+        """Bytes/s at which weights come from the host; None for the CPU or a family."""
+        peak = self.target.bus_bandwidth
+        return None if peak is None else BUS_EFFICIENCY * peak
 
     @property
     def verdict(self) -> str:
@@ -107,7 +114,9 @@ class Plan:
             return f"everything resident takes {whole}; at least {format_bytes(self.least_bytes)}"
         question = f"fits in {format_memory(self.budget)}"
         if not self.residency.fits:
-            streaming = "" if self.streams else f" ({self.target.builder} cannot stream weights)"
+            streaming = (
+                "" if _streams(self.target) else f" ({self.target.builder} cannot stream weights)"
+            )
             return f"{question}: no, it takes at least {format_bytes(self.least_bytes)}{streaming}"
         kinds: dict[str, list[str]] = {RESIDENT: [], LOADED: [], STREAMED: []}
         for name, placement in self.residency.placements.items():
@@ -172,7 +181,7 @@ class Plan:
                     "name": name,
                     "stage": stage_of[name],
                     "weight_bytes": sizes.weights,
-                    "activation_bytes": sizes.activations,
+                    "activation_bytes": _working_bytes(sizes, self.target),
                     **asdict(result.placements[name]),
                     "disk_seconds": self.seconds_from_disk(sizes.weights),
                     "bus_seconds": self.seconds_from_host(sizes.weights),
@@ -207,42 +216,59 @@ def plan(options: PlanOptions) -> Plan:
         sizes = measure(source, policy, variant, size, options.batch, guided)
     except ImportError as error:
         raise Sd35Error(f"planning needs {error.name}", "pip install 'sd35-trt[build]'") from error
-    return place(
-        sizes,
-        target,
-        target.memory_bytes if options.vram is None else options.vram,
+    budget = target.memory_bytes if options.vram is None else options.vram
+    result, least = _residency(sizes, variant.steps, target, budget)
+    return Plan(
         model="mini" if options.model == "mini" else source.root.resolve().name,
-        variant=variant,
+        variant=variant.name,
+        target=target,
         policy=policy.name,
         size=size,
         batch=options.batch,
+        steps=variant.steps,
         guided=guided,
+        components=sizes,
+        residency=result,
+        budget=budget,
+        least_bytes=least,
     )
 
 
-def place(
-    sizes: Mapping[str, Sizes],
-    target: Target,
-    budget: int | None,
-    *,
-    model: str,
-    variant: Variant,
-    policy: str,
-    size: tuple[int, int],
-    batch: int,
-    guided: bool,
-) -> Plan:
-    """Plan components whose sizes are known."""
-    streams = target.builder.startswith("tensorrt")
+def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
+    """The same model and policy on another GPU; nothing is measured again.
+
+    Args:
+        vram: bytes of device memory to stay within; None takes the target's.
+    """
+    budget = target.memory_bytes if vram is None else vram
+    result, least = _residency(planned.components, planned.steps, target, budget)
+    return replace(planned, target=target, residency=result, budget=budget, least_bytes=least)
+
+
+def _streams(target: Target) -> bool:
+    """Whether the target's builder makes engines that can stream their weights."""
+    return target.builder.startswith("tensorrt")
+
+
+def _working_bytes(sizes: Sizes, target: Target) -> int:
+    """What an engine takes beside its weights."""
+    workspace = TENSORRT_WORKSPACE if target.builder.startswith("tensorrt") else 0
+    return sizes.activations + workspace
+
+
+def _residency(
+    sizes: Mapping[str, Sizes], steps: int, target: Target, budget: int | None
+) -> tuple[Residency, int]:
+    """The plan within a budget, and the lowest peak that there is."""
     engines = [
         Engine(
             name,
             stage,
             sizes[name].weights,
-            sizes[name].activations,
-            variant.steps if name == "denoiser" else 1,
+            _working_bytes(sizes[name], target),
+            steps if name == "denoiser" else 1,
             min(_STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
-            if streams
+            if _streams(target)
             else None,
         )
         for stage, names in STAGES.items()
@@ -250,23 +276,8 @@ def place(
         if name in sizes
     ]
     reserve = 0 if target.name == "cpu" else CUDA_CONTEXT
-    bus = target.bus_bandwidth
-    return Plan(
-        model=model,
-        variant=variant.name,
-        target=target,
-        policy=policy,
-        size=size,
-        batch=batch,
-        steps=variant.steps,
-        guided=guided,
-        components={engine.name: sizes[engine.name] for engine in engines},
-        residency=plan_residency(engines, budget, reserve),
-        budget=budget,
-        least_bytes=plan_residency(engines, 0, reserve).peak_bytes,
-        bus_bandwidth=None if bus is None else BUS_EFFICIENCY * bus,
-        streams=streams,
-    )
+    least = plan_residency(engines, 0, reserve).peak_bytes
+    return plan_residency(engines, budget, reserve), least
 
 
 def measure(
@@ -298,7 +309,8 @@ def measure(
         "image_width": width,
     }
     found = {}
-    for name, row in COMPONENTS.items():
+    for name in (name for names in STAGES.values() for name in names):
+        row = COMPONENTS[name]
         if not source.has(row.part):
             continue
         encoder = row.tokenizer is not None
