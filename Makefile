@@ -1,4 +1,4 @@
-# make demo: install, build the packaged model for the CPU, draw a picture.
+# make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
 # make test: install what the tests need, check style, types and imports, run the tests.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
@@ -14,7 +14,9 @@ STAGES := calibration export engines runtime mini quality
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
 	$(BIN)/sd35-trt generate bundles/mini-cpu "a large pink heart on a navy background" --seed 7 --out demo.png
-	@echo "the picture is $(CURDIR)/demo.png"
+	$(BIN)/sd35-trt build --gpu ada --out bundles/mini-ada
+	$(BIN)/sd35-trt inspect bundles/mini-ada
+	@echo "the picture is $(CURDIR)/demo.png; bundles/mini-ada is for GPUs with compute capability 8.9"
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
@@ -33,7 +35,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q "torch>=2.9,<2.14"
-	$(BIN)/pip install -q -e ".[build,onnxruntime,test]"
+	$(BIN)/pip install -q -e ".[build,onnxruntime,rtx,test]"
 	@touch $@
 
 calibration: $(STAMP)
