@@ -200,17 +200,15 @@ class TensorRTBuilder:
         """The parsed network's inputs and outputs are the manifest's."""
         parsed = [network.get_input(i) for i in range(network.num_inputs)]
         parsed += [network.get_output(i) for i in range(network.num_outputs)]
-        found = {t.name: (self._trt.nptype(t.dtype), tuple(t.shape)) for t in parsed}
+        found = {t.name: (_name(self._trt.nptype(t.dtype)), tuple(t.shape)) for t in parsed}
         for port in (*component.inputs, *component.outputs):
-            dtype, shape = found.get(port.name, (None, ()))
+            dtype, shape = found.get(port.name, ("missing", ()))
             wanted = tuple(-1 if isinstance(d, str) else d for d in port.shape)
-            fixed = [(d, w) for d, w in zip(shape, wanted, strict=False) if w != -1]
-            if (
-                dtype is None
-                or _dtype_name(dtype) != port.dtype
-                or len(shape) != len(wanted)
-                or any(d not in (w, -1) for d, w in fixed)
-            ):
+            # The parser may leave an output's dimension open that is known to be fixed.
+            fits = len(shape) == len(wanted) and all(
+                d in (w, -1) for d, w in zip(shape, wanted, strict=True)
+            )
+            if dtype != port.dtype or not fits:
                 raise Sd35Error(
                     f"{self._title} reads {component.name}'s {port.name} as {dtype} {shape}, "
                     f"not {port.dtype} {port.shape}",
@@ -255,7 +253,8 @@ def _sm(capability: str) -> str:
     return "SM" + capability.replace(".", "")
 
 
-def _dtype_name(dtype: Any) -> str:
+def _name(dtype: Any) -> str:
+    """A numpy type's name; bfloat16 and the like come as other objects."""
     return str(getattr(dtype, "__name__", dtype))
 
 

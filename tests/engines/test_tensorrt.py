@@ -45,20 +45,27 @@ def ada_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(target="ada")
 
 
-def _write_component(folder: Path, nodes: list[onnx.NodeProto], **ports: Any) -> Path:
-    """A component of a few operators, as a finished stage: [batch, 8, 16, 64] in and out.
+def _write_component(
+    folder: Path,
+    nodes: list[onnx.NodeProto],
+    dtype: type = np.float16,
+    weights: dict[str, np.ndarray] | None = None,
+    output: type | None = None,
+) -> Path:
+    """A component of a few operators, as a finished stage: x to y, [batch, 8, 16, 64].
 
     Args:
-        ports: ``dtype`` and ``weights``, arrays by name.
+        dtype: of both, as the component describes itself.
+        output: type of y in the graph, where it is another.
     """
-    dtype = ports.get("dtype", np.float16)
-    weights = {"weights.data": np.zeros(1, dtype), **ports.get("weights", {})}
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    weights = weights or {}
     shape = ["batch", 8, 16, 64]
-    x = helper.make_tensor_value_info("x", element, shape)
-    y = helper.make_tensor_value_info("y", ports.get("output", element), shape)
-    arrays = [onnx.numpy_helper.from_array(a, n) for n, a in weights.items() if "." not in n]
-    graph = helper.make_graph(nodes, "graph", [x], [y], arrays + ports.get("tensors", []))
+    x, y = (
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(t)), shape)
+        for name, t in (("x", dtype), ("y", output or dtype))
+    )
+    arrays = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "graph", [x], [y], arrays)
     opset = [helper.make_opsetid("", 23)]
     port = {"name": "x", "dtype": np.dtype(dtype).name, "shape": shape}
     described = {
@@ -246,6 +253,13 @@ def test_what_does_not_parse_is_shown_with_node_and_reason(tmp_path: Path) -> No
         _compile(_write_component(tmp_path, nodes), tmp_path / "plan", "8.9")
     assert "cudaError" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_with_other_ports_than_it_says(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)]
+    folder = _write_component(tmp_path, nodes, output=np.float32)
+    with pytest.raises(Sd35Error, match=r"reads small's y as float32 .* not float16"):
+        _compile(folder, tmp_path / "plan", "8.9")
 
 
 def test_fp8_is_refused_by_the_compiler_where_there_is_none(tmp_path: Path) -> None:
