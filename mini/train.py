@@ -136,7 +136,7 @@ def _optimizers(
     lr: float,
     decay: float,
     device: torch.device,
-    hidden: Iterable[nn.Parameter] = (),
+    hidden: Iterable[Tensor] = (),
 ) -> Optimizers:
     """AdamW, and Muon for the matrices in ``hidden``."""
     matrices = {id(p): p for p in hidden}
@@ -152,7 +152,7 @@ def _optimizers(
     return [adamw, Muon(matrices.values(), lr, decay)]
 
 
-def _hidden(objective: Objective) -> list[nn.Parameter]:
+def _hidden(objective: Objective) -> list[Tensor]:
     """Weights of the linear layers between embeddings and heads."""
     stacks = (
         objective.transformer.transformer_blocks,
