@@ -124,7 +124,8 @@ class Plan:
         if len(kinds[RESIDENT]) == len(self.components):
             return f"{question}: yes, with everything resident"
         how = [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
-        return f"{question}: yes, with {'; '.join(how)}"
+        advice = " (build with --weight-streaming)" if kinds[STREAMED] else ""
+        return f"{question}: yes, with {'; '.join(how)}{advice}"
 
     @property
     def stage_peaks(self) -> dict[str, int]:
@@ -246,14 +247,13 @@ def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
 
 
 def _streams(target: Target) -> bool:
-    """Whether the target's builder makes engines that can stream their weights."""
+    """Whether the target's builder, TensorRT, makes engines that can stream their weights."""
     return target.builder.startswith("tensorrt")
 
 
 def _working_bytes(sizes: Sizes, target: Target) -> int:
     """What an engine takes beside its weights."""
-    workspace = TENSORRT_WORKSPACE if target.builder.startswith("tensorrt") else 0
-    return sizes.activations + workspace
+    return sizes.activations + (TENSORRT_WORKSPACE if _streams(target) else 0)
 
 
 def _residency(

@@ -116,6 +116,7 @@ def test_large_on_an_8_gb_card(large: Plan) -> None:
     assert large.residency.placements["t5"].kind == STREAMED
     assert large.residency.placements["denoiser"].kind == RESIDENT
     assert large.verdict.startswith("fits in 8 GiB: yes, with")
+    assert large.verdict.endswith("streamed (build with --weight-streaming)")
     tight = on(large, "rtx4060", 7_500_000_000)
     assert tight.residency.fits
     assert tight.residency.placements["denoiser"].kind in (RESIDENT, LOADED)
