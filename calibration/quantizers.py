@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sd35_trt.errors import Sd35Error
@@ -33,6 +35,22 @@ def quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+# What modelopt swaps while an attention runs; it leaves them swapped when that raises.
+_SWAPPED = ((torch, "bmm"), (torch, "baddbmm"), (F, "scaled_dot_product_attention"))
+
+
+@contextlib.contextmanager
+def restored_functions() -> Iterator[None]:
+    """torch's own functions are back in place afterwards, whatever happened."""
+    kept = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
+    try:
+        yield
+    finally:
+        for module, name, function in kept:
+            setattr(module, name, function)
+            vars(module).pop(f"_{name}", None)
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -81,7 +81,7 @@ def test_the_file_holds_what_the_policy_says(policy_and_bundle: tuple[str, Path]
                 steps = steps.repeat(block, axis=0)
             value = numpy_helper.to_array(weight).astype(np.float32) * steps
             stored = reference[f"{layer}.weight"].float().numpy().T
-            assert relative_error(value, stored) <= (0.15 if four_bit else 0.01), layer
+            assert relative_error(value, stored) <= (0.15 if four_bit else 0.015), layer
 
 
 def test_pictures_stay_close(

@@ -53,6 +53,9 @@ def test_one_step_equals_the_transformer(
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
+    # Libraries round the frequencies of the timestep's sines each in its own way: times 900, 5e-5
+    # radians. Trained weights make more of that than random ones.
+    limit = 2e-5 if structure == "mini" else 1e-5
     tokens, h, w = 40, height // 8, width // 8
     config = model.config
     embeds = normal(2 * batch, tokens, config.joint_attention_dim)
@@ -98,11 +101,11 @@ def test_one_step_equals_the_transformer(
             ).sample.numpy()
         uncond, cond = velocity[:batch], velocity[batch:]
         expected = latents - sigma * (uncond + guidance[:, None, None, None] * (cond - uncond))
-        assert relative_error(got["denoised"], expected) <= 1e-5
+        assert relative_error(got["denoised"], expected) <= limit
         a, b, c = (coefficients[:, i, None, None, None] for i in range(3))
         following = a * latents + b * expected + c * previous
-        assert relative_error(got["next_latents"], following) <= 1e-5
+        assert relative_error(got["next_latents"], following) <= limit
         # The update alone could hide a velocity that is off where sigma is small.
         velocity_got = (latents - got["denoised"]) / sigma
         velocity_expected = (latents - expected) / sigma
-        assert relative_error(velocity_got, velocity_expected) <= 1e-5
+        assert relative_error(velocity_got, velocity_expected) <= limit

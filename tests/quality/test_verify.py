@@ -230,8 +230,15 @@ def test_prompts_of_ones_own(run, large_bundle: Path, tmp_path: Path) -> None:  
 def test_needs_no_torch(half: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys(("torch", "transformers", "diffusers", "modelopt")))
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "diffusers", "modelopt"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
 from sd35_trt.quality.compare import VerifyOptions, verify
 half = Path({str(half)!r})
 report = verify(VerifyOptions(half, str(half), captions=1, steps=1))
