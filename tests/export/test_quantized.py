@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import psnr, relative_error
+from conftest import psnr
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
@@ -81,7 +81,8 @@ def test_the_file_holds_what_the_policy_says(policy_and_bundle: tuple[str, Path]
                 steps = steps.repeat(block, axis=0)
             value = numpy_helper.to_array(weight).astype(np.float32) * steps
             stored = reference[f"{layer}.weight"].float().numpy().T
-            assert relative_error(value, stored) <= (0.15 if four_bit else 0.015), layer
+            # Half a step, and what rounding the scale to FP16 moves the largest values by.
+            assert (np.abs(value - stored) <= 0.6 * steps).all(), layer
 
 
 def test_pictures_stay_close(
