@@ -8,6 +8,7 @@ first. What a policy drew is kept in ``--work``, so that a stopped run goes on t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +31,6 @@ _POLICIES = ("half", "fp8", "int8-weight", "int4-weight")
 def draw(policy: str, calibration: Path | None, captions: list[str], work: Path) -> np.ndarray:
     """Pictures uint8 [n, 128, 128, 3]; caption i from seed i."""
     name = Path(policy).stem
-    kept = work / f"{name}-{len(captions)}.npz"
-    if kept.exists():
-        return np.load(kept)["images"]
     bundle = build(
         BuildOptions(
             policy=policy, out=work / name, batch=(1, _BATCH), size=(128, 128),
@@ -40,6 +38,12 @@ def draw(policy: str, calibration: Path | None, captions: list[str], work: Path)
         )
     )  # fmt: skip
     pipe = Pipeline.load(bundle)
+    # By content: what another checkpoint or exporter drew is not taken for this one's.
+    hashes = [file.sha256 for c in pipe.manifest.components for file in c.files]
+    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
+    kept = work / f"{name}-{len(captions)}-{digest}.npz"
+    if kept.exists():
+        return np.load(kept)["images"]
     images = []
     with Progress() as progress:
         for first in progress.track(range(0, len(captions), _BATCH), description=name):

@@ -16,7 +16,7 @@ from torch import nn
 
 from sd35_trt.components import COMPONENTS
 
-from .layers import Layer, PlainLayerNorm
+from .layers import GatedFeedForward, Layer, PlainLayerNorm
 from .scales import HALF_LIMIT, Scales
 
 # Consumers that no normalization stands before, and the layers whose outputs bound their input.
@@ -87,6 +87,11 @@ def guard(part: nn.Module, folder: str, scales: Scales) -> dict[str, float]:
     places = {}
     for name, (key, amax) in wide.items():
         module = modules.get(name)
+        parent = modules.get(name.rpartition(".")[0])
+        feed_forward = parent if isinstance(parent, GatedFeedForward) else None
+        behind_gate = name.endswith((".wo", ".dropout"))
+        if feed_forward is not None and behind_gate and feed_forward.scales_tokens:
+            continue
         if isinstance(module, Layer) and module.dtype == torch.float16:
             module.widen()
             places[key] = amax
@@ -101,9 +106,9 @@ def guard(part: nn.Module, folder: str, scales: Scales) -> dict[str, float]:
                 else [modules[block]]
             )
             places[key] = amax
-        elif name.endswith(".DenseReluDense.dropout"):
+        elif feed_forward is not None and name.endswith(".dropout"):
             # The product of two outputs in range: with one in FP32, so is the product.
-            wi: Any = modules[f"{name.rpartition('.')[0]}.wi_1"]
+            wi: Any = feed_forward.wi_1
             if wi.dtype == torch.float16:
                 wi.widen()
                 places[key] = amax
@@ -127,9 +132,10 @@ def _computes_in_half(module: nn.Module) -> bool:
 
 
 def _is_in_half(block: nn.Module) -> bool:
-    """Whether the residual stream in a block would be FP16; T5's has the precision of ``wo``."""
-    if type(block).__name__ == "T5Block":
-        return all(m.wo.dtype == torch.float16 for m in block.modules() if hasattr(m, "wo"))
+    """Whether the residual stream in a block would be FP16."""
+    for module in block.modules():
+        if isinstance(module, GatedFeedForward):
+            return bool(module.wo.dtype == torch.float16 and not module.scales_tokens)
     return _computes_in_half(block)
 
 

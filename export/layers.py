@@ -23,10 +23,12 @@ class Layer(nn.Module):
     Attributes:
         wide: the output may exceed FP16: compute and return FP32. The weight stays as stored.
         follows: the input may exceed FP16: where it comes in FP32, compute in FP32.
+        calibrated: the input is quantized against the largest magnitude that a calibration saw.
     """
 
     wide = False
     follows = False
+    calibrated = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -256,16 +258,36 @@ class SeparablePositionTable(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """T5's ``wo(act(wi_0(x)) * wi_1(x))``; transformers' own casts the product to wo's dtype."""
+    """T5's ``wo(act(wi_0(x)) * wi_1(x))``, in FP32 where FP16 is too narrow for it.
+
+    What T5 v1.1 puts out here exceeds FP16 (huggingface/transformers#20287). wo has no bias, so a
+    half-precision one takes each token's product divided by its largest magnitude, and its output
+    is multiplied by that in FP32: tensor cores run it, and no FP32 weight is kept.
+    """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.wi_0, self.wi_1, self.wo, self.act = layer.wi_0, layer.wi_1, layer.wo, layer.act
 
+    @property
+    def scales_tokens(self) -> bool:
+        """Whether products are divided by their magnitude, so that none is too large."""
+        wo: Any = self.wo
+        return wo.dtype == torch.float16 and not wo.calibrated
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        wo: Any = self.wo
+        return torch.float32 if self.scales_tokens else wo.output_dtype
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = self.act(self.wi_0(x)) * self.wi_1(x)
-        y: torch.Tensor = self.wo(product)
-        return y
+        gate, value = self.act(self.wi_0(x)), self.wi_1(x)
+        if not self.scales_tokens:
+            return self.wo(gate * value)
+        product = gate.float() * value.float()
+        magnitude = product.abs().amax(-1, keepdim=True).clamp(torch.finfo(torch.float32).tiny)
+        y = self.wo((product / magnitude).half())
+        return y * magnitude
 
 
 def replace_layers(model: nn.Module) -> None:

@@ -138,10 +138,10 @@ class T5Encoder(ComponentModule):
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
         encoder: Any = self.part.encoder
-        # The residual stream starts, and by the policy's FP32 output layers stays, in the dtype
-        # of the feed-forward output: T5's exceeds FP16.
-        wo = encoder.block[0].layer[-1].DenseReluDense.wo.output_dtype
-        hidden = encoder.embed_tokens(input_ids).to(wo)
+        # The residual stream starts, and by promotion stays, in the dtype of the feed-forward
+        # output: T5's exceeds FP16.
+        stream = encoder.block[0].layer[-1].DenseReluDense.output_dtype
+        hidden = encoder.embed_tokens(input_ids).to(stream)
         position_bias = None
         # Block by block: the encoder's own forward would build a mask from the stream's dtype.
         for block in encoder.block:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
+from typing import Any
 
 import click
 import numpy as np
-from skimage import color, filters, measure
 
 from .scenes import (
     BACKGROUNDS,
@@ -41,6 +41,21 @@ _LEAST_AREA = 24.0  # pixels; smaller specks are noise, the smallest object has 
 _LEAST_OVERLAP = 0.72  # of an object and the outline it is taken for
 _SIZE_LIMIT = (SIZES["small"][1] + SIZES["large"][0]) / 2
 _MOST_OBJECTS = 6  # more are counted, but not assigned
+
+
+def scikit_image() -> Any:
+    """The library, which the scenes themselves do without.
+
+    Raises:
+        click.ClickException: it is not installed.
+    """
+    try:
+        import skimage
+    except ImportError as error:
+        raise click.ClickException(
+            "checking scenes needs scikit-image: pip install 'sd35-trt[build,report]'"
+        ) from error
+    return skimage
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Verdict:
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
-    return color.rgb2lab(np.asarray(rgb, float) / 255)
+    return scikit_image().color.rgb2lab(np.asarray(rgb, float) / 255)
 
 
 def _nearest(lab: np.ndarray, named: dict[str, tuple[int, int, int]], limit: float) -> str | None:
@@ -120,12 +135,12 @@ def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
             f"expected a uint8 [height, width, 3] image, got {image.dtype} {image.shape}"
         )
     pixels = image.astype(float)
-    smooth = filters.gaussian(pixels, 0.8, channel_axis=2, preserve_range=True)
+    smooth = scikit_image().filters.gaussian(pixels, 0.8, channel_axis=2, preserve_range=True)
     ground = np.median(smooth.reshape(-1, 3), 0)
     contrast = np.linalg.norm(_lab(smooth) - _lab(ground), axis=2)
-    labels = measure.label(contrast > _CONTRAST, connectivity=2)
+    labels = scikit_image().measure.label(contrast > _CONTRAST, connectivity=2)
     objects: list[tuple[float, Found]] = []
-    for region in measure.regionprops(labels, intensity_image=contrast):
+    for region in scikit_image().measure.regionprops(labels, intensity_image=contrast):
         if region.area < _LEAST_AREA:
             continue
         inner = contrast[labels == region.label]
@@ -137,7 +152,10 @@ def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
         # the share of the pixel that the object covers.
         step = core - ground
         cover = np.clip((pixels[window] - ground) @ step / (step @ step), 0, 1)
-        near = filters.gaussian((labels[window] == region.label).astype(float), 1.0) > 0.05
+        near = (
+            scikit_image().filters.gaussian((labels[window] == region.label).astype(float), 1.0)
+            > 0.05
+        )
         cover = np.where(near, cover, 0)
         if cover.sum() < _LEAST_AREA:
             continue
@@ -244,7 +262,9 @@ def _altered_specs(spec: Spec, attribute: str) -> Iterator[Spec]:
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What a small VAE leaves of a picture, and a little worse: blur, noise and a colour cast."""
-    blurred = filters.gaussian(image.astype(float), 0.8, channel_axis=2, preserve_range=True)
+    blurred = scikit_image().filters.gaussian(
+        image.astype(float), 0.8, channel_axis=2, preserve_range=True
+    )
     noisy = blurred + rng.normal(0, 6, image.shape) + rng.normal(0, 4, 3)
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import checkpoint_path
-from .checker import ATTRIBUTES, Verdict, find, judge_found
+from .checker import ATTRIBUTES, Verdict, find, judge_found, scikit_image
 from .scenes import SIZE, Example, sample
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ def main(
     """Draw held-out captions and count what the pictures show of them."""
     if bundle and (checkpoint or drop_t5 or weight_bits):
         raise click.UsageError("--bundle takes none of --checkpoint, --drop-t5, --weight-bits")
+    scikit_image()  # before minutes of drawing
     examples = heldout(captions)
     texts = [e.caption for e in examples]
     if bundle:

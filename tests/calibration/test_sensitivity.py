@@ -75,8 +75,6 @@ def test_policies_of_groups(medium_checkpoint: Path, tmp_path: Path) -> None:
     for e in inventory(Checkpoint(medium_checkpoint), read):
         if e.component in ("conditioner", "denoiser"):
             expected = "fp8" if f"{e.component}/{e.layer}" in quantized else "half"
-        elif e.layer.endswith("DenseReluDense.wo"):
-            expected = "fp32"
         else:
             expected = "half"
         assert e.precision == expected, e.layer

@@ -131,6 +131,25 @@ def test_build_for_ada(ada_bundle: Path) -> None:
         assert component.bounds.keys() == {d for port in component.inputs for d in port.dynamic}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "policy", "capability"),
+    [
+        ("turing", "int8-weight", ("7.5",)),
+        ("ampere", "int8-weight", ("8.0", "8.6")),
+        ("blackwell", "fp8", ("12.0",)),
+    ],
+)
+def test_build_for_other_families(
+    make_bundle: Callable[..., Path], gpu: str, policy: str, capability: tuple[str, ...]
+) -> None:
+    bundle = Bundle.open(make_bundle(target=gpu), verify=True)
+    assert (bundle.manifest.target, bundle.manifest.policy) == (gpu, policy)
+    assert len(bundle.manifest.components) == 7
+    for component in bundle.manifest.components:
+        header = read_header(bundle.path(component.files[0].path))
+        assert header.compute_capabilities == capability
+
+
 def test_fp8_weights_are_stored_in_8_bits(ada_bundle: Path) -> None:
     """The weights in the plans are as large as the policy says, within 3 %."""
     predicted: dict[str, int] = {}
@@ -305,6 +324,9 @@ def test_the_runtime_says_what_the_bundle_is_for(run, ada_bundle: Path) -> None:
     status, out, err = run("generate", ada_bundle, "a star")
     assert (status, out) == (1, "")
     assert "build --gpu cpu" in one_error_line(err)
+    status, out, err = run("verify", ada_bundle, "--against", "half")
+    assert (status, out) == (1, "")
+    assert f"{ada_bundle} is built for ada" in one_error_line(err), "and no reference was built"
     status, out, _ = run("inspect", ada_bundle)
     assert status == 0
     assert "ada (sm89), by tensorrt-rtx" in out

@@ -15,10 +15,10 @@ def precision(policy: Policy, component: str, layer: str, linear: bool = True) -
 
 
 def test_the_last_matching_rule_wins() -> None:
-    policy = load_policy("half")
-    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_q") == "half"
-    assert precision(policy, "t5", "encoder.block.3.layer.1.DenseReluDense.wo") == "fp32"
-    assert precision(policy, "t5", "encoder.block.3.layer.1.DenseReluDense.wi_0") == "half"
+    policy = load_policy("fp8")
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_q") == "fp8"
+    assert precision(policy, "denoiser", "transformer_blocks.0.attn.to_out.0") == "half"
+    assert precision(policy, "conditioner", "transformer_blocks.0.norm1.linear") == "half"
 
 
 def test_rules_that_quantize_apply_to_linear_layers_alone() -> None:
@@ -85,12 +85,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_of_the_rules_alone() -> None:
-    half = load_policy("half")
+    fp8 = load_policy("fp8")
     renamed = Policy(
-        "other", "x", tuple(Rule(r.component, r.match, r.precision, "") for r in half.rules)
+        "other", "x", tuple(Rule(r.component, r.match, r.precision, "") for r in fp8.rules)
     )
-    assert renamed.digest() == half.digest()
-    fewer = Policy("half", "", half.rules[:1])
-    assert fewer.digest() != half.digest()
-    assert fewer.digest(["t5"]) != half.digest(["t5"])
-    assert fewer.digest(["clip_l"]) == half.digest(["clip_l"])
+    assert renamed.digest() == fp8.digest()
+    fewer = Policy("fp8", "", fp8.rules[:1])
+    assert fewer.digest() != fp8.digest()
+    assert fewer.digest(["denoiser"]) != fp8.digest(["denoiser"])
+    assert fewer.digest(["clip_l"]) == fp8.digest(["clip_l"])
