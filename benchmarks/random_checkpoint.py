@@ -1,26 +1,109 @@
-"""Random transformers of SD3.5's exact structure, written shard by shard in bounded memory."""
+"""Random checkpoints of SD3.5's exact structure, written file by file in bounded memory."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from safetensors.torch import save_file
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
+from sd35_trt.export.component import fake_tensors
+from sd35_trt.export.modules import build_clip, build_t5, build_transformer, build_vae
 from sd35_trt.export.structure import Structure
+from sd35_trt.mini import checkpoint_path
 
 #: SD3.5 Large's transformer/config.json; depth is ``num_layers``.
 LARGE: dict[str, Any] = Structure("large").config("transformer")
 
+_BUILD: dict[str, Callable[[dict[str, Any], None], nn.Module]] = {
+    "text_encoder": build_clip,
+    "text_encoder_2": build_clip,
+    "text_encoder_3": build_t5,
+    "vae": build_vae,
+    "transformer": build_transformer,
+}
 
-def write_transformer(
-    root: Path, config: dict[str, Any], dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> int:
-    """Write ``root/transformer`` with random weights, one shard per block.
+_TABLE = "pos_embed.pos_embed"
+
+# Bytes after which a new file is begun.
+_SHARD = 1 << 30
+
+
+def write_part(root: Path, part: str, config: dict[str, Any], seed: int = 0) -> int:
+    """Write ``root/part`` in BF16: configuration, and random weights in files of about 1 GB.
+
+    Tensors of one shape hold the same numbers, rolled: drawing billions would take longer than
+    what is to be measured.
+
+    Returns:
+        Bytes of the weights.
+    """
+    folder = root / part
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    with fake_tensors():
+        state = _BUILD[part](config, None).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    shapes.pop("encoder.embed_tokens.weight", None)  # T5's, tied to "shared.weight"
+    for name in [name for name in shapes if name.startswith(f"{_TABLE}.")]:
+        del shapes[name]
+        shapes[_TABLE] = ()
+    stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+    generator = torch.Generator().manual_seed(seed)
+    pool: dict[tuple[int, ...], torch.Tensor] = {}
+    weight_map: dict[str, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def write() -> None:
+        nonlocal total
+        file = f"{stem}-{len(set(weight_map.values())):05d}.safetensors"
+        save_file(tensors, folder / file)
+        weight_map.update(dict.fromkeys(tensors, file))
+        total += _bytes(tensors)
+        tensors.clear()
+
+    for index, (name, shape) in enumerate(shapes.items()):
+        if name == _TABLE:
+            tensors[name] = _position_table(config)
+        elif len(shape) == 1 and "norm" in name and name.endswith("weight"):
+            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
+        else:
+            if shape not in pool:
+                scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
+                pool[shape] = (torch.randn(shape, generator=generator) * scale).bfloat16()
+            tensors[name] = pool[shape].roll(index, 0)
+        if _bytes(tensors) >= _SHARD:
+            write()
+    if tensors:
+        write()
+    (folder / f"{stem}.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+    )
+    return total
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _position_table(config: dict[str, Any]) -> torch.Tensor:
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    base = config["sample_size"] // config["patch_size"]
+    size = config["pos_embed_max_size"]
+    table = get_2d_sincos_pos_embed(width, size, base_size=base, output_type="pt")
+    return table.bfloat16()[None].contiguous()
+
+
+def write_transformer(root: Path, config: dict[str, Any], seed: int = 0) -> int:
+    """Write a checkpoint that is a transformer alone, for parts of the pipeline.
 
     Args:
         root: the model directory; ``model_index.json`` is written too.
@@ -29,44 +112,40 @@ def write_transformer(
     Returns:
         Bytes of the weights.
     """
-    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+    _write_index(root, ["transformer"])
+    return write_part(root, "transformer", config, seed)
 
-    folder = root / "transformer"
-    folder.mkdir(parents=True, exist_ok=True)
-    (root / "model_index.json").write_text(
-        json.dumps({"_class_name": "StableDiffusion3Pipeline", "text_encoder_3": [None, None]})
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    with FakeTensorMode():
-        model = SD3Transformer2DModel(**{**config, "pos_embed_max_size": 1})
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shards: dict[str, list[str]] = {}
-    for name in shapes:
-        group = name.split(".")
-        key = f"block-{int(group[1]):02d}" if group[0] == "transformer_blocks" else "rest"
-        shards.setdefault(key, []).append(name)
-    generator = torch.Generator().manual_seed(seed)
-    weight_map, total = {}, 0
-    for key, names in shards.items():
-        file = f"diffusion_pytorch_model-{key}.safetensors"
-        tensors = {}
-        for name in names:
-            shape = shapes[name]
-            if name == "pos_embed.pos_embed":
-                size = config["pos_embed_max_size"]
-                width = config["num_attention_heads"] * config["attention_head_dim"]
-                base = config["sample_size"] // config["patch_size"]
-                table = get_2d_sincos_pos_embed(width, size, base_size=base, output_type="pt")
-                tensors[name] = table.to(dtype)[None].contiguous()
-            elif len(shape) == 1 and "norm" in name:
-                tensors[name] = torch.ones(shape, dtype=dtype)
-            else:
-                scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
-                tensors[name] = (torch.randn(shape, generator=generator) * scale).to(dtype)
-        save_file(tensors, folder / file)
-        weight_map |= dict.fromkeys(names, file)
-        total += sum(t.numel() * t.element_size() for t in tensors.values())
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
-    )
-    return total
+
+def write_checkpoint(root: Path, name: str, blocks: int | None = None) -> dict[str, int]:
+    """Write every part of a published model; tokenizers are the packaged model's.
+
+    Args:
+        root: the model directory.
+        name: as :class:`~sd35_trt.export.structure.Structure` takes it.
+        blocks: of the transformer, and at most as many of T5; None writes all.
+
+    Returns:
+        Bytes of the weights by part.
+    """
+    structure = Structure(name)
+    sizes = {}
+    for part in _BUILD:
+        config = structure.config(part)
+        for key in ("num_layers",) if blocks else ():
+            if key in config:
+                config[key] = min(config[key], blocks)
+        sizes[part] = write_part(root, part, config)
+    mini = checkpoint_path()
+    for folder in ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"):
+        shutil.copytree(mini / folder, root / folder)
+    _write_index(root, [*_BUILD, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"])
+    return sizes
+
+
+def _write_index(root: Path, parts: list[str]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {part: ["-", "-"] for part in parts}
+    if "text_encoder_3" not in parts:
+        index["text_encoder_3"] = [None, None]
+    index["_class_name"] = "StableDiffusion3Pipeline"
+    (root / "model_index.json").write_text(json.dumps(index))

@@ -55,11 +55,12 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _weight_files(folder)
-        self._handles = {}
+        # Headers are read without torch: a build that finds its stages done never imports it.
+        self._headers = {path: _open(path, "np") for path in self.files}
+        self._handles: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
-        for path in self.files:
-            self._handles[path] = _open(path)
-            for name in self._handles[path].keys():  # noqa: SIM118 (not a dict)
+        for path, header in self._headers.items():
+            for name in header.keys():  # noqa: SIM118 (not a dict)
                 self._file_of[name] = path
 
     def __contains__(self, name: str) -> bool:
@@ -67,7 +68,7 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._handles[self._file_of[name]].get_slice(name).get_shape())
+        return tuple(self._headers[self._file_of[name]].get_slice(name).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as stored, a view of the file.
@@ -77,7 +78,11 @@ class Weights:
         """
         if name not in self._file_of:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}", _FETCH)
-        return self._handles[self._file_of[name]].get_tensor(name)
+        path = self._file_of[name]
+        if path not in self._handles:
+            self._handles[path] = _open(path, "pt")
+        tensor: torch.Tensor = self._handles[path].get_tensor(name)
+        return tensor
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare names and shapes with what the configuration asks for.
@@ -98,9 +103,9 @@ class Weights:
                 )
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, framework: str) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", _FETCH) from None
     except (SafetensorError, OSError, ValueError) as error:

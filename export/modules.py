@@ -7,6 +7,7 @@ a dynamic dimension. Latent height and width are even, in latent pixels.
 from __future__ import annotations
 
 import abc
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -124,8 +125,17 @@ class TextEncoder(ComponentModule):
         return out.hidden_states[-2].to(hidden), out.text_embeds.to(pooled)
 
 
+#: T5's layers that read the same tensor.
+_SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"))
+
+
 class T5Encoder(ComponentModule):
-    """The T5 encoder, without an attention mask: SD3 attends to the padding too."""
+    """The T5 encoder, without an attention mask: SD3 attends to the padding too.
+
+    TensorRT makes one product of several that read the same tensor, and copies their weights for
+    it: 6 GB of memory while T5-XXL compiles, for what runs once per prompt. A zero that it cannot
+    know of, added to the input of all but one, keeps them apart.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -135,8 +145,24 @@ class T5Encoder(ComponentModule):
         config: Any = model.config
         self.inputs = {"input_ids": (torch.int64, ("batch", "tokens"))}
         self.outputs = {"hidden": (self.dtype, ("batch", "tokens", config.d_model))}
+        self._zeros: tuple[torch.Tensor, ...] = ()
+        for module in model.modules():
+            for names in _SIBLINGS:
+                for index, name in enumerate(names[1:]):
+                    if hasattr(module, name):
+                        layer: Any = getattr(module, name)
+                        layer.register_forward_pre_hook(partial(self._add_zero, index))
+
+    def _add_zero(
+        self, index: int, layer: nn.Module, inputs: tuple[torch.Tensor]
+    ) -> tuple[torch.Tensor]:
+        (x,) = inputs
+        return (x + self._zeros[index].to(x.dtype),)
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        # No id is negative.
+        first = input_ids[:1, :1, None]
+        self._zeros = (first < 0, first < -1)
         encoder: Any = self.part.encoder
         # The residual stream starts, and by promotion stays, in the dtype of the feed-forward
         # output: T5's exceeds FP16.
