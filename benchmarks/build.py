@@ -300,7 +300,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     models: dict[str, Any] = results.get("models", {})
     for row, result in enumerate(models.values()):
         start = 0.0
@@ -335,7 +335,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
     right.set(xlabel="blocks of Large's transformer", ylabel="peak anonymous memory, GB")
     right.set_ylim(0, None)
     right.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 

@@ -131,7 +131,8 @@ def main(debug: bool) -> None:
     default="cpu",
     show_default=True,
     metavar="TARGET",
-    help="What to build for: a GPU family or product (see sd35-trt gpus), cpu, or auto.",
+    help="What to build for: a GPU family or product (see sd35-trt gpus), several with commas "
+    "between, cpu, or auto.",
 )
 @click.option(
     "--policy",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,14 @@ class Target:
             )
 
 
+def _data() -> dict[str, Any]:
+    return tomllib.loads(_DATA.read_text("utf-8"))
+
+
 @functools.cache
 def targets() -> dict[str, Target]:
     """Every target by name: the families first, then the products."""
-    data = tomllib.loads(_DATA.read_text("utf-8"))
+    data = _data()
     found = {}
     for row in data["family"]:
         row["compute_capabilities"] = tuple(row["compute_capabilities"])
@@ -153,12 +157,14 @@ def _builders(
 
 
 def find_target(name: str) -> Target:
-    """Look a target up by name; ``auto`` is the GPU present.
+    """Look a target up by name; ``auto`` is the GPU present, ``ada,blackwell`` both in one.
 
     Raises:
-        UsageError: unknown name; lists the known ones.
+        UsageError: unknown name; lists the known ones. Or no builder serves all of them.
         Sd35Error: ``auto`` without a GPU that is known.
     """
+    if "," in name:
+        return _join([find_target(part.strip()) for part in name.split(",") if part.strip()])
     if name.lower() == AUTO:
         return present_target()
     target = targets().get(name.lower())
@@ -169,6 +175,50 @@ def find_target(name: str) -> Target:
             f"known: {', '.join(families)}, auto, and the products that sd35-trt gpus lists",
         )
     return target
+
+
+def _join(members: Sequence[Target]) -> Target:
+    """One target whose engines run on every member's GPUs.
+
+    Its policy is the first default among its members' that all of them can run.
+
+    Raises:
+        UsageError: no builder serves all of them.
+    """
+    if not members:
+        raise UsageError("--gpu names no target", "see: sd35-trt gpus")
+    members = list({member.name: member for member in members}.values())
+    if len(members) == 1:
+        return members[0]
+    able = [row["name"] for row in _data()["builder"] if row.get("several")]
+    common = [name for name in able if all(name in m.builders for m in members)]
+    name = "+".join(m.name for m in members)
+    if not common:
+        refused = next(
+            (m.name for m in members if not set(able) & set(m.builders)), members[0].name
+        )
+        raise UsageError(
+            f"{refused} cannot share engines with others", "build a bundle for it alone"
+        )
+
+    def union(lists: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+        return tuple(sorted({c for some in lists for c in some}, key=float))
+
+    joined = Target(
+        name=name,
+        title=", ".join(m.title for m in members),
+        family=name,
+        compute_capabilities=union(m.compute_capabilities for m in members),
+        builders={b: union(m.builders[b] for m in members) for b in common},
+        precisions=tuple(
+            p for p in members[0].precisions if all(p in m.precisions for m in members)
+        ),
+        policy=members[0].policy,
+        fp8=all(m.fp8 for m in members),
+        fp4=all(m.fp4 for m in members),
+    )
+    policies = [m.policy for m in members if joined.runs(load_policy(m.policy))]
+    return replace(joined, policy=policies[0])
 
 
 def choose_builder(target: Target, name: str | None = None) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from checkpoints import damaged
 
-from sd35_trt.calibrate import CalibrateOptions, analyse_sensitivity
+from sd35_trt.build import BuildOptions, build
+from sd35_trt.calibrate import CalibrateOptions, analyse_sensitivity, calibrate
 from sd35_trt.calibration.groups import (
     Group,
     Linear,
@@ -25,6 +26,7 @@ from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.inventory import inventory
 from sd35_trt.policy import Policy, load_policy
+from sd35_trt.runtime import Pipeline
 
 #: Between the 3.8 MB of the random model's linears in FP8 and the 7.6 MB in half precision.
 BUDGET = 5_500_000
@@ -155,6 +157,26 @@ def test_files(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
         g["saved_bytes"] for g in data["groups"]
     )
     assert (options.out / PLOT).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_policy_builds_and_draws(
+    analysis: tuple[CalibrateOptions, Sensitivity], stage_cache: Path, tmp_path: Path
+) -> None:
+    options, result = analysis
+    options = replace(options, policy=str(options.out / POLICY), out=tmp_path / "calibration")
+    calibrate(options)
+    bundle = build(
+        BuildOptions(
+            model=options.model, policy=options.policy, calibration=options.out,
+            out=tmp_path / "bundle", size=(64, 64), cache_dir=stage_cache,
+        )
+    )  # fmt: skip
+    with Pipeline.load(bundle) as pipe:
+        images = pipe.generate("a red kite", steps=2).images
+        fp8 = sum(c.precisions.get("fp8", 0) for c in pipe.manifest.components)
+    assert fp8 == sum(len(g.layers) for g in result.groups if g not in (result.half or ()))
+    assert images.shape == (1, 64, 64, 3)
+    assert images.std() > 1
 
 
 def test_a_budget_below_everything_in_fp8(

@@ -61,6 +61,25 @@ def test_builders_by_compute_capability() -> None:
     assert find_target("ampere").compute_capability is None
 
 
+def test_several_targets_in_one() -> None:
+    both = find_target("ada,blackwell")
+    assert (both.name, both.policy, both.builder) == ("ada+blackwell", "fp8", "tensorrt-rtx")
+    assert both.builders == {"tensorrt-rtx": ("8.9", "12.0")}
+    mixed = find_target("RTX4090, ampere,ada,t4")
+    assert mixed.policy == "int8-weight", "what all of them can run"
+    assert mixed.builders["tensorrt-rtx"] == ("7.5", "8.0", "8.6", "8.9")
+    assert find_target("ada,ada") == find_target("ada")
+    with pytest.raises(UsageError, match=r"fp8, which ada\+ampere cannot run"):
+        find_target("ada,ampere").check(load_policy("fp8"))
+    for refused in ("hopper", "cpu", "h100"):
+        with pytest.raises(UsageError, match=f"{refused} cannot share engines with others"):
+            find_target(f"ada,{refused}")
+    with pytest.raises(UsageError, match="unknown GPU 'voodoo'"):
+        find_target("ada,voodoo")
+    with pytest.raises(UsageError, match="names no target"):
+        find_target(",")
+
+
 def test_a_builder_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUILDERS", ("onnxruntime", "tensorrt-rtx"))
     assert choose_builder(find_target("ada")) == "tensorrt-rtx"
