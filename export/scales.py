@@ -60,9 +60,16 @@ class Scales:
             own(calibration.inputs), own(calibration.bmm), wide, text and part == "transformer"
         )
 
-    def describe(self) -> dict[str, Any]:
-        """What an export with it depends on, JSON-serializable; empty where it has no effect."""
-        values = {"inputs": self.inputs, "bmm": self.bmm, "wide": self.wide}
+    def describe(self, component: str) -> dict[str, Any]:
+        """What a component's export depends on, JSON-serializable; empty where it has no effect.
+
+        Scales are the component's own; places in FP32 change what its part's others hand to it.
+        """
+
+        def own(values: Mapping[str, float]) -> dict[str, float]:
+            return {k: v for k, v in values.items() if k.partition("/")[0] == component}
+
+        values = {"inputs": own(self.inputs), "bmm": own(self.bmm), "wide": self.wide}
         described: dict[str, Any] = {k: dict(sorted(v.items())) for k, v in values.items() if v}
         return {**described, "wide_text": True} if self.wide_text else described
 

@@ -308,7 +308,7 @@ def _component_stage(
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales)
 
     described = inputs.describe(part)
-    if scales and (effect := scales.describe()):
+    if scales and (effect := scales.describe(name)):
         described["calibration"] = effect
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
     described["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)

@@ -240,4 +240,6 @@ def test_what_counts_as_wide() -> None:
     }
     assert scales.wide_text
     assert Scales.of(ranges, "text_encoder_3").wide == {"t5/encoder.final_layer_norm": 1e5}
-    assert Scales.of(ranges, "vae").describe() == {}, "stages without places are those of half"
+    assert Scales.of(ranges, "vae").describe("vae_decoder") == {}, (
+        "stages without places are those of half"
+    )
