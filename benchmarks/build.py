@@ -307,7 +307,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for stage, facts in result["build"]["stages"].items():
             colour = "tab:orange" if stage.endswith("-plan") else "tab:blue"
             left.barh(row, facts["seconds"], left=start, color=colour, edgecolor="white")
-            if facts["seconds"] > 0.08 * result["build"]["seconds"]:
+            if facts["seconds"] > 0.05 * result["build"]["seconds"]:
                 label = stage.removesuffix("-plan")
                 left.text(start + facts["seconds"] / 2, row, label, ha="center", rotation=90,
                           va="center", color="white", fontsize=8)  # fmt: skip
@@ -331,9 +331,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
         )
         right.plot([38], [mine / 1e9], "s", color="tab:blue", label="sd35-trt build")
     right.axhline(24 * 1.073741824, color="grey", lw=0.8)
-    right.text(1, 24.5, "24 GiB", color="grey", fontsize=8)
+    right.text(1, 26.2, "24 GiB", color="grey", fontsize=8)
     right.set(xlabel="blocks of Large's transformer", ylabel="peak anonymous memory, GB")
-    right.set_ylim(0, None)
+    right.set(xlim=(0, 40), ylim=(0, None))
     right.legend()
     figure.savefig(path, dpi=120)
 
