@@ -283,7 +283,7 @@ def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint
         CheckpointError: it is neither.
         UsageError: tokenizers for a directory, which has its own.
     """
-    if path.suffix in _NOT_READ:
+    if path.suffix in _NOT_READ and not path.is_dir():
         raise CheckpointError(f"{path}: {path.suffix} files are not read", _NOT_READ[path.suffix])
     if path.is_file() or path.suffix == ".safetensors":
         return SingleFileCheckpoint(path, tokenizers)

@@ -50,7 +50,7 @@ class Layout:
 
 
 _VAE: dict[str, Any] = {
-    "latent_channels": 16, "block_out_channels": (32, 32, 64, 96), "layers_per_block": 2,
+    "latent_channels": 16, "block_out_channels": (32, 32, 64, 96), "layers_per_block": 1,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
     "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609,
     "use_quant_conv": False, "use_post_quant_conv": False,

@@ -18,7 +18,6 @@ from calibrations import load_transformer, transformer_inputs
 from checkpoints import Layout, write_checkpoint
 from components import export, velocity
 from conftest import relative_error
-from onnx import numpy_helper
 from originals import (
     BESIDE,
     PARTS,
@@ -35,13 +34,16 @@ from sd35_trt.build import BuildOptions, build
 from sd35_trt.bundle import Bundle
 from sd35_trt.calibrate import CalibrateOptions, calibrate
 from sd35_trt.calibration_file import Calibration
+from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import BundleError, CheckpointError, Sd35Error, UsageError
 from sd35_trt.export.checkpoint import Checkpoint
-from sd35_trt.export.component import build_part, fake_tensors, fp8_layers
+from sd35_trt.export.component import apply_policy, build_part, fake_tensors, fp8_layers
 from sd35_trt.export.inventory import inventory
 from sd35_trt.export.original import LAYOUTS
+from sd35_trt.export.scales import Scales
 from sd35_trt.export.single_file import SingleFileCheckpoint, open_checkpoint
 from sd35_trt.export.structure import PUBLISHED, Structure
+from sd35_trt.export.weights import read_parameter
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.plan import PlanOptions, plan
 from sd35_trt.policy import Policy, Rule, load_policy
@@ -261,26 +263,44 @@ def test_the_picture(bundles: dict[str, Path]) -> None:
     manifest = Bundle.open(bundles["from file"]).manifest
     assert manifest.model["name"] == STEM
     name = f"{STEM}.safetensors"
-    assert {f"transformer/{name}", f"vae/{name}", "text_encoder/clip_l.safetensors"} <= set(
-        manifest.model["files"]
-    )
+    assert set(manifest.model["files"]) == {
+        f"transformer/{name}",
+        *(f"{part}/{Path(beside).name}" for part, beside in BESIDE.items()),
+    }
     assert manifest.scheduler["shift"] == 3.0
 
 
 def test_half_is_built_of_the_same_file(
-    bundles: dict[str, Path], stage_cache: Path, sources: dict[str, Path], tmp_path: Path
+    bundles: dict[str, Path],
+    stage_cache: Path,
+    sources: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle, model = Bundle.open(bundles["from file"]), str(bundles["file"])
-    with open_reference(
-        bundle, "half", model, stage_cache, lambda *_: None, sources["large"]
-    ) as reference:
-        assert reference.manifest.model["files"] == bundle.manifest.model["files"]
-    other = write_single(sources["medium"], tmp_path / f"{STEM}.safetensors")
-    with (
-        pytest.raises(BundleError, match=r"was not made from .*differs"),
-        open_reference(bundle, "half", str(other), stage_cache, lambda *_: None),
-    ):
+    asked: list[BuildOptions] = []
+
+    def build(options: BuildOptions, progress: object) -> Path:
+        asked.append(options)
+        return bundle.root
+
+    monkeypatch.setattr("sd35_trt.build.build", build)
+    folder = sources["large"]
+    with open_reference(bundle, "half", model, stage_cache, lambda *_: None, folder):
         pass
+    assert [(o.model, o.tokenizers, o.policy) for o in asked] == [(model, folder, "half")]
+    path = tmp_path / f"{STEM}.safetensors"
+    for parts, words in (
+        (("transformer",), r"clip_l\.safetensors differs"),
+        (PARTS, r"clip_l\.safetensors is missing"),
+    ):
+        write_single(sources["medium"], path, parts)
+        with (
+            pytest.raises(BundleError, match=rf"was not made from .*{words}"),
+            open_reference(bundle, "half", str(path), stage_cache, lambda *_: None),
+        ):
+            pass
+    assert len(asked) == 1
 
 
 def test_planning_and_policies(run, sources: dict[str, Path], file: Path) -> None:  # type: ignore[no-untyped-def]
@@ -341,76 +361,124 @@ def test_scaled_fp8_has_its_values(spelling: str, sources: dict[str, Path], file
         assert (error < 0.004) == (weights.read(name).dtype == torch.bfloat16), name
 
 
+def fp8_parameters(
+    file: Path, component: str, policy: Policy, amax: float | None = None
+) -> tuple[list[str], Callable[[str], torch.Tensor]]:
+    """The layers that a policy computes in FP8, and what is written for a parameter of them.
+
+    Args:
+        amax: of every input; None takes the file's input scales.
+    """
+    checkpoint, folder = open_checkpoint(file), COMPONENTS[component].part
+    names, _ = fp8_layers(checkpoint, [component], policy)
+    inputs = checkpoint.input_amax(names) if amax is None else dict.fromkeys(names, amax)
+    assert set(inputs) == set(names)
+    scales = Scales.of(Calibration(inputs, {}, {}, {}), folder)
+    with fake_tensors():
+        part = build_part(folder, checkpoint)
+        apply_policy(part, component, policy, scales)
+    weights = checkpoint.weights(folder)
+    layers = [name.removeprefix(f"{component}/") for name in names]
+    return layers, lambda name: read_parameter(part, name, weights)
+
+
+def stored_layer(file: Path, layer: str) -> tuple[str, torch.Tensor]:
+    """A layer's name in the file, and the bytes of its rows there, [out, in]."""
+    weights = open_checkpoint(file).weights("transformer")
+    source = weights.source(f"{layer}.weight").removesuffix(".weight")
+    rows = load_file(file)[f"{source}.weight"].view(torch.uint8)
+    if source.endswith("qkv"):
+        (letter,) = re.findall(r"(?:to|add)_([qkv])(?:_proj)?$", layer)
+        rows = rows.chunk(3)["qkv".index(letter)]
+    return source, rows
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_fp8_weights_are_taken_over(
-    spelling: str, sources: dict[str, Path], file: Path, tmp_path: Path
-) -> None:
-    """Byte for byte with the file's scale, in every layer where policy and file agree."""
+def test_fp8_weights_are_taken_over(spelling: str, sources: dict[str, Path], file: Path) -> None:
+    """Byte for byte with the file's scales, in every layer where policy and file agree."""
     write_single(sources["medium"], file, spelling=spelling)
-    checkpoint, policy = open_checkpoint(file), load_policy("fp8")
-    linears, _ = fp8_layers(checkpoint, ["denoiser"], policy)
-    amax = checkpoint.input_amax(linears)
-    assert set(amax) == set(linears)
-    root = export(tmp_path / "out", file, ["denoiser"], policy, Calibration(amax, {}, {}, {}))
-    found, tensors = initializers(root / "denoiser"), load_file(file)
-    scales = (
-        ("scale_weight", "scale_input")
-        if spelling == "scaled_fp8"
-        else ("weight_scale", "input_scale")
-    )
-    weights = checkpoint.weights("transformer")
-    for name in linears:
-        layer = name.removeprefix("denoiser/")
-        source = weights.source(f"{layer}.weight").removesuffix(".weight")
-        parts = tensors[f"{source}.weight"].view(torch.uint8)
-        if source.endswith("qkv"):
-            (letter,) = re.findall(r"(?:to|add)_([qkv])(?:_proj)?$", layer)
-            parts = parts.chunk(3)["qkv".index(letter)]
-        weight = found[f"part.{layer}.weight"]
-        assert weight.data_type == onnx.TensorProto.FLOAT8E4M3FN
-        assert weight.raw_data == parts.t().contiguous().numpy().tobytes(), layer
-        for kind, theirs in zip(("weight_scale", "input_scale"), scales, strict=True):
-            value = numpy_helper.to_array(found[f"part.{layer}.{kind}"])
-            assert value.dtype == np.float16
-            assert value == pytest.approx(float(tensors[f"{source}.{theirs}"]), rel=2**-11), layer
+    layers, written = fp8_parameters(file, "denoiser", load_policy("fp8"))
+    assert len(layers) > 40
+    tensors, old = load_file(file), spelling == "scaled_fp8"
+    theirs = ("scale_weight", "scale_input") if old else ("weight_scale", "input_scale")
+    for layer in layers:
+        source, rows = stored_layer(file, layer)
+        assert torch.equal(written(f"{layer}.weight").view(torch.uint8), rows.t()), layer
+        for kind, name in zip(("weight_scale", "input_scale"), theirs, strict=True):
+            value = written(f"{layer}.{kind}")
+            assert value.dtype == torch.float16
+            exact = float(tensors[f"{source}.{name}"])
+            assert float(value) == pytest.approx(exact, rel=2**-11), layer
 
 
-def test_a_scale_that_fp16_cannot_hold(
-    sources: dict[str, Path], file: Path, tmp_path: Path
-) -> None:
+def test_plain_fp8_is_taken_over(sources: dict[str, Path], file: Path) -> None:
+    """Without a scale, values are what the bytes say."""
+    write_single(sources["large"], file, parts=("transformer",))
+    t5 = original(sources["large"], "text_encoder_3", torch.float8_e4m3fn)
+    (file.parent / BESIDE["text_encoder_3"]).unlink()
+    save(t5, file.parent / "t5xxl_fp8_e4m3fn.safetensors")
+    rules = (Rule("*", "*", "half", ""), Rule("t5", "encoder.block.*", "fp8", ""))
+    layers, written = fp8_parameters(file, "t5", Policy("t5", "", rules), amax=3.0)
+    assert len(layers) > 10
+    for layer in layers:
+        rows = t5[f"{layer}.weight"].view(torch.uint8)
+        assert torch.equal(written(f"{layer}.weight").view(torch.uint8), rows.t())
+        assert float(written(f"{layer}.weight_scale")) == 1.0
+
+
+def test_a_scale_that_fp16_cannot_hold(sources: dict[str, Path], file: Path) -> None:
     """Such a weight is quantized again, against the smallest scale there is."""
     write_single(sources["large"], file, spelling="comfy_quant")
-    tensors = load_file(file)
-    source = PREFIXES["transformer"] + "joint_blocks.0.x_block.mlp.fc1"
+    tensors, layer = load_file(file), "transformer_blocks.0.ff.net.0.proj"
+    source, _ = stored_layer(file, layer)
     tensors[f"{source}.weight_scale"] = torch.tensor(2.0**-20)
     save(tensors, file)
-    rules = [Rule("*", "*", "half", ""), Rule("denoiser", "transformer_blocks.0.ff.*", "fp8", "")]
-    policy = Policy("one", "", tuple(rules))
-    checkpoint = open_checkpoint(file)
-    amax = checkpoint.input_amax(fp8_layers(checkpoint, ["denoiser"], policy)[0])
-    root = export(tmp_path / "out", file, ["denoiser"], policy, Calibration(amax, {}, {}, {}))
-    found = initializers(root / "denoiser")
-    layer = "part.transformer_blocks.0.ff.net.0.proj"
-    scale = numpy_helper.to_array(found[f"{layer}.weight_scale"])
-    assert scale == np.finfo(np.float16).tiny
-    raw = torch.frombuffer(bytearray(found[f"{layer}.weight"].raw_data), dtype=torch.float8_e4m3fn)
-    value = tensors[f"{source}.weight"].float().t() * 2.0**-20
-    error = (raw.view(value.shape).float() * float(scale) - value).abs().max()
-    assert 0 < error <= float(scale) * 2**-5
+    _, written = fp8_parameters(file, "denoiser", load_policy("fp8"))
+    scale = float(written(f"{layer}.weight_scale"))
+    assert scale == torch.finfo(torch.float16).tiny
+    exact = tensors[f"{source}.weight"].float().t() * 2.0**-20
+    error = (written(f"{layer}.weight").float() * scale - exact).abs().max()
+    assert 0 < error <= scale * 2**-5
+
+
+_FP8_IN_FP32 = """
+name = "mixed"
+[[rule]]
+component = "*"
+match = "*"
+precision = "fp32"
+reason = "as in the other builds of these tests"
+[[rule]]
+component = "denoiser"
+match = "transformer_blocks.*.ff*"
+precision = "fp8"
+reason = "some of the layers with scales"
+"""
 
 
 def test_a_build_with_the_files_scales(
-    sources: dict[str, Path], file: Path, make_bundle: Callable[..., Path]
+    sources: dict[str, Path], file: Path, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     """No calibration is asked for; the bundle says where the scales are from."""
-    write_single(sources["large"], file, spelling="scaled_fp8")
-    bundle = make_bundle(model=str(file), policy="fp8", size=(64, 128))
+    write_single(sources["large"], file, ("transformer",), spelling="scaled_fp8")
+    policy = tmp_path / "mixed.toml"
+    policy.write_text(_FP8_IN_FP32)
+    bundle = make_bundle(model=str(file), policy=str(policy), size=(64, 128))
     kept = json.loads((bundle / "calibration.json").read_text())
     assert "input scales" in kept["method"]
     name = f"transformer/{STEM}.safetensors"
-    assert kept["files"][name] == Bundle.open(bundle).manifest.model["files"][name]
-    (component,) = (c for c in Bundle.open(bundle).manifest.components if c.name == "denoiser")
-    assert component.precisions["fp8"] == len(kept["amax"])
+    manifest = Bundle.open(bundle).manifest
+    assert kept["files"][name] == manifest.model["files"][name]
+    (component,) = (c for c in manifest.components if c.name == "denoiser")
+    # The last block's text stream ends in its attention.
+    assert component.precisions["fp8"] == len(kept["amax"]) == 3 * 2 + 2 * 2
+    found = initializers(bundle / "denoiser")
+    for name in kept["amax"]:
+        layer = name.removeprefix("denoiser/").removesuffix(".input_amax")
+        _, rows = stored_layer(file, layer)
+        weight = found[f"part.{layer}.weight"]
+        assert weight.data_type == onnx.TensorProto.FLOAT8E4M3FN
+        assert weight.raw_data == rows.t().contiguous().numpy().tobytes()
     assert draw(bundle).std() > 1
 
 
@@ -537,13 +605,17 @@ def test_wrong_shapes(sources: dict[str, Path], file: Path, refused: Callable[..
     write_single(sources["large"], file)
     tensors, prefix = load_file(file), PREFIXES["transformer"]
     name = prefix + "joint_blocks.2.x_block.attn.qkv.weight"
-    save({**tensors, name: tensors[name][:-3]}, file)
-    refused(file, "transformer_blocks.2.attn.to_q.weight", "[191, 192]", "[192, 192]")
-    save({k: v for k, v in tensors.items() if k != name}, file)
-    refused(file, "transformer")
     bias = name.removesuffix("weight") + "bias"
-    save({k: v for k, v in tensors.items() if k != bias}, file)
-    refused(file, f"no tensor '{bias}' and 2 more")
+    rows = "transformer_blocks.2.attn.to_q.weight' has shape [191, 192]"
+    for changed, words in (
+        ({**tensors, name: tensors[name][:-3]}, (rows, "[192, 192]")),
+        ({k: v for k, v in tensors.items() if k != bias}, (f"no tensor '{bias}' and 2 more",)),
+    ):
+        save(changed, file)
+        with pytest.raises(CheckpointError) as caught, fake_tensors():
+            build_part("transformer", open_checkpoint(file))
+        for word in (str(file), "download the file again", *words):
+            assert word in str(caught.value)
     save({**tensors, f"{prefix}pos_embed": tensors[f"{prefix}pos_embed"][0]}, file)
     refused(file, "shapes of its transformer")
     first = PREFIXES["vae"] + "decoder.conv_in.weight"
