@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sd35_trt.calibration_file import Calibration
-from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.policy import Policy
 
+from .pipeline import Source, assemble
 from .quantizers import InputCalibrator, needs_quantizers, quiet, restored_functions
 from .ranges import RangeRecorder, not_finite
 from .state import State, kept_state
@@ -46,7 +47,8 @@ class Settings:
     """How to draw.
 
     Attributes:
-        root: a diffusers model directory.
+        root: a diffusers model directory, or what ``source`` reads.
+        source: reads the parts of a model that is not in such a directory.
         parts: the folders of the parts that it has.
         sizes: (width, height) in pixels; prompts take them in turn.
         seed: prompt ``i`` starts from the noise of ``seed + i``.
@@ -66,6 +68,7 @@ class Settings:
     dtype: str = "fp32"
     batch: int = 1
     file_variant: str | None = None
+    source: Source | None = None
 
     def batches(self) -> list[Batch]:
         """The prompts by size, as many at once as asked for.
@@ -126,14 +129,19 @@ def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         with quiet():
-            pipe = StableDiffusion3Pipeline.from_pretrained(
-                settings.root,
-                dtype=DTYPES[settings.dtype],
-                variant=settings.file_variant,
-                local_files_only=True,
-                **absent,
-                **_UNUSED,
-            )
+            if settings.source is not None:
+                pipe = assemble(settings.source, parts, DTYPES[settings.dtype])
+            else:
+                pipe = StableDiffusion3Pipeline.from_pretrained(
+                    settings.root,
+                    dtype=DTYPES[settings.dtype],
+                    variant=settings.file_variant,
+                    local_files_only=True,
+                    **absent,
+                    **_UNUSED,
+                )
+    except Sd35Error:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -143,7 +151,11 @@ def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
     pipe = pipe.to(settings.device)
     if "transformer" not in parts:
         # Without T5, its part of the text is zeros as wide as the transformer's configuration says.
-        config = SD3Transformer2DModel.load_config(settings.root, subfolder="transformer")
+        config = (
+            settings.source.config("transformer")
+            if settings.source is not None
+            else SD3Transformer2DModel.load_config(settings.root, subfolder="transformer")
+        )
         pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
     return pipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,11 +40,75 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-class Weights:
-    """The tensors of one model part, found by name in its safetensors files.
+class Weights(abc.ABC):
+    """The tensors of one model part by the names that diffusers and transformers give them.
 
     Tensors come as views of the mapped file, so nothing is held in memory that the caller does
     not keep.
+
+    Attributes:
+        folder: where they are, for messages.
+        files: the safetensors files that they are in.
+    """
+
+    folder: Path
+    files: list[Path]
+
+    # What to do where a shape is not what the configuration asks for.
+    _advice = "use the config.json that belongs to these weights"
+
+    @abc.abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+    @abc.abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in a floating-point type, as stored where it is not quantized.
+
+        Raises:
+            CheckpointError: names the tensor that is not there.
+        """
+
+    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """An E4M3 tensor as stored and its FP32 scale []; None where it is not stored in E4M3.
+
+        The tensor's value is their product.
+        """
+        return None
+
+    def source(self, name: str) -> str:
+        """The tensor's own name in its file."""
+        return name
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare names and shapes with what the configuration asks for.
+
+        Raises:
+            CheckpointError: names the first tensor that is missing or of another shape.
+        """
+        missing = [name for name in shapes if name not in self]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            source = self.source(missing[0])
+            raise CheckpointError(f"{self.folder} has no tensor {source!r}{more}", _FETCH)
+        for name, shape in shapes.items():
+            if self.shape(name) != shape:
+                raise CheckpointError(
+                    f"{self._file(name)}: {name!r} has shape {list(self.shape(name))}, "
+                    f"the configuration asks for {list(shape)}",
+                    self._advice,
+                )
+
+    @abc.abstractmethod
+    def _file(self, name: str) -> Path:
+        """The file that a tensor is in."""
+
+
+class FolderWeights(Weights):
+    """The tensors in the safetensors files of a part's folder.
 
     Args:
         folder: the part's folder; sharded, single, full-precision and ``.fp16`` files are found.
@@ -56,7 +121,7 @@ class Weights:
         self.folder = folder
         self.files = _weight_files(folder)
         # Headers are read without torch: a build that finds its stages done never imports it.
-        self._headers = {path: _open(path, "np") for path in self.files}
+        self._headers = {path: open_safetensors(path, "np") for path in self.files}
         self._handles: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
         for path, header in self._headers.items():
@@ -80,30 +145,23 @@ class Weights:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}", _FETCH)
         path = self._file_of[name]
         if path not in self._handles:
-            self._handles[path] = _open(path, "pt")
+            self._handles[path] = open_safetensors(path)
         tensor: torch.Tensor = self._handles[path].get_tensor(name)
         return tensor
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare names and shapes with what the configuration asks for.
-
-        Raises:
-            CheckpointError: names the first tensor that is missing or of another shape.
-        """
-        missing = [name for name in shapes if name not in self]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(f"{self.folder} has no tensor {missing[0]!r}{more}", _FETCH)
-        for name, shape in shapes.items():
-            if self.shape(name) != shape:
-                raise CheckpointError(
-                    f"{self._file_of[name]}: {name!r} has shape {list(self.shape(name))}, "
-                    f"config.json asks for {list(shape)}",
-                    "use the config.json that belongs to these weights",
-                )
+    def _file(self, name: str) -> Path:
+        return self._file_of[name]
 
 
-def _open(path: Path, framework: str) -> Any:
+def open_safetensors(path: Path, framework: str = "pt") -> Any:
+    """A safetensors file, mapped.
+
+    Args:
+        framework: ``pt``, or ``np`` to read its header without torch.
+
+    Raises:
+        CheckpointError: missing, truncated or damaged.
+    """
     try:
         return safe_open(path, framework=framework)
     except FileNotFoundError:
@@ -152,6 +210,11 @@ class Checkpoint:
                 "give a Stable Diffusion 3.5 model",
             )
 
+    @property
+    def hint(self) -> str:
+        """Where the checkpoint came from, for :func:`sd35_trt.variants.recognise`."""
+        return f"{self.root} {self.index.get('_name_or_path')}"
+
     def has(self, part: str) -> bool:
         """Whether the checkpoint comes with this part; only T5 may be left out."""
         listed = self.index.get(part)
@@ -170,7 +233,22 @@ class Checkpoint:
 
     def weights(self, part: str) -> Weights:
         """Opens the part's safetensors files; see :class:`Weights`."""
-        return Weights(self.root / part)
+        return FolderWeights(self.root / part)
+
+    def input_amax(self, layers: list[str]) -> dict[str, float]:
+        """Input magnitudes by ``component/layer`` that the weights' files hold: none do."""
+        return {}
+
+    def tokenizer(self, folder: str) -> Path:
+        """The directory of a tokenizer.
+
+        Raises:
+            CheckpointError: it is missing.
+        """
+        path = self.root / folder
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is missing", _FETCH)
+        return path
 
     def files(self, folder: str) -> list[Path]:
         """What a folder's result depends on: configuration and weights, or a tokenizer's files.
@@ -178,9 +256,14 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder is missing.
         """
+        if folder.startswith("tokenizer"):
+            return tokenizer_files(self.tokenizer(folder))
         path = self.root / folder
         if not path.is_dir():
             raise CheckpointError(f"{path} is missing", _FETCH)
-        if folder.startswith("tokenizer"):
-            return sorted(file for file in path.iterdir() if file.is_file())
         return [path / "config.json", *_weight_files(path)]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer."""
+    return sorted(file for file in folder.iterdir() if file.is_file())

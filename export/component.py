@@ -21,7 +21,7 @@ from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.policy import Policy
 
-from .checkpoint import Checkpoint, Weights
+from .checkpoint import Weights
 from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
 from .guard import guard
@@ -40,6 +40,7 @@ from .modules import (
 )
 from .quantized import WEIGHT_ONLY
 from .scales import Scales
+from .single_file import AnyCheckpoint
 from .structure import Structure
 from .weights import stream_weights
 
@@ -168,7 +169,7 @@ def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, in
     return dict(Counter(rule.precision for rule in rules))
 
 
-def build_part(folder: str, checkpoint: Checkpoint | Structure) -> nn.Module:
+def build_part(folder: str, checkpoint: AnyCheckpoint | Structure) -> nn.Module:
     """A part's module in FP32 on fake tensors, its layers replaced by the exporter's own.
 
     Raises:
@@ -179,7 +180,7 @@ def build_part(folder: str, checkpoint: Checkpoint | Structure) -> nn.Module:
         part = _PARTS[folder](config, checkpoint.weights(folder))
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{checkpoint.root / folder / 'config.json'} is not usable: {error}",
+            f"{checkpoint.root}: the configuration of its {folder} is not usable: {error}",
             "use the config.json that belongs to these weights",
         ) from error
     replace_layers(part)
@@ -187,7 +188,7 @@ def build_part(folder: str, checkpoint: Checkpoint | Structure) -> nn.Module:
 
 
 def fp8_layers(
-    checkpoint: Checkpoint, components: Iterable[str], policy: Policy
+    checkpoint: AnyCheckpoint, components: Iterable[str], policy: Policy
 ) -> tuple[list[str], list[str]]:
     """``component/layer`` of the linears, and of the attentions, that a policy computes in FP8."""
     linears, attentions = [], []
@@ -217,7 +218,7 @@ def fake_tensors() -> Iterator[None]:
 
 def export_component(
     name: str,
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     policy: Policy,
     options: ExportOptions,
     out: Path,

@@ -6,11 +6,13 @@ rounded to E4M3 and multiplied in FP16, or in FP32 where the range guard says so
 
 A scale is amax / 448 in the precision of the arithmetic around it: engines want one type on either
 side of a Q/DQ (ONNX Runtime's CPU kernels refuse a mixture), so that FP16 graphs have FP16 scales,
-floored where FP16 would be subnormal. Everything is quantized against the scale as stored.
+floored where FP16 would be subnormal. Everything is quantized against the scale as stored. A weight
+that the checkpoint has in E4M3 is taken over with its scale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -22,6 +24,8 @@ from sd35_trt.calibration_file import ATTENTION_OPERANDS, E4M3_MAX
 from .layers import Layer, Linear, Sources
 
 _E4M3 = torch.float8_e4m3fn
+
+_TakeOver = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | None"]
 
 
 def fp8_scale(amax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -91,6 +95,16 @@ class Fp8Linear(Layer):
             ),
             "input_scale": ("weight", input_scale),
         }
+
+        self.FP8_SOURCES: dict[str, _TakeOver] = {
+            "weight": lambda weight, scale: weight.t() if self._holds(scale) else None,
+            "weight_scale": lambda weight, scale: scale if self._holds(scale) else None,
+        }
+
+    def _holds(self, scale: torch.Tensor) -> bool:
+        """Whether a scale is a normal number in the stored precision."""
+        limits = torch.finfo(self.weight_scale.dtype)
+        return limits.tiny <= float(scale) <= limits.max
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,9 +11,9 @@ from torch import nn
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policy import Policy
 
-from .checkpoint import Checkpoint
 from .component import apply_policy, build_part, component_layers, fake_tensors
 from .layers import Linear
+from .single_file import AnyCheckpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def stored_bytes(layer: nn.Module) -> int:
     return total
 
 
-def inventory(checkpoint: Checkpoint, policy: Policy) -> list[LayerEntry]:
+def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
     """List every layer of the checkpoint's components; no weight is loaded.
 
     Raises:

@@ -4,6 +4,9 @@ A layer whose parameters differ from the checkpoint's names its sources in ``SOU
 (checkpoint tensor in the same module, function from that tensor to the parameter's value); an empty
 name is the tensor that the module itself stands for.
 Everything else is taken over by name.
+
+A layer with FP8 weights also has ``FP8_SOURCES``: parameter → function from an E4M3 tensor and its
+scale, as the checkpoint stores them, to the parameter's value, or to None where they are of no use.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policy import Policy
 
-from .checkpoint import Checkpoint
 from .component import (
     MODULES,
     ExportOptions,
@@ -31,6 +30,7 @@ from .component import (
 from .denoiser import Denoiser
 from .inventory import stored_bytes
 from .modules import Ports
+from .single_file import AnyCheckpoint
 from .structure import Structure
 
 
@@ -51,7 +51,7 @@ class Sizes:
 
 def component_sizes(
     name: str,
-    source: Checkpoint | Structure,
+    source: AnyCheckpoint | Structure,
     policy: Policy,
     options: ExportOptions,
     dims: Mapping[str, int],

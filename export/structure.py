@@ -29,6 +29,16 @@ def _data() -> dict[str, Any]:
     return tomllib.loads(_DATA.read_text("utf-8"))
 
 
+def published_config(part: str, transformer: str = "large") -> dict[str, Any]:
+    """A part's configuration in the published models, as in its ``config.json``.
+
+    Args:
+        transformer: whose, where the part is the transformer: ``large`` or ``medium``.
+    """
+    data = _data()[part]
+    return dict(data[transformer] if part == "transformer" else data)
+
+
 class Structure:
     """Stands in for a :class:`~sd35_trt.export.checkpoint.Checkpoint` that has no weights.
 
@@ -38,6 +48,7 @@ class Structure:
 
     def __init__(self, name: str) -> None:
         self.root = Path(name)
+        self.hint = name
         self._transformer = _TRANSFORMERS[name]
 
     def has(self, part: str) -> bool:
@@ -52,8 +63,7 @@ class Structure:
         """
         if not self.has(part):
             raise CheckpointError(f"{self.root} has no {part}", "give a model directory")
-        data = _data()[part]
-        return dict(data[self._transformer] if part == "transformer" else data)
+        return published_config(part, self._transformer)
 
     def weights(self, part: str) -> None:
         """There are none."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 
-from .checkpoint import Checkpoint
+from .single_file import AnyCheckpoint
 
 DESCRIPTION_FILE = "tokenizers.json"
 
@@ -16,7 +16,7 @@ DESCRIPTION_FILE = "tokenizers.json"
 T5_TOKENS = 256
 
 
-def export_tokenizers(checkpoint: Checkpoint, names: list[str], out: Path) -> None:
+def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) -> None:
     """Write ``<name>.json`` for each text encoder, and ``tokenizers.json`` with their lengths.
 
     Args:
@@ -33,9 +33,7 @@ def export_tokenizers(checkpoint: Checkpoint, names: list[str], out: Path) -> No
         row = COMPONENTS[name]
         if row.tokenizer is None:
             continue
-        folder = checkpoint.root / row.tokenizer
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is missing", "download the checkpoint again")
+        folder = checkpoint.tokenizer(row.tokenizer)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
             backend = tokenizer.backend_tokenizer

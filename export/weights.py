@@ -37,13 +37,18 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
     path = f"{owner_name}.{source}".removeprefix(_PREFIX).rstrip(".")
     if path not in weights:
         path = _TIED.get(path, path)
-    stored = weights.read(path)
-    value = convert(stored).to(expected.dtype).contiguous()
+    value = None
+    take_over = getattr(owner, "FP8_SOURCES", {}).get(parameter_name)
+    if take_over is not None and (stored := weights.fp8(path)) is not None:
+        value = take_over(*stored)
+    if value is None:
+        value = convert(weights.read(path))
+    value = value.to(expected.dtype).contiguous()
     assert value.shape == expected.shape, (name, value.shape, expected.shape)
     # PyTorch has no aminmax of FP8.
     low, high = torch.aminmax(value.float() if value.dtype == torch.float8_e4m3fn else value)
     if not (torch.isfinite(low) and torch.isfinite(high)):
-        was_finite = bool(torch.isfinite(stored).all())
+        was_finite = bool(torch.isfinite(weights.read(path)).all())
         raise CheckpointError(
             f"{weights.folder}: {path!r} "
             + ("exceeds FP16's range" if was_finite else "holds NaN or infinite values"),

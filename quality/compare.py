@@ -54,7 +54,7 @@ class VerifyOptions:
 
     Attributes:
         against: ``half`` or the reference's directory.
-        model: see :func:`sd35_trt.quality.reference.open_reference`.
+        model, tokenizers: see :func:`sd35_trt.quality.reference.open_reference`.
         prompts: a prompt file; None takes mini's held-out captions, or the packaged prompts.
         captions: how many of them; None takes 100 captions of mini, or all of a file.
         seed: of the first picture; the others count up.
@@ -65,6 +65,7 @@ class VerifyOptions:
     bundle: Path
     against: str = HALF
     model: str | None = None
+    tokenizers: Path | None = None
     prompts: Path | None = None
     captions: int | None = None
     seed: int = 0
@@ -97,7 +98,12 @@ def verify(
             staging(candidate.root / FOLDER, JSON_FILE) as work,
             tempfile.TemporaryDirectory(dir=work) as spool,
             open_reference(
-                candidate, options.against, options.model, options.cache_dir, count
+                candidate,
+                options.against,
+                options.model,
+                options.cache_dir,
+                count,
+                options.tokenizers,
             ) as reference,
         ):
             common = check_comparable(reference, candidate)

@@ -11,6 +11,7 @@ from pathlib import Path
 from sd35_trt.bundle import CALIBRATION, Bundle
 from sd35_trt.cache import StageCache, default_cache_dir, working_directory
 from sd35_trt.calibration_file import Calibration
+from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.hub import resolve_model
 
@@ -31,7 +32,12 @@ class Common:
 
 @contextlib.contextmanager
 def open_reference(
-    candidate: Bundle, against: str, model: str | None, cache_dir: Path | None, count: Count
+    candidate: Bundle,
+    against: str,
+    model: str | None,
+    cache_dir: Path | None,
+    count: Count,
+    tokenizers: Path | None = None,
 ) -> Iterator[Bundle]:
     """The reference for the time of the comparison.
 
@@ -39,14 +45,16 @@ def open_reference(
         against: ``half``, or a bundle's directory.
         model: the checkpoint behind the candidate, as for ``sd35-trt build``; None looks whether
             it is mini.
+        tokenizers: of a checkpoint in a file, as for ``sd35-trt build``.
 
     Raises:
         BundleError: no bundle there, or the checkpoint is not the candidate's.
         Sd35Error: the twin cannot be built.
     """
     if against != HALF:
-        if model is not None:
-            raise UsageError("--model is for --against half", "leave it out")
+        for option, value in (("--model", model), ("--tokenizers", tokenizers)):
+            if value is not None:
+                raise UsageError(f"{option} is for --against half", "leave it out")
         yield Bundle.open(against, verify=True)
         return
     cache = StageCache(cache_dir or default_cache_dir())
@@ -69,6 +77,7 @@ def open_reference(
             bundle_calibration(candidate).save(calibration)
         options = BuildOptions(
             model=model or "mini",
+            tokenizers=tokenizers,
             target=m.target,
             policy=HALF,
             builder=m.builder,
@@ -93,15 +102,26 @@ def bundle_calibration(bundle: Bundle) -> Calibration:
 def _check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
     """Compare a checkpoint's files with those that the candidate was made from, before building."""
     root = resolve_model(model or "mini")
+    files = _single_files(root) if root.is_file() else None
     for name, digest in candidate.manifest.model["files"].items():
-        path = root / name
-        if not path.is_file() or cache.file_hash(path) != digest:
-            state = "differs" if path.is_file() else "is missing"
+        path = root / name if files is None else files.get(name)
+        exists = path is not None and path.is_file()
+        if path is None or not exists or cache.file_hash(path) != digest:
+            state = "differs" if exists else "is missing"
             raise BundleError(
                 f"{candidate.root} was not made from {model or 'the packaged mini'} "
                 f"({name} {state})",
                 "name its checkpoint with --model DIR, or compare with --against BUNDLE",
             )
+
+
+def _single_files(file: Path) -> dict[str, Path]:
+    """A single-file checkpoint's files by their names in a manifest."""
+    from sd35_trt.export.single_file import open_checkpoint
+
+    checkpoint = open_checkpoint(file)
+    parts = dict.fromkeys(row.part for row in COMPONENTS.values() if checkpoint.has(row.part))
+    return {f"{part}/{path.name}": path for part in parts for path in checkpoint.files(part)}
 
 
 def check_comparable(reference: Bundle, candidate: Bundle) -> Common:

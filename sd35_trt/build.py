@@ -22,7 +22,7 @@ from .calibration_file import Calibration
 from .components import COMPONENTS, LATENT_SCALE
 from .dimensions import Bounds, dimension_bounds
 from .errors import CheckpointError, Sd35Error, UsageError
-from .hub import resolve_model
+from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
 from .stages import Progress, Stage, run_stage
 from .staging import check_destination
@@ -31,7 +31,7 @@ from .variants import Variant, recognise
 
 if TYPE_CHECKING:
     from .engines.builder import Builder, Engine, ExportedComponent
-    from .export.checkpoint import Checkpoint
+    from .export.single_file import AnyCheckpoint
 
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
@@ -41,11 +41,14 @@ class BuildOptions:
     """What ``sd35-trt build`` takes.
 
     Attributes:
-        model: ``mini``, a diffusers directory, or a hub id.
+        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
+        tokenizers: a directory with the tokenizers' folders, for a model in a file; None looks
+            beside it, then on the hub.
         target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
         policy: name or path; None takes the target's default.
         calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
-            takes the packaged one for ``mini`` where the policy needs scales.
+            takes the packaged one for ``mini``, or the input scales of an FP8 file, where the
+            policy needs scales.
         out: the bundle's directory; None makes ``bundles/<model>-<target>``.
         guidance: whether the denoiser computes both branches; None asks the model variant.
         batch: inclusive range of images per run; None is 1 to 4.
@@ -60,6 +63,7 @@ class BuildOptions:
     """
 
     model: str = "mini"
+    tokenizers: Path | None = None
     target: str = "cpu"
     policy: str | None = None
     calibration: Path | None = None
@@ -89,21 +93,21 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
     target.check(policy)
     chosen = choose_builder(target, options.builder)
     root = resolve_model(options.model)
-    name = "mini" if options.model == "mini" else root.resolve().name
+    name = model_name(options.model, root)
     out = options.out or Path("bundles") / f"{name}-{target.name}"
     cache = StageCache(options.cache_dir or default_cache_dir())
     try:
         from .engines.assemble import assemble
         from .engines.builder import EngineOptions, ExportedComponent, load_builder
-        from .export.checkpoint import Checkpoint
+        from .export.single_file import open_checkpoint
 
         engine_options = EngineOptions(options.weight_streaming, options.refit)
         builder = load_builder(chosen, target.builders[chosen], engine_options)
         check_destination(out, MANIFEST, "bundle")
-        checkpoint = Checkpoint(root)
+        checkpoint = open_checkpoint(root, options.tokenizers)
         versions = tool_versions()
         transformer = checkpoint.config("transformer")
-        variant = recognise(transformer, f"{options.model} {checkpoint.index.get('_name_or_path')}")
+        variant = recognise(transformer, checkpoint.hint)
         guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
         ranges = _ranges(options, variant, transformer)
         facts: dict[str, Any] = {
@@ -120,10 +124,10 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             "command": options.command,
         }
         names = [n for n, row in COMPONENTS.items() if checkpoint.has(row.part)]
-        calibration = _calibration(options, policy, names)
+        inputs = _StageInputs(checkpoint, cache, versions)
+        calibration = _calibration(options, policy, names, inputs)
         for part in dict.fromkeys(COMPONENTS[n].part for n in names):
             checkpoint.weights(part)  # a missing or truncated file fails here, before any work
-        inputs = _StageInputs(checkpoint, cache, versions)
         tokenizers = run_stage(cache, _tokenizer_stage(inputs, names), progress)
         lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
         clip_tokens = lengths["clip_l"]["length"]
@@ -179,10 +183,13 @@ def _engine(
     return Engine(component, folder, used)
 
 
-def _calibration(options: BuildOptions, policy: Policy, names: Iterable[str]) -> Calibration | None:
+def _calibration(
+    options: BuildOptions, policy: Policy, names: Iterable[str], inputs: _StageInputs
+) -> Calibration | None:
     """The calibration to build with.
 
     Raises:
+        CheckpointError: the checkpoint has input scales for a part of what the policy quantizes.
         UsageError: the policy needs one and none was given, or it cannot be read.
     """
     if options.calibration is not None:
@@ -193,6 +200,8 @@ def _calibration(options: BuildOptions, policy: Policy, names: Iterable[str]) ->
         from .mini import calibration_path
 
         return Calibration.load(calibration_path())
+    if stored := _stored_scales(policy, names, inputs):
+        return stored
     raise UsageError(
         f"policy {policy.name!r} needs a calibration",
         f"make one with: sd35-trt calibrate --model {options.model} "
@@ -200,9 +209,30 @@ def _calibration(options: BuildOptions, policy: Policy, names: Iterable[str]) ->
     )
 
 
+def _stored_scales(
+    policy: Policy, names: Iterable[str], inputs: _StageInputs
+) -> Calibration | None:
+    """The input scales that a checkpoint has itself, for all that the policy quantizes.
+
+    None where it has none, or where the policy asks for the operands of attention matmuls.
+
+    Raises:
+        CheckpointError: it has a part of them.
+    """
+    from .export.component import fp8_layers
+
+    linears, attentions = fp8_layers(inputs.checkpoint, names, policy)
+    amax = inputs.checkpoint.input_amax(linears)
+    if attentions or not amax:
+        return None
+    parts = dict.fromkeys(COMPONENTS[n].part for n in names)
+    provenance = {"method": "the checkpoint's input scales", **inputs.describe(*parts)}
+    return Calibration(amax, {}, {}, provenance)
+
+
 def _check_calibration(
     calibration: Calibration,
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     names: Iterable[str],
     policy: Policy,
     stages: Iterable[Stage],
@@ -260,7 +290,7 @@ def _exporter_digest() -> str:
 class _StageInputs:
     """What the stages share: where they read from, and what identifies it."""
 
-    checkpoint: Checkpoint
+    checkpoint: AnyCheckpoint
     cache: StageCache
     versions: Mapping[str, str]
 
@@ -308,6 +338,8 @@ def _component_stage(
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales)
 
     described = inputs.describe(part)
+    # A single file's configuration is not among the files.
+    described["config"] = inputs.checkpoint.config(part)
     if scales and (effect := scales.describe(name)):
         described["calibration"] = effect
     # A part's components meet in their dtypes, so that the rules of each count for all of them.

@@ -37,7 +37,8 @@ class CalibrateOptions:
     """What ``sd35-trt calibrate`` takes.
 
     Attributes:
-        model: ``mini``, a diffusers directory, or a hub id.
+        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
+        tokenizers: for a file; see :class:`sd35_trt.build.BuildOptions`.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -50,6 +51,7 @@ class CalibrateOptions:
     """
 
     model: str = "mini"
+    tokenizers: Path | None = None
     policy: str = "fp8"
     prompts: Path | None = None
     limit: int | None = None
@@ -130,14 +132,15 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
         from .calibration.prompts import digest, packaged_prompts, read_prompts
         from .calibration.run import Settings, check_device
         from .export.checkpoint import Checkpoint
+        from .export.single_file import open_checkpoint
     except ImportError as error:
         raise Sd35Error(
             f"calibrating needs {error.name}", "pip install 'sd35-trt[build]'"
         ) from error
     root = resolve_model(options.model)
-    checkpoint = Checkpoint(root)
+    checkpoint = open_checkpoint(root, options.tokenizers)
     config = checkpoint.config("transformer")
-    variant = recognise(config, f"{options.model} {checkpoint.index.get('_name_or_path')}")
+    variant = recognise(config, checkpoint.hint)
     if options.prompts is not None:
         prompts = read_prompts(options.prompts)
     elif variant.name == "mini":
@@ -156,6 +159,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
     weights = [path.name for part in parts for path in checkpoint.weights(part).files]
     settings = Settings(
         root=root,
+        source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
         parts=tuple(parts),
         prompts=tuple(prompts),
         steps=variant.steps if options.steps is None else options.steps,

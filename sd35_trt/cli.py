@@ -104,8 +104,18 @@ _model_option = click.option(
     "--model",
     default="mini",
     show_default=True,
-    metavar="mini|DIR|HUB_ID",
-    help="The packaged mini, a diffusers model directory, or a hub id.",
+    metavar="mini|DIR|FILE|HUB_ID",
+    help="The packaged mini, a diffusers model directory, a .safetensors file in SD3.5's original "
+    "layout (ComfyUI's fp8_scaled too), or a hub id.",
+)
+
+_tokenizers_option = click.option(
+    "--tokenizers",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="For a model in a file: where the folders tokenizer, tokenizer_2 and tokenizer_3 are. "
+    "Default: beside it, else from the hub.",
 )
 
 
@@ -125,6 +135,7 @@ def main(debug: bool) -> None:
 
 @main.command()
 @_model_option
+@_tokenizers_option
 @click.option(
     "--gpu",
     "target",
@@ -212,6 +223,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
       sd35-trt build --gpu cpu
       sd35-trt build --gpu ada
       sd35-trt build --gpu cpu --model ~/models/stable-diffusion-3.5-medium --policy half
+      sd35-trt build --gpu ada --model sd3.5_large_fp8_scaled.safetensors --tokenizers tokenizers
     """
     from .build import BuildOptions
     from .build import build as run
@@ -241,6 +253,7 @@ def build(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
 
 @main.command()
 @_model_option
+@_tokenizers_option
 @click.option(
     "--policy",
     default="fp8",
@@ -501,9 +514,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option(
     "--model",
     default=None,
-    metavar="mini|DIR|HUB_ID",
+    metavar="mini|DIR|FILE|HUB_ID",
     help="With --against half: the checkpoint behind BUNDLE. Default: mini, where it is.",
 )
+@_tokenizers_option
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
@@ -629,9 +643,9 @@ def doctor(as_json: bool) -> None:
     "--model",
     default="mini",
     show_default=True,
-    metavar="large|large-turbo|medium|mini|DIR|HUB_ID",
+    metavar="large|large-turbo|medium|mini|DIR|FILE|HUB_ID",
     help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
-    "directory, or a hub id.",
+    "directory, a .safetensors file in SD3.5's original layout, or a hub id.",
 )
 @click.option(
     "--gpu",
@@ -752,11 +766,11 @@ def show(model: str, name: str, as_json: bool) -> None:
     chosen = load_policy(name)
     root = resolve_model(model)
     try:
-        from .export.checkpoint import Checkpoint
         from .export.inventory import inventory
+        from .export.single_file import open_checkpoint
     except ImportError as error:
         raise Sd35Error(f"this needs {error.name}", "pip install 'sd35-trt[build]'") from error
-    entries = inventory(Checkpoint(root), chosen)
+    entries = inventory(open_checkpoint(root), chosen)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(entry) for entry in entries]))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .components import COMPONENTS, LATENT_SCALE
 from .dimensions import MAX_STEPS_AT_ONCE
 from .errors import Sd35Error, UsageError
-from .hub import resolve_model
+from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
 from .residency import LOADED, RESIDENT, STREAMED, Engine, Residency, plan_residency
 from .targets import Target, find_target
@@ -21,7 +21,7 @@ from .units import format_bytes, format_memory
 from .variants import Variant, recognise
 
 if TYPE_CHECKING:
-    from .export.checkpoint import Checkpoint
+    from .export.single_file import AnyCheckpoint
     from .export.sizes import Sizes
     from .export.structure import Structure
 
@@ -58,7 +58,7 @@ class PlanOptions:
 
     Attributes:
         model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
-            directory, or a hub id.
+            directory, a file in the original layout, or a hub id.
         target: see :func:`sd35_trt.targets.find_target`.
         policy: name or path; None takes the target's default.
         vram: bytes of device memory to stay within; None takes the target's.
@@ -207,8 +207,7 @@ def plan(options: PlanOptions) -> Plan:
     try:
         source = _source(options.model)
         transformer = source.config("transformer")
-        hint = getattr(source, "index", {}).get("_name_or_path")
-        variant = recognise(transformer, f"{options.model} {hint}")
+        variant = recognise(transformer, source.hint)
         guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
         size = options.size or variant.size
         _check_size(size, transformer)
@@ -220,7 +219,7 @@ def plan(options: PlanOptions) -> Plan:
     budget = target.memory_bytes if options.vram is None else options.vram
     result, least = _residency(sizes, variant.steps, target, budget)
     return Plan(
-        model="mini" if options.model == "mini" else source.root.resolve().name,
+        model=model_name(options.model, source.root),
         variant=variant.name,
         target=target,
         policy=policy.name,
@@ -281,7 +280,7 @@ def _residency(
 
 
 def measure(
-    source: Checkpoint | Structure,
+    source: AnyCheckpoint | Structure,
     policy: Policy,
     variant: Variant,
     size: tuple[int, int],
@@ -321,17 +320,20 @@ def measure(
     return found
 
 
-def _source(model: str) -> Checkpoint | Structure:
-    from .export.checkpoint import Checkpoint
+def _source(model: str) -> AnyCheckpoint | Structure:
+    from .export.single_file import open_checkpoint
     from .export.structure import PUBLISHED, Structure
 
     if model in PUBLISHED:
         return Structure(model)
-    return Checkpoint(resolve_model(model))
+    return open_checkpoint(resolve_model(model))
 
 
-def _text_lengths(source: Checkpoint | Structure) -> tuple[int, int]:
-    """Tokens of CLIP's part of the text and of T5's."""
+def _text_lengths(source: AnyCheckpoint | Structure) -> tuple[int, int]:
+    """Tokens of CLIP's part of the text and of T5's.
+
+    A single file has no tokenizers: the published ones are as long as the models allow.
+    """
     from .export.checkpoint import Checkpoint, read_json
     from .export.tokenizers import T5_TOKENS
 

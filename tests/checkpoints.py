@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers import StableDiffusion3Pipeline as Diffusers
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -24,7 +24,6 @@ _TRANSFORMER: dict[str, Any] = {
     "out_channels": 16,
     "attention_head_dim": 64,
     "joint_attention_dim": 256,
-    "pooled_projection_dim": 96 + 64,
     "qk_norm": "rms_norm",
 }
 
@@ -45,6 +44,17 @@ class Layout:
     dtype: torch.dtype = torch.float32
     shard: str = "10GB"
     t5: bool = True
+    #: What shapes do not show is as in the published models: heads of CLIP, the autoencoder's
+    #: groups and factors, and CLIP-L's projection, the identity.
+    published: bool = False
+
+
+_VAE: dict[str, Any] = {
+    "latent_channels": 16, "block_out_channels": (32, 32, 64, 96), "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 
 def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -> Path:
@@ -57,13 +67,14 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     pipe = build_pipeline(seed=0)
     torch.manual_seed(1)
     texts = {"vocab_size": len(pipe.tokenizer), "max_position_embeddings": CLIP_TOKENS,
-             "num_hidden_layers": 3, "num_attention_heads": 2, "eos_token_id": 2}  # fmt: skip
+             "num_hidden_layers": 3, "eos_token_id": 2}  # fmt: skip
     clips = [
         CLIPTextModelWithProjection(
             CLIPTextConfig(hidden_size=width, intermediate_size=2 * width, projection_dim=width,
+                           num_attention_heads=width // 64 if layout.published else 2,
                            hidden_act=act, **texts)
         )
-        for width, act in ((96, "quick_gelu"), (64, "gelu"))
+        for width, act in ((128 if layout.published else 96, "quick_gelu"), (64, "gelu"))
     ]  # fmt: skip
     t5 = T5EncoderModel(
         T5Config(vocab_size=len(pipe.tokenizer_3), d_model=256, d_kv=64, d_ff=128, num_layers=2,
@@ -71,12 +82,18 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     )  # fmt: skip
     pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = CLIP_TOKENS
     pipe.tokenizer_3.model_max_length = T5_TOKENS
-    transformer = SD3Transformer2DModel(**_TRANSFORMER, **STRUCTURES[structure])
+    pooled = sum(clip.config.projection_dim for clip in clips)
+    transformer = SD3Transformer2DModel(
+        **_TRANSFORMER, pooled_projection_dim=pooled, **STRUCTURES[structure]
+    )
     # Freshly initialised biases are zero; real ones are not.
     for model in (transformer, *clips):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.05)
+    if layout.published:
+        torch.nn.init.eye_(clips[0].text_projection.weight)
+        pipe.vae = AutoencoderKL(**_VAE)
     written = Diffusers(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -15,9 +15,9 @@ from onnx.reference.op_run import OpRun
 
 from sd35_trt.calibration_file import Calibration
 from sd35_trt.components import COMPONENTS
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
+from sd35_trt.export.single_file import open_checkpoint
 from sd35_trt.policy import Policy, load_policy
 from sd35_trt.runtime.onnxruntime_session import session_options
 
@@ -38,7 +38,8 @@ def export(
         scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
         (root / name).mkdir(parents=True)
         options = ExportOptions(clip_tokens=77, guided=False)
-        export_component(name, Checkpoint(checkpoint), policy, options, root / name, scales=scales)
+        opened = open_checkpoint(checkpoint)
+        export_component(name, opened, policy, options, root / name, scales=scales)
     return root
 
 

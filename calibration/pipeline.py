@@ -1,0 +1,82 @@
+"""A diffusers pipeline from parts that are not in a diffusers directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+_TOKENIZERS = {
+    "text_encoder": "tokenizer",
+    "text_encoder_2": "tokenizer_2",
+    "text_encoder_3": "tokenizer_3",
+}
+
+
+class Source(Protocol):
+    """A checkpoint with diffusers' names and configurations."""
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Of a part or the scheduler, as in its ``config.json``."""
+
+    def weights(self, part: str) -> Any:
+        """Has ``read(name)``, which gives a tensor."""
+
+    def tokenizer(self, folder: str) -> Path:
+        """The directory of a tokenizer."""
+
+
+def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> StableDiffusion3Pipeline:
+    """A pipeline with these parts alone, on the CPU.
+
+    A tensor that is stored in ``dtype`` stays a view of its file.
+
+    Raises:
+        CheckpointError: a tensor or a tokenizer is missing.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    made: dict[str, Any] = {"transformer": None, "vae": None}
+    for part, folder in _TOKENIZERS.items():
+        kind = T5TokenizerFast if part == "text_encoder_3" else CLIPTokenizer
+        wanted = part in parts
+        made[part] = None
+        made[folder] = kind.from_pretrained(source.tokenizer(folder)) if wanted else None
+    made |= {part: _model(source, part, dtype) for part in parts}
+    scheduler = FlowMatchEulerDiscreteScheduler(**source.config("scheduler"))
+    return StableDiffusion3Pipeline(scheduler=scheduler, **made)
+
+
+def _model(source: Source, part: str, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    config, weights = source.config(part), source.weights(part)
+    with torch.device("meta"):
+        if part in ("transformer", "vae"):
+            kind = SD3Transformer2DModel if part == "transformer" else AutoencoderKL
+            model = kind(**config)
+        elif part == "text_encoder_3":
+            model = T5EncoderModel(T5Config(**config))
+        else:
+            model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    # T5's embedding is tied: one name of the two is enough.
+    names = [name for name in model.state_dict() if name != "encoder.embed_tokens.weight"]
+    state = {name: weights.read(name).to(dtype) for name in names}
+    if part in ("transformer", "vae"):
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+    # Makes the buffers that are in no file, too.
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
+    return loaded.eval()
