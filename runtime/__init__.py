@@ -1,5 +1,6 @@
 """Drawing from a bundle: the denoise loop and what it needs, without PyTorch."""
 
-from .pipeline import Pipeline, Result, Step
+from .job import Result, Step
+from .pipeline import Pipeline
 
 __all__ = ["Pipeline", "Result", "Step"]

@@ -36,4 +36,12 @@ class BundleError(Sd35Error):
 
 
 class Cancelled(Sd35Error):
-    """A step callback asked to stop."""
+    """The caller, or a step callback, asked to stop."""
+
+
+class TimedOut(Sd35Error, TimeoutError):
+    """A request was not drawn within its time."""
+
+
+class PoolBusy(Sd35Error):
+    """As many requests are waiting as the pool admits."""
