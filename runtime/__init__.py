@@ -2,5 +2,6 @@
 
 from .job import Result, Step
 from .pipeline import Pipeline
+from .pool import PipelinePool
 
-__all__ = ["Pipeline", "Result", "Step"]
+__all__ = ["Pipeline", "PipelinePool", "Result", "Step"]
