@@ -392,5 +392,5 @@ def _spans(ticket: _Ticket, error: BaseException | None) -> list[Span]:
         what = {**about, "step": anomaly.step, "seed": anomaly.seed, "prompt": anomaly.prompt,
                 "what": anomaly.what}  # fmt: skip
         spans.append(Span("anomaly", end, end, what, trace))
-    whole = {**_outcome(ticket.bundle, error), "images": len(job.request.seeds)}
-    return [*spans, Span("request", job.created_ns, end, whole, trace)]
+    about.update(_outcome(ticket.bundle, error), images=len(job.request.seeds))
+    return [*spans, Span("request", job.created_ns, end, about, trace)]
