@@ -164,9 +164,9 @@ class Pipeline:
 
     def restore(self) -> None:
         """Draw with the bundle itself again, from the next request on."""
-        with self._lock:
-            self._in_a_row = 0
-            self._on_fallback = False
+        # Without the lock, so that a callback or an observer may do it.
+        self._in_a_row = 0
+        self._on_fallback = False
 
     def __call__(self, prompt: str, **arguments: Any) -> Image.Image:
         """Draw one image; arguments as for :meth:`generate`."""

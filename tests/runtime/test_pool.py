@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
 from sd35_trt.runtime import Pipeline, PipelinePool, Step
+from sd35_trt.runtime.job import Job
 from sd35_trt.runtime.metrics import Metrics
 from sd35_trt.runtime.timing import Span
 
@@ -418,6 +419,34 @@ def test_metrics(engines: FakeEngines, mini_bundle: Path) -> None:
     assert value("sd35_trt_stage_seconds_count", bundle="fp8", stage="queue") == 3
     assert value("sd35_trt_stage_seconds_count", bundle="fp8", stage="decode") == 2
     assert value("sd35_trt_request_seconds_count", bundle="fp8", outcome="ok") == 2
+
+
+def test_an_image_depends_on_its_own_request_alone(mini_bundle: Path) -> None:
+    cases: list[dict[str, Any]] = [
+        {"prompt": "a red star", "seed": 9, "guidance": 1.0},
+        {"prompt": "two blue squares", "seed": 5, "guidance": 7.0, "negative": "a ring"},
+        {"prompt": "", "seed": 7},
+    ]
+    with Pipeline.load(mini_bundle, threads=1) as pipe:
+        expected = [pipe.generate(**case, **QUICK) for case in cases]
+        for order in ((0, 1, 2), (2, 0), (1, 2, 0)):
+            jobs = [Job(pipe.request(**cases[i], **QUICK)) for i in order]
+            pipe.draw(jobs)
+            for i, job in zip(order, jobs, strict=True):
+                same(job.outcome, expected[i])
+
+
+def test_an_observer_may_restore_the_bundle(mini_bundle: Path) -> None:
+    """Also one that is called while the pipeline draws."""
+    engines = FakeEngines(held=True)
+    pipe = engines.pipeline(mini_bundle, fallback=mini_bundle)
+    event = threading.Event()
+    with PipelinePool({"a": pipe}, observer=lambda span: pipe.restore()) as pool:
+        future = pool.submit("a star", cancel=event, **QUICK)
+        engines.wait_for_step()
+        event.set()
+        engines.release()
+        done(future)
 
 
 def test_many_callers_on_real_engines(mini_bundle: Path) -> None:
