@@ -81,11 +81,6 @@ class Job:
     anomalies: list[Anomaly] = field(default_factory=list)
     outcome: Result | Exception | None = None
 
-    @property
-    def finite(self) -> bool:
-        """Whether every image's latents were finite so far."""
-        return all(anomaly.finite for anomaly in self.anomalies)
-
     def after_step(self, step: Step) -> None:
         """Call the callback, which may end the job."""
         if self.callback is None:

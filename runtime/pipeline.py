@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sd35_trt.bundle import Bundle, Component
-from sd35_trt.errors import BundleError, Sd35Error, UsageError
+from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
 
 from .guard import Band, Guard
 from .job import Job, Result, Step
@@ -193,7 +193,8 @@ class Pipeline:
         Raises:
             UsageError: an argument out of range; names the nearest that works.
             Cancelled: the callback returned False.
-            Sd35Error: an engine failed, or its output is not finite and there is no fallback.
+            NotFinite: an image is not finite, and there is no fallback that draws it.
+            Sd35Error: an engine failed.
         """
         job = Job(self.request(prompt, **arguments), callback)
         self.draw([job])
@@ -282,7 +283,7 @@ class Pipeline:
     def _fall_back(self, jobs: Sequence[Job], clock: Clock, fallback: Pipeline) -> None:
         """Switch to the fallback where it is time, and draw again what is not finite."""
         for job in jobs:
-            if isinstance(job.outcome, Exception) and job.finite:
+            if not isinstance(job.outcome, (Result, NotFinite)):
                 continue  # cancelled: nothing is known of its images
             anomalous = {anomaly.image for anomaly in job.anomalies}
             for image in range(len(job.request.seeds)):
@@ -293,7 +294,7 @@ class Pipeline:
                         "%s: %d anomalous images in a row; drawing with %s until restore()",
                         self.bundle.root, _PATIENCE, fallback.bundle.root,
                     )  # fmt: skip
-        again = [job for job in jobs if not job.finite]
+        again = [job for job in jobs if isinstance(job.outcome, NotFinite)]
         if again:
             for job in again:
                 job.outcome = None
@@ -530,7 +531,7 @@ def _check_finite(job: Job, part: slice, guard: Guard) -> None:
     """End a job with an image that is not finite."""
     anomaly = next((a for a in guard.within(part) if not a.finite), None)
     if anomaly is not None:
-        job.outcome = Sd35Error(
+        job.outcome = NotFinite(
             f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed}): the "
             "model overflows in this precision",
             "build the bundle with: --policy fp32",

@@ -39,6 +39,10 @@ class Cancelled(Sd35Error):
     """The caller, or a step callback, asked to stop."""
 
 
+class NotFinite(Sd35Error):
+    """An image whose latents are NaN or infinite."""
+
+
 class TimedOut(Sd35Error, TimeoutError):
     """A request was not drawn within its time."""
 

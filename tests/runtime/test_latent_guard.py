@@ -16,10 +16,11 @@ from fake_engines import PATIENCE, FakeEngines
 from poison import poisoned
 
 from sd35_trt.bundle import MANIFEST, Bundle, Manifest
-from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.errors import BundleError, Cancelled, NotFinite
 from sd35_trt.mini import calibration_path
 from sd35_trt.runtime import Pipeline, PipelinePool
 from sd35_trt.runtime.guard import Band, Guard
+from sd35_trt.runtime.job import Job, Result
 from sd35_trt.runtime.request import make_request
 
 QUICK: dict[str, Any] = {"steps": 4, "size": (64, 64)}
@@ -165,7 +166,7 @@ def test_healthy_images_are_not_anomalous(calibrated: Path) -> None:
 def test_nan_stops_at_its_step(broken: dict[str, Path], log: list[str]) -> None:
     steps: list[int] = []
     with Pipeline.load(broken["nan"], threads=1) as pipe:
-        with pytest.raises(Sd35Error, match=r"not finite after step 1 \(seed 5\).*--policy fp32"):
+        with pytest.raises(NotFinite, match=r"not finite after step 1 \(seed 5\).*--policy fp32"):
             pipe.generate("a star", seed=5, callback=lambda s: steps.append(s.index), **QUICK)
         assert pipe.anomalies == 1
         assert not pipe.on_fallback
@@ -248,7 +249,7 @@ def test_what_the_fallback_cannot_draw_raises(mini_bundle: Path) -> None:
     engines.poison = explode
     with (
         engines.pipeline(mini_bundle, fallback=mini_bundle) as pipe,
-        pytest.raises(Sd35Error, match="not finite after step 1"),
+        pytest.raises(NotFinite, match="not finite after step 1"),
     ):
         pipe.generate("a star", **QUICK)
     assert pipe.anomalies == 2
@@ -275,9 +276,28 @@ def test_others_in_the_run_keep_their_images(mini_bundle: Path, with_fallback: b
         if with_fallback:
             assert [a.image for a in ill.result(PATIENCE).anomalies] == [0]
         else:
-            with pytest.raises(Sd35Error, match=r"not finite after step 1 \(seed 2\)"):
+            with pytest.raises(NotFinite, match=r"not finite after step 1 \(seed 2\)"):
                 ill.result(PATIENCE)
     assert engines.batches == ([1, 2, 1] if with_fallback else [1, 2])
+
+
+def test_what_was_cancelled_is_not_drawn_again(mini_bundle: Path) -> None:
+    engines = FakeEngines()
+
+    def explode(latents: np.ndarray, outputs: Any) -> None:
+        if engines.steps == 2:
+            outputs["next_latents"][0] = np.nan
+
+    engines.poison = explode
+    with engines.pipeline(mini_bundle, fallback=mini_bundle) as pipe:
+        ill, healthy = (
+            Job(pipe.request("a star", seed=seed, **QUICK), callback)
+            for seed, callback in ((1, lambda step: False), (2, None))
+        )
+        pipe.draw([ill, healthy])
+        assert isinstance(ill.outcome, Cancelled)
+        assert isinstance(healthy.outcome, Result)
+        assert engines.batches == [2]
 
 
 def test_fallbacks_that_do_not_fit(mini_bundle: Path, tmp_path: Path) -> None:
