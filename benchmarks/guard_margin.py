@@ -62,7 +62,7 @@ def farthest(pipe: Pipeline, band: Band, prompts: list[str], **settings: Any) ->
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
-@click.option("--prompts", "count", default=16, show_default=True)
+@click.option("--prompts", "count", default=8, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(bundle: Path, count: int, out: Path) -> None:
     """Measure with a BUNDLE that holds a calibration of mini."""
