@@ -15,7 +15,7 @@ from sd35_trt.errors import BundleError
 from .request import Request
 
 # How far a healthy image may leave the band, by what mini does (benchmarks/guard_margin.py): from
-# 4 steps on, at guidance 1 to 7, deviations reach 1.67 times the band's, and means lie 0.14
+# 4 steps on, at guidance 1 to 7, deviations reach 1.70 times the band's, and means lie 0.14
 # deviations outside it; one or two steps reach three times the band's.
 _DEVIATION_FACTOR = 2.0
 _MEAN_MARGIN = 0.25
