@@ -17,6 +17,7 @@ from sd35_trt.calibration_file import Calibration
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.policy import Policy
 
+from .latents import LatentBand
 from .pipeline import Source, assemble
 from .quantizers import InputCalibrator, needs_quantizers, quiet, restored_functions
 from .ranges import RangeRecorder, not_finite
@@ -221,6 +222,7 @@ def draw(
     text: Mapping[str, torch.Tensor],
     negative: Mapping[str, torch.Tensor],
     on_step: Callable[[int], None] = lambda step: None,
+    on_latents: Callable[[int, float, torch.Tensor], None] = lambda *_: None,
 ) -> torch.Tensor:
     """The final latents [n, 16, height / 8, width / 8] of one batch.
 
@@ -228,6 +230,8 @@ def draw(
         text: of the batch's prompts, as :func:`encode` gives it.
         negative: of the empty prompt.
         on_step: called with the number of steps done.
+        on_latents: called after each step with its index, the noise level after it and the
+            latents there.
     """
     count = len(batch.indices)
     guided = settings.guidance > 1.0
@@ -238,6 +242,7 @@ def draw(
     }
 
     def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_latents(step, float(pipe.scheduler.sigmas[step + 1]), tensors["latents"])
         on_step(step + 1)
         return {}
 
@@ -290,7 +295,7 @@ def calibrate(
     with kept_state(out, identity) as state, torch.inference_mode():
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
-        calibration = Calibration(**state.amax, provenance=provenance)
+        calibration = Calibration(**state.amax, provenance={**provenance, "latents": state.latents})
         calibration.save(out)
     return calibration
 
@@ -320,7 +325,7 @@ def _encode_all(
         with diagnosed(observer.recorders):
             text = encode(pipe, prompts)
         state.keep(_text_file(k - 1) if k else _NEGATIVE, text)
-        state.finish(stage, **observer.amax())
+        state.finish(stage, observer.amax(), state.latents)
         progress(stage, k + 1, total)
     del pipe, observer
     gc.collect()
@@ -342,6 +347,7 @@ def _draw_all(
     parts = ("transformer", "vae")
     pipe = load(settings, parts)
     observer = _Observer(pipe, parts, policy)
+    band = LatentBand(state.latents)
     negative = state.kept(_NEGATIVE)
     for k, batch in enumerate(batches[first:], first):
         size, before = len(batch.indices), done
@@ -350,7 +356,8 @@ def _draw_all(
             progress(stage, before + size * step, total)
 
         with diagnosed(observer.recorders):
-            latents = draw(pipe, settings, batch, state.kept(_text_file(k)), negative, on_step)
+            text = state.kept(_text_file(k))
+            latents = draw(pipe, settings, batch, text, negative, on_step, band.add)
             _through_autoencoder(pipe.vae, latents)
-        state.finish(stage, **observer.amax())
+        state.finish(stage, observer.amax(), band.data)
         done += size * settings.steps

@@ -32,6 +32,8 @@ class State:
     Attributes:
         done: stage → number of its batches that are finished.
         amax: field of :class:`~sd35_trt.calibration_file.Calibration` → its values so far.
+        latents: the band of the latents so far, as
+            :class:`~sd35_trt.calibration.latents.LatentBand` has it; empty at first.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -39,10 +41,13 @@ class State:
         self._identity = json.loads(json.dumps(identity))
         self.done: dict[str, int] = {}
         self.amax: dict[str, dict[str, float]] = {field: {} for field in FIELDS}
+        self.latents: Mapping[str, Any] = {}
         try:
             kept = json.loads((folder / _PROGRESS).read_text("utf-8"))
             if kept["identity"] == self._identity:
-                self.done, self.amax = kept["done"], kept["amax"]
+                self.done, self.amax, self.latents = (
+                    kept[key] for key in ("done", "amax", "latents")
+                )
                 return
         except (OSError, ValueError, KeyError, TypeError):
             kept = None  # none there, or damaged: begin anew
@@ -50,14 +55,22 @@ class State:
             if path.name != _LOCK:
                 path.unlink()
 
-    def finish(self, stage: str, **amax: Mapping[str, float]) -> None:
+    def finish(
+        self, stage: str, amax: Mapping[str, Mapping[str, float]], latents: Mapping[str, Any]
+    ) -> None:
         """Count one more batch of a stage, with the values so far, in one step on disk."""
+        self.latents = latents
         for field, values in amax.items():
             kept = self.amax[field]
             for name, value in values.items():
                 kept[name] = max(kept.get(name, 0.0), value)
         self.done[stage] = self.done.get(stage, 0) + 1
-        data = {"identity": self._identity, "done": self.done, "amax": self.amax}
+        data = {
+            "identity": self._identity,
+            "done": self.done,
+            "amax": self.amax,
+            "latents": self.latents,
+        }
         partial = self.folder / f"{_PROGRESS}.partial"
         partial.write_text(json.dumps(data), "utf-8")
         partial.replace(self.folder / _PROGRESS)

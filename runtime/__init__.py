@@ -1,5 +1,7 @@
 """Drawing from a bundle: the denoise loop and what it needs, without PyTorch."""
 
-from .pipeline import Pipeline, Result, Step
+from .job import Result, Step
+from .pipeline import Pipeline
+from .pool import PipelinePool
 
-__all__ = ["Pipeline", "Result", "Step"]
+__all__ = ["Pipeline", "PipelinePool", "Result", "Step"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Any
 
@@ -16,13 +16,16 @@ import numpy as np
 from PIL import Image
 
 from sd35_trt.bundle import Bundle, Component
-from sd35_trt.errors import BundleError, Cancelled, Sd35Error, UsageError
+from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
 
+from .guard import Band, Guard
+from .job import Job, Result, Step
 from .noise import randn
-from .request import Request, make_request
+from .request import Request, join, make_request
 from .schedule import SAMPLERS, make_sigmas
 from .session import Session, check_engines, open_session
 from .text import PromptTokenizer
+from .timing import Clock, now_ns
 
 logger = logging.getLogger("sd35_trt")
 
@@ -31,47 +34,8 @@ _MODULATION_CHUNK = 256 << 20
 
 _PROMPT_CACHE = 256
 
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback sees after each denoising step.
-
-    Attributes:
-        index: 0 … total - 1.
-        total: number of steps of this run.
-        sigma: noise level after the step; 0 after the last.
-        latents: float32 [B, C, h, w], the loop's own buffer: copy what you keep.
-    """
-
-    index: int
-    total: int
-    sigma: float
-    latents: np.ndarray
-
-
-@dataclass(frozen=True)
-class Result:
-    """Images and how they came about.
-
-    Attributes:
-        images: uint8 [B, H, W, 3].
-        latents: float32 [B, C, h, w], what the VAE decoded.
-        seeds: seed of each image.
-        parameters: everything that would draw the same images again.
-        timings: seconds by stage: ``text``, ``conditioning``, ``denoise``, ``decode``, ``total``.
-        notes: what the user should know, such as a prompt that was cut.
-    """
-
-    images: np.ndarray
-    latents: np.ndarray
-    seeds: tuple[int, ...]
-    parameters: dict[str, Any]
-    timings: dict[str, float]
-    notes: tuple[str, ...] = ()
-
-    def pil(self) -> list[Image.Image]:
-        """The images as PIL images."""
-        return [Image.fromarray(image) for image in self.images]
+# So many anomalous images in a row, and the fallback takes over.
+_PATIENCE = 2
 
 
 @dataclass
@@ -83,19 +47,13 @@ class _Embeddings:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class _Clock:
-    timings: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.timings[stage] = self.timings.get(stage, 0.0) + now - self._last
-        self._last = now
-
-
 class Pipeline:
     """Draws from a bundle. Engines load at first use and stay; calls from threads take turns.
+
+    After every step each image's latents are checked: they must be finite and, where the bundle
+    holds a calibration, their mean and deviation like those seen there. Images that are not are
+    *anomalous*; they are logged, counted and noted in the result. After two in a row, a pipeline
+    with a fallback draws with that until :meth:`restore`.
 
     Use :meth:`load`; a pipeline is also a context manager that closes its engines.
     """
@@ -105,6 +63,7 @@ class Pipeline:
         bundle: Bundle,
         threads: int | None = None,
         open_session: Callable[[Bundle, Component, int | None], Session] = open_session,
+        fallback: Bundle | None = None,
     ) -> None:
         """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
@@ -119,10 +78,23 @@ class Pipeline:
             name: PromptTokenizer(bundle.path(t.path), t.pad_id)
             for name, t in self.manifest.tokenizers.items()
         }
+        self._band = Band.of(bundle)
+        self._anomalies = 0
+        self._in_a_row = 0
+        self._on_fallback = False
+        self._fallback: Pipeline | None = None
+        if fallback is not None:
+            _check_fallback(bundle, fallback)
+            self._fallback = Pipeline(fallback, threads, open_session)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, verify: bool = False, threads: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = False,
+        threads: int | None = None,
+        fallback: str | os.PathLike[str] | None = None,
     ) -> Pipeline:
         """Open a bundle.
 
@@ -130,14 +102,21 @@ class Pipeline:
             path: the bundle's directory.
             verify: compare the hashes of the large files too, not only their sizes.
             threads: CPU threads for each engine; None takes all cores.
+            fallback: a bundle of the same model, most often in a higher precision. A request
+                with an image that is not finite is drawn again with it at once, and after two
+                anomalous images in a row every request is. Its engines load when it is needed.
 
         Raises:
-            BundleError: missing, damaged, foreign, of another format version, or with engines
-                that this version cannot run.
+            BundleError: missing, damaged, foreign, of another format version, with engines that
+                this version cannot run, or a fallback that cannot draw what the bundle draws.
         """
         bundle = Bundle.open(path, verify=verify)
         check_engines(bundle)
-        return cls(bundle, threads)
+        other = None
+        if fallback is not None:
+            other = Bundle.open(fallback, verify=verify)
+            check_engines(other)
+        return cls(bundle, threads, fallback=other)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -158,6 +137,36 @@ class Pipeline:
                 session.close()
             self._sessions.clear()
             self._prompts.clear()
+            if self._fallback is not None:
+                self._fallback.close()
+
+    def preload(self) -> None:
+        """Load every engine now, the fallback's excepted.
+
+        Raises:
+            BundleError: a file that an engine refuses.
+            Sd35Error: the backend's package is not installed, or the pipeline is closed.
+        """
+        with self._lock:
+            self._check_open()
+            for component in self.manifest.components:
+                self._session(component.name)
+
+    @property
+    def anomalies(self) -> int:
+        """How many anomalous images there were, the fallback's included."""
+        return self._anomalies + (self._fallback.anomalies if self._fallback else 0)
+
+    @property
+    def on_fallback(self) -> bool:
+        """Whether the fallback draws."""
+        return self._on_fallback
+
+    def restore(self) -> None:
+        """Draw with the bundle itself again, from the next request on."""
+        # Without the lock, so that a callback or an observer may do it.
+        self._in_a_row = 0
+        self._on_fallback = False
 
     def __call__(self, prompt: str, **arguments: Any) -> Image.Image:
         """Draw one image; arguments as for :meth:`generate`."""
@@ -167,6 +176,34 @@ class Pipeline:
         return result.pil()[0]
 
     def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        callback: Callable[[Step], object] | None = None,
+        **arguments: Any,
+    ) -> Result:
+        """Draw ``len(prompts) * batch`` images in one run.
+
+        Args:
+            prompt: one prompt, or several.
+            callback: called after every step; returning False cancels. When a request is drawn
+                again by the fallback, steps count from 0 again.
+            arguments: see :meth:`request`.
+
+        Raises:
+            UsageError: an argument out of range; names the nearest that works.
+            Cancelled: the callback returned False.
+            NotFinite: an image is not finite, and there is no fallback that draws it.
+            Sd35Error: an engine failed.
+        """
+        job = Job(self.request(prompt, **arguments), callback)
+        self.draw([job])
+        assert job.outcome is not None
+        if isinstance(job.outcome, Exception):
+            raise job.outcome
+        return job.outcome
+
+    def request(
         self,
         prompt: str | Sequence[str],
         *,
@@ -181,9 +218,8 @@ class Pipeline:
         t5_tokens: int | None = None,
         image: Image.Image | np.ndarray | None = None,
         strength: float = 0.6,
-        callback: Callable[[Step], object] | None = None,
-    ) -> Result:
-        """Draw ``len(prompts) * batch`` images in one run.
+    ) -> Request:
+        """Check what is to be drawn, without drawing it.
 
         Args:
             prompt: one prompt, or several.
@@ -199,14 +235,11 @@ class Pipeline:
             t5_tokens: length of the T5 part of the text.
             image: start from this RGB image (uint8 [H, W, 3] or PIL) instead of noise alone.
             strength: how much of ``image`` is redrawn, 0 to 1.
-            callback: called after every step; returning False cancels.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
-            Cancelled: the callback returned False.
-            Sd35Error: an engine failed, or its output is not finite.
         """
-        request = make_request(
+        return make_request(
             self.manifest,
             prompt=prompt,
             negative=negative,
@@ -221,14 +254,73 @@ class Pipeline:
             image=image,
             strength=strength,
         )
-        with self._lock:
-            if self._closed:
-                raise Sd35Error("the pipeline is closed", "load it again")
-            return self._generate(request, callback)
 
-    def _generate(self, request: Request, callback: Callable[[Step], object] | None) -> Result:
-        start = time.perf_counter()
-        clock = _Clock()
+    def draw(self, jobs: Sequence[Job]) -> None:
+        """Draw several requests in one run and set the outcome of each.
+
+        Args:
+            jobs: one, or several whose requests agree in
+                :attr:`~sd35_trt.runtime.request.Request.in_common` and have together no more
+                images than the bundle draws at once.
+
+        Raises:
+            Sd35Error: the pipeline is closed, or an engine failed; jobs whose outcome was known
+                before then have it.
+        """
+        with self._lock:
+            self._check_open()
+            clock = Clock()
+            for job in jobs:
+                job.clock = clock
+            if self._fallback is not None and self._on_fallback:
+                self._fallback._draw(jobs, clock)
+                _add_note(jobs, f"drawn with the fallback {self._fallback.bundle.root}")
+                return
+            self._draw(jobs, clock)
+            if self._fallback is not None:
+                self._fall_back(jobs, clock, self._fallback)
+
+    def _fall_back(self, jobs: Sequence[Job], clock: Clock, fallback: Pipeline) -> None:
+        """Switch to the fallback where it is time, and draw again what is not finite."""
+        for job in jobs:
+            if not isinstance(job.outcome, (Result, NotFinite)):
+                continue  # cancelled: nothing is known of its images
+            anomalous = {anomaly.image for anomaly in job.anomalies}
+            for image in range(len(job.request.seeds)):
+                self._in_a_row = self._in_a_row + 1 if image in anomalous else 0
+                if self._in_a_row == _PATIENCE:
+                    self._on_fallback = True
+                    logger.error(
+                        "%s: %d anomalous images in a row; drawing with %s until restore()",
+                        self.bundle.root, _PATIENCE, fallback.bundle.root,
+                    )  # fmt: skip
+        again = [job for job in jobs if isinstance(job.outcome, NotFinite)]
+        if again:
+            for job in again:
+                job.outcome = None
+            fallback._draw(again, clock)
+            _add_note(again, f"drawn again with the fallback {fallback.bundle.root}")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Sd35Error("the pipeline is closed", "load it again")
+
+    def _draw(self, jobs: Sequence[Job], clock: Clock) -> None:
+        request = join([job.request for job in jobs])
+        ends = list(accumulate((len(job.request.seeds) for job in jobs), initial=0))
+        parts = [slice(*bounds) for bounds in pairwise(ends)]
+        guard = Guard(self._band, request)
+        try:
+            self._draw_parts(request, list(zip(jobs, parts, strict=True)), guard, clock)
+        finally:
+            self._anomalies += len(guard.anomalies)
+            for anomaly in guard.anomalies.values():
+                logger.warning("%s: %s", self.bundle.root, anomaly)
+
+    def _draw_parts(
+        self, request: Request, parts: Sequence[tuple[Job, slice]], guard: Guard, clock: Clock
+    ) -> None:
+        """Draw a joined request; each job has its part of the images."""
         guided = self.manifest.guided
         texts = [*request.negatives, *request.prompts] if guided else list(request.prompts)
         embeddings = self._encode(texts, request.t5_tokens)
@@ -244,21 +336,55 @@ class Pipeline:
             encoded = self._run("vae_encoder", {"image": request.image}, **request.dims)["latents"]
             latents = (sigmas[0] * latents + (1 - sigmas[0]) * encoded).astype(np.float32)
             clock.lap("encode")
-        latents = self._denoise(request, sigmas, latents, embeddings, callback, clock)
-        if not np.isfinite(latents).all():
-            raise Sd35Error(
-                "the latents are not finite: the model overflows in this precision",
-                "build the bundle with: --policy fp32",
-            )
+
+        def after_step(step: Step) -> bool:
+            guard.look(step.index, step.sigma, step.latents)
+            for job, part in parts:
+                if job.outcome is None:
+                    _check_finite(job, part, guard)
+                if job.outcome is None:
+                    job.after_step(replace(step, latents=step.latents[part]))
+            return any(job.outcome is None for job, _ in parts)
+
+        latents = self._denoise(request, sigmas, latents, embeddings, after_step, clock)
+        for job, part in parts:
+            job.anomalies += guard.within(part)
+        if all(job.outcome is not None for job, _ in parts):
+            return
         images = self._run("vae_decoder", {"latents": latents}, **request.dims)["image"]
         clock.lap("decode")
-        clock.timings["total"] = time.perf_counter() - start
-        notes = tuple(dict.fromkeys(note for e in embeddings for note in e.notes))
-        if any(request.negatives) and request.guidance == 1.0:
-            notes += ("without guidance, the negative prompt has no effect",)
-        for note in notes:
+        for job, part in parts:
+            if job.outcome is None:
+                known = [embeddings[i:][part] for i in range(0, len(texts), len(request.seeds))]
+                notes = [note for some in known for e in some for note in e.notes]
+                job.outcome = self._result(job, images[part], latents[part], notes, clock)
+
+    def _result(
+        self,
+        job: Job,
+        images: np.ndarray,
+        latents: np.ndarray,
+        notes: Sequence[str],
+        clock: Clock,
+    ) -> Result:
+        request = job.request
+        told = list(dict.fromkeys(notes))
+        if any(request.negatives) and request.guidance[0] == 1.0:
+            told.append("without guidance, the negative prompt has no effect")
+        for note in told:
             logger.warning(note)
-        return Result(images, latents, request.seeds, request.parameters(), clock.timings, notes)
+        waited = (clock.start_ns - job.created_ns) / 1e9
+        timings = {"queue": waited, **clock.seconds(), "total": (now_ns() - job.created_ns) / 1e9}
+        return Result(
+            # A view would keep the other jobs' images in memory.
+            images.copy(),
+            latents.copy(),
+            request.seeds,
+            request.parameters(),
+            timings,
+            (*told, *map(str, job.anomalies)),
+            tuple(job.anomalies),
+        )
 
     def _noise(self, request: Request) -> np.ndarray:
         shape = (1, self.manifest.latent_channels, *request.latent_size)
@@ -270,9 +396,10 @@ class Pipeline:
         sigmas: np.ndarray,
         latents: np.ndarray,
         embeddings: Sequence[_Embeddings],
-        callback: Callable[[Step], object] | None,
-        clock: _Clock,
+        after_step: Callable[[Step], bool],
+        clock: Clock,
     ) -> np.ndarray:
+        """Latents after the last step, or after that for which ``after_step`` returned False."""
         count = len(request.seeds)
         coefficients = SAMPLERS[request.sampler](sigmas)
         pooled = np.stack([e.pooled for e in embeddings])
@@ -280,7 +407,7 @@ class Pipeline:
         # Two buffers of each, used in turn: what a step reads, the next one overwrites.
         current, following = latents, np.empty_like(latents)
         previous, denoised = np.zeros_like(latents), np.empty_like(latents)
-        guidance = np.full(count, request.guidance, np.float32)
+        guidance = np.array(request.guidance, np.float32)
         denoiser = self._session("denoiser")
         conditioning = self._condition(hidden, pooled, sigmas[:-1])
         for i in range(len(coefficients)):
@@ -304,10 +431,8 @@ class Pipeline:
             current, following = following, current
             previous, denoised = denoised, previous
             clock.lap("denoise")
-            if callback is not None:
-                step = Step(i, len(coefficients), float(sigmas[i + 1]), current)
-                if callback(step) is False:
-                    raise Cancelled(f"cancelled after step {i + 1} of {len(coefficients)}")
+            if not after_step(Step(i, len(coefficients), float(sigmas[i + 1]), current)):
+                break
         return current
 
     def _condition(
@@ -400,3 +525,40 @@ class Pipeline:
         outputs = {port.name: np.empty(port.resolve(**dims), port.dtype) for port in ports}
         self._session(name).run(inputs, outputs)
         return outputs
+
+
+def _check_finite(job: Job, part: slice, guard: Guard) -> None:
+    """End a job with an image that is not finite."""
+    anomaly = next((a for a in guard.within(part) if not a.finite), None)
+    if anomaly is not None:
+        job.outcome = NotFinite(
+            f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed}): the "
+            "model overflows in this precision",
+            "build the bundle with: --policy fp32",
+        )
+
+
+def _add_note(jobs: Sequence[Job], note: str) -> None:
+    for job in jobs:
+        if isinstance(job.outcome, Result):
+            job.outcome = replace(job.outcome, notes=(*job.outcome.notes, note))
+
+
+def _check_fallback(bundle: Bundle, fallback: Bundle) -> None:
+    """Refuse a fallback that cannot draw whatever the bundle can.
+
+    Raises:
+        BundleError: says in what they differ.
+    """
+    mine, its = bundle.manifest, fallback.manifest
+    what = None
+    if its.model["variant"] != mine.model["variant"]:
+        what = f"is {its.model['variant']}, {bundle.root} is {mine.model['variant']}"
+    elif mine.guided and not its.guided:
+        what = f"was built without guidance, {bundle.root} with it"
+    elif not its.ranges.include(mine.ranges):
+        what = f"accepts fewer batches, sizes or text lengths than {bundle.root}"
+    if what is not None:
+        raise BundleError(
+            f"the fallback {fallback.root} {what}", "build one with the same model and options"
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ class Request:
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     seeds: tuple[int, ...]
+    guidance: tuple[float, ...]
     steps: int
-    guidance: float
     shift: float
     width: int
     height: int
@@ -58,14 +59,24 @@ class Request:
         """Steps left out at the start when an image is given."""
         return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
 
+    @property
+    def in_common(self) -> tuple[Any, ...] | None:
+        """What requests must agree in to be drawn in one run; None if it is drawn by itself."""
+        if self.image is not None:
+            return None
+        return self.width, self.height, self.steps, self.shift, self.sampler, self.t5_tokens
+
     def parameters(self) -> dict[str, Any]:
-        """What would draw the same images again, except the image started from."""
+        """What would draw the same images again, except the image started from.
+
+        Of a request as :func:`make_request` returns it, whose images have one guidance.
+        """
         parameters: dict[str, Any] = {
             "prompt": list(self.prompts),
             "negative": list(self.negatives),
             "seed": list(self.seeds),
             "steps": self.steps,
-            "guidance": self.guidance,
+            "guidance": self.guidance[0],
             "shift": self.shift,
             "size": [self.width, self.height],
             "sampler": self.sampler,
@@ -148,8 +159,8 @@ def make_request(
         prompts=tuple(p for p in prompts for _ in range(batch)),
         negatives=tuple(n for n in negatives for _ in range(batch)),
         seeds=tuple(seeds),
+        guidance=(guidance,) * count,
         steps=steps,
-        guidance=guidance,
         shift=shift,
         width=width,
         height=height,
@@ -158,6 +169,19 @@ def make_request(
         latent_scale=manifest.latent_scale,
         image=None if pixels is None else np.repeat(pixels[None], count, axis=0),
         strength=strength,
+    )
+
+
+def join(requests: Sequence[Request]) -> Request:
+    """All images of requests that agree in :attr:`Request.in_common`, in order."""
+    if len(requests) == 1:
+        return requests[0]
+    return replace(
+        requests[0],
+        prompts=tuple(chain.from_iterable(r.prompts for r in requests)),
+        negatives=tuple(chain.from_iterable(r.negatives for r in requests)),
+        seeds=tuple(chain.from_iterable(r.seeds for r in requests)),
+        guidance=tuple(chain.from_iterable(r.guidance for r in requests)),
     )
 
 

@@ -104,6 +104,16 @@ class Ranges:
     size_step: int
     t5_tokens: tuple[int, int]
 
+    def include(self, other: Ranges) -> bool:
+        """Whether engines with these ranges accept all that engines with the other do."""
+        pairs = (
+            (self.batch, other.batch),
+            (self.size, other.size),
+            (self.t5_tokens, other.t5_tokens),
+        )
+        inside = all(low <= first and last <= high for (low, high), (first, last) in pairs)
+        return inside and other.size_step % self.size_step == 0
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -8,7 +8,8 @@
 - ``<component>/<attention>.q_amax``, ``k_amax``, ``v_amax``, ``p_amax`` (softmax output): where
   the policy asks for FP8 attention matmuls.
 
-``calibration.json`` says how they came about, and holds the digest of the scalars.
+``calibration.json`` says how they came about, and holds the digest of the scalars. The band of the
+latents is there too: the runtime warns of images that leave it, the build does not depend on it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Calibration:
         bmm: ``component/attention.operand``, operand one of :data:`ATTENTION_OPERANDS` → amax.
         provenance: JSON-serializable: ``variant``; ``files`` (path in the checkpoint → SHA-256);
             ``policy`` (name, sha256); ``prompts`` (sha256, count); ``steps``, ``guidance``,
-            ``sizes``, ``seed``, ``method``, ``versions``, ``command``.
+            ``sizes``, ``seed``, ``method``, ``versions``, ``command``; ``latents``: the noise
+            level after each step (``sigma``), and the smallest and the largest ``mean`` and
+            ``deviation`` that any image's latents had there.
     """
 
     inputs: Mapping[str, float]

@@ -36,4 +36,16 @@ class BundleError(Sd35Error):
 
 
 class Cancelled(Sd35Error):
-    """A step callback asked to stop."""
+    """The caller, or a step callback, asked to stop."""
+
+
+class NotFinite(Sd35Error):
+    """An image whose latents are NaN or infinite."""
+
+
+class TimedOut(Sd35Error, TimeoutError):
+    """A request was not drawn within its time."""
+
+
+class PoolBusy(Sd35Error):
+    """As many requests are waiting as the pool admits."""

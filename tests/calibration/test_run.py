@@ -154,6 +154,34 @@ def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
         assert made.activations[name] == pytest.approx(value, rel=1e-4), name
 
 
+def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
+    """Against diffusers drawing the same prompts by itself, one at a time."""
+    band = calibrate(options).provenance["latents"]
+    settings, _ = prepare(options)
+    pipe = run.load(settings, settings.parts)
+    seen: list[list[torch.Tensor]] = [[], []]
+
+    def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen[step].append(tensors["latents"])
+        return {}
+
+    for i, prompt in enumerate(PROMPTS):
+        width, height = options.sizes[i % 2]
+        pipe(
+            prompt, width=width, height=height, num_inference_steps=2, guidance_scale=3.0,
+            generator=torch.Generator("cpu").manual_seed(3 + i), output_type="latent",
+            callback_on_step_end=look,
+        )  # fmt: skip
+    assert band["sigma"] == [pytest.approx(float(pipe.scheduler.sigmas[1])), 0.0]
+    for step, latents in enumerate(seen):
+        means = [float(one.mean()) for one in latents]
+        deviations = [float(one.std()) for one in latents]
+        assert band["mean"][step] == pytest.approx([min(means), max(means)], abs=1e-4)
+        assert band["deviation"][step] == pytest.approx(
+            [min(deviations), max(deviations)], rel=1e-3
+        )
+
+
 def test_ranges_cover_every_layer_and_block(options: CalibrateOptions) -> None:
     from sd35_trt.export.checkpoint import Checkpoint
     from sd35_trt.export.inventory import inventory
@@ -223,6 +251,7 @@ def test_stopped_and_resumed_equals_uninterrupted(options: CalibrateOptions) -> 
     assert attempts > 2
     again = calibrate(stopped, lambda *report: calls.append(report))
     assert (again.inputs, again.activations) == (whole.inputs, whole.activations)
+    assert again.provenance["latents"] == whole.provenance["latents"]
     assert again.digest() == whole.digest()
     # The attempts finished two of three batches, which the last did not draw again.
     assert calls[:2] == [("encoding", 4, 4), ("drawing", 6, 10)]
@@ -390,6 +419,7 @@ def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
     files = {file: sha256_file(root / file) for file in packaged.provenance["files"]}
     packaged.check(files, fp8_layers(root, "fp8"))
     assert packaged.provenance["policy"]["name"] == "fp8"
+    assert len(packaged.provenance["latents"]["sigma"]) == packaged.provenance["steps"]
     assert packaged.provenance["prompts"] == {
         "sha256": digest(read_prompts(calibration_prompts_path())), "count": 128,
     }  # fmt: skip

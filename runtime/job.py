@@ -1,0 +1,92 @@
+"""One request on its way through a pipeline, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sd35_trt.errors import Cancelled
+
+from .guard import Anomaly
+from .request import Request
+from .timing import Clock, now_ns
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after each denoising step.
+
+    Attributes:
+        index: 0 … total - 1.
+        total: number of steps of this run.
+        sigma: noise level after the step; 0 after the last.
+        latents: float32 [B, C, h, w], the loop's own buffer: copy what you keep.
+    """
+
+    index: int
+    total: int
+    sigma: float
+    latents: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """Images and how they came about.
+
+    Attributes:
+        images: uint8 [B, H, W, 3].
+        latents: float32 [B, C, h, w], what the VAE decoded.
+        seeds: seed of each image.
+        parameters: everything that would draw the same images again.
+        timings: seconds by stage: ``queue`` (waiting for other requests), ``text``,
+            ``conditioning``, ``denoise``, ``decode``, ``total``. Requests that are drawn in one
+            run have its stages in common.
+        notes: what the user should know, such as a prompt that was cut.
+        anomalies: images whose latents were unlike those of calibration.
+    """
+
+    images: np.ndarray
+    latents: np.ndarray
+    seeds: tuple[int, ...]
+    parameters: dict[str, Any]
+    timings: dict[str, float]
+    notes: tuple[str, ...] = ()
+    anomalies: tuple[Anomaly, ...] = ()
+
+    def pil(self) -> list[Image.Image]:
+        """The images as PIL images."""
+        return [Image.fromarray(image) for image in self.images]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that is drawn, alone or in one run with others.
+
+    Attributes:
+        callback: see :meth:`sd35_trt.runtime.Pipeline.generate`.
+        created_ns: when it began to wait, of :func:`sd35_trt.runtime.timing.now_ns`.
+        clock: the stages of the run that draws it; None while it waits.
+        anomalies: found so far.
+        outcome: the result, or why there is none; None until it is known.
+    """
+
+    request: Request
+    callback: Callable[[Step], object] | None = None
+    created_ns: int = field(default_factory=now_ns)
+    clock: Clock | None = None
+    anomalies: list[Anomaly] = field(default_factory=list)
+    outcome: Result | Exception | None = None
+
+    def after_step(self, step: Step) -> None:
+        """Call the callback, which may end the job."""
+        if self.callback is None:
+            return
+        try:
+            if self.callback(step) is False:
+                self.outcome = Cancelled(f"cancelled after step {step.index + 1} of {step.total}")
+        except Exception as error:  # noqa: BLE001 raised where the job's caller waits
+            self.outcome = error

@@ -1,0 +1,82 @@
+"""Prometheus metrics of a pool: ``pip install 'sd35-trt[metrics]'``.
+
+    metrics = Metrics()
+    pool = PipelinePool({"fp8": "bundles/fp8"}, observer=metrics)
+    metrics.watch(pool)
+    prometheus_client.start_http_server(9000)
+
+``sd35_trt_stage_seconds`` and ``sd35_trt_request_seconds`` are histograms;
+``sd35_trt_requests_total`` counts by bundle and outcome, ``sd35_trt_anomalies_total`` by bundle;
+``sd35_trt_fallback`` is 1 while a bundle's fallback draws; ``sd35_trt_waiting`` counts the requests
+that wait.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sd35_trt.errors import Sd35Error
+
+from .timing import Span
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ImportError as error:
+    raise Sd35Error(
+        f"metrics need prometheus-client ({error})", "pip install 'sd35-trt[metrics]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from .pool import PipelinePool
+
+# Seconds; from mini on a CPU to Large with a full queue.
+_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
+
+
+class Metrics:
+    """An observer that counts.
+
+    Args:
+        registry: where the metrics are registered; Prometheus' own by default, which takes one
+            such object.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._stages = Histogram(
+            "sd35_trt_stage_seconds", "Time of a stage of a request",
+            ["bundle", "stage"], buckets=_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "sd35_trt_request_seconds", "Time from arrival to end, waiting included",
+            ["bundle", "outcome"], buckets=_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._requests = Counter(
+            "sd35_trt_requests", "Requests by how they ended", ["bundle", "outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self._anomalies = Counter(
+            "sd35_trt_anomalies", "Images unlike those of calibration", ["bundle"],
+            registry=registry,
+        )  # fmt: skip
+        self._waiting = Gauge("sd35_trt_waiting", "Requests that wait", registry=registry)
+        self._fallback = Gauge(
+            "sd35_trt_fallback", "1 while the fallback draws", ["bundle"], registry=registry
+        )
+
+    def __call__(self, span: Span) -> None:
+        """Count a span."""
+        bundle = str(span.attributes["bundle"])
+        if span.name == "request":
+            outcome = str(span.attributes["outcome"])
+            self._requests.labels(bundle, outcome).inc()
+            self._seconds.labels(bundle, outcome).observe((span.end_ns - span.start_ns) / 1e9)
+        elif span.name == "anomaly":
+            self._anomalies.labels(bundle).inc()
+        else:
+            self._stages.labels(bundle, span.name).observe(float(span.attributes["seconds"]))
+
+    def watch(self, pool: PipelinePool) -> None:
+        """Report a pool's queue and fallbacks whenever metrics are read."""
+        self._waiting.set_function(lambda: pool.waiting)
+        for name, pipe in pool.pipelines.items():
+            self._fallback.labels(name).set_function(lambda pipe=pipe: float(pipe.on_fallback))

@@ -1,0 +1,396 @@
+"""Several bundles behind one queue, for servers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
+
+from .job import Job, Result, Step
+from .pipeline import Pipeline
+from .timing import Observer, Span, now_ns
+from .traffic import Traffic
+
+logger = logging.getLogger("sd35_trt")
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A request from when it is accepted until its future has an outcome.
+
+    The future is never marked as running, so that it can be cancelled at any time. Neither it nor
+    the job refers to the ticket: images are freed without the garbage collector.
+    """
+
+    bundle: str
+    job: Job
+    future: Future[Result]
+    deadline: float | None
+    cancel: threading.Event | None
+    trace: Any
+    running: bool = False
+
+    def settle(self, outcome: Result | Exception | None) -> None:
+        """Give the future its outcome, unless the caller was faster."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if isinstance(outcome, Result):
+                self.future.set_result(outcome)
+            else:
+                self.future.set_exception(outcome)
+
+    def give_up(self) -> None:
+        """End the request if its time is up or its event is set."""
+        if self.cancel is not None and self.cancel.is_set():
+            self.settle(Cancelled("the request was cancelled"))
+        elif self.deadline is not None and time.monotonic() >= self.deadline:
+            self.expire()
+
+    def expire(self) -> None:
+        """End the request because its time is up."""
+        where = "being drawn" if self.running else "waiting"
+        self.settle(TimedOut(f"the request's time ended while it was {where}", "allow it more"))
+
+
+class PipelinePool:
+    """Pipelines that stay loaded, one thread that draws with them, and a queue before it.
+
+    Requests are drawn in order of arrival; those that wait are drawn in one run with the first
+    where they go to the same bundle, agree in size, steps, shift, sampler and text length, start
+    from noise, and the bundle takes as many images. An image depends on its own request alone.
+
+    Methods may be called from any thread, except :meth:`close` from a callback.
+
+    Args:
+        bundles: name → a bundle's directory, or a pipeline (one with a fallback, say), which then
+            belongs to the pool.
+        default: where requests go until :meth:`switch` or :meth:`set_traffic`; None takes the
+            first.
+        queue_limit: how many requests may wait.
+        threads: CPU threads of each engine; None takes all cores.
+        preload: load every engine now. Otherwise they load at first use.
+        observer: called with the spans of every request as it ends; what it raises is logged.
+
+    Attributes:
+        pipelines: by name.
+
+    Raises:
+        UsageError: no bundle, or an unknown default.
+        BundleError: see :meth:`Pipeline.load`.
+    """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, str | os.PathLike[str] | Pipeline],
+        *,
+        default: str | None = None,
+        queue_limit: int = 64,
+        threads: int | None = None,
+        preload: bool = True,
+        observer: Observer | None = None,
+    ) -> None:
+        if not bundles:
+            raise UsageError("a pool needs a bundle")
+        if queue_limit < 1:
+            raise UsageError(f"queue_limit must be at least 1, not {queue_limit}")
+        self._observer = observer
+        self._queue_limit = queue_limit
+        self._lock = threading.Lock()
+        # Those without an outcome, in order of arrival.
+        self._tickets: dict[Future[Result], _Ticket] = {}
+        self._closed = False
+        with contextlib.ExitStack() as opened:
+            pipelines = {}
+            for name, bundle in bundles.items():
+                pipe = bundle if isinstance(bundle, Pipeline) else Pipeline.load(
+                    bundle, threads=threads
+                )  # fmt: skip
+                pipelines[name] = opened.enter_context(pipe)
+                if preload:
+                    pipe.preload()
+            self.pipelines: Mapping[str, Pipeline] = MappingProxyType(pipelines)
+            self.switch(next(iter(bundles)) if default is None else default)
+            self._open = opened.pop_all()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt")
+
+    def __enter__(self) -> PipelinePool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(wait=kind is None)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait, those that are being drawn not counted."""
+        with self._lock:
+            return self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(not ticket.running for ticket in self._tickets.values())
+
+    @property
+    def traffic(self) -> dict[str, float]:
+        """Percent of the requests by name of the bundle, as last set."""
+        return dict(self._traffic.shares)
+
+    def set_traffic(self, shares: Mapping[str, float]) -> None:
+        """Split new requests among bundles; see :class:`~sd35_trt.runtime.traffic.Traffic`.
+
+        Args:
+            shares: name → percent, 100 in all. Bundles that are not named get none.
+
+        Raises:
+            UsageError: an unknown name, a share below 0, or another sum.
+        """
+        for name in shares:
+            self._check_name(name)
+        self._traffic = Traffic(shares)
+
+    def switch(self, name: str) -> None:
+        """Send all new requests to one bundle.
+
+        Raises:
+            UsageError: an unknown name.
+        """
+        self.set_traffic({name: 100})
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.pipelines:
+            raise UsageError(
+                f"the pool has no bundle {name!r}", f"use one of: {', '.join(self.pipelines)}"
+            )
+
+    def generate(
+        self, prompt: str | Sequence[str], *, timeout: float | None = None, **arguments: Any
+    ) -> Result:
+        """Draw, and wait for the result; arguments as for :meth:`submit`.
+
+        Raises:
+            Cancelled: ``cancel`` was set, the callback returned False, or the pool was closed.
+            TimedOut: not drawn in ``timeout`` seconds.
+            Sd35Error: as :meth:`submit` and :meth:`Pipeline.generate` raise it.
+        """
+        ticket = self._accept(prompt, timeout=timeout, **arguments)
+        try:
+            concurrent.futures.wait([ticket.future], timeout)
+            ticket.expire()  # does nothing to a request that has ended
+            return ticket.future.result()
+        except concurrent.futures.CancelledError:
+            raise Cancelled("the request was cancelled: the pool was closed") from None
+        finally:
+            ticket.future.cancel()  # where the caller was interrupted
+
+    def submit(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        bundle: str | None = None,
+        key: str | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        callback: Callable[[Step], object] | None = None,
+        trace: Any = None,
+        **arguments: Any,
+    ) -> Future[Result]:
+        """Accept a request and return at once.
+
+        Args:
+            prompt: one prompt, or several.
+            bundle: the bundle's name; None leaves it to the traffic.
+            key: requests with the same key go to the same bundle while the traffic stays.
+            timeout: seconds from now, for waiting and drawing together; checked between steps.
+            cancel: cancels the request when it is set; looked at between steps.
+            callback: called after every step with this request's latents, in the thread that
+                draws; returning False cancels.
+            trace: handed to the observer, an OpenTelemetry context for instance.
+            arguments: see :meth:`Pipeline.request`.
+
+        Returns:
+            A future. ``cancel()`` works at any time before there is a result; what was to be
+            drawn in the same run goes on. ``asyncio.wrap_future`` takes it.
+
+        Raises:
+            UsageError: an argument out of range, or an unknown bundle.
+            PoolBusy: ``queue_limit`` requests are waiting.
+            Sd35Error: the pool is closed.
+        """
+        return self._accept(
+            prompt,
+            bundle=bundle,
+            key=key,
+            timeout=timeout,
+            cancel=cancel,
+            callback=callback,
+            trace=trace,
+            **arguments,
+        ).future
+
+    def _accept(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        bundle: str | None = None,
+        key: str | None = None,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        callback: Callable[[Step], object] | None = None,
+        trace: Any = None,
+        **arguments: Any,
+    ) -> _Ticket:
+        start = now_ns()
+        name = self._traffic.choose(key) if bundle is None else bundle
+        self._check_name(name)
+        try:
+            request = self.pipelines[name].request(prompt, **arguments)
+            future: Future[Result] = Future()
+            future.add_done_callback(self._ended)
+            job = Job(request, self._watch(future, callback), start)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            ticket = _Ticket(name, job, future, deadline, cancel, trace)
+            with self._lock:
+                if self._closed:
+                    raise Sd35Error("the pool is closed", "make another")
+                if self._waiting() >= self._queue_limit:
+                    raise PoolBusy(
+                        f"{self._queue_limit} requests are waiting, which is the pool's limit",
+                        "try again later, or raise queue_limit",
+                    )
+                self._worker.submit(self._draw_next)
+                self._tickets[future] = ticket
+        except Sd35Error as error:
+            refused = Span("request", start, now_ns(), _outcome(name, error), trace)
+            self._report([refused])
+            raise
+        return ticket
+
+    def _watch(
+        self, future: Future[Result], callback: Callable[[Step], object] | None
+    ) -> Callable[[Step], object]:
+        def after_step(step: Step) -> object:
+            self._give_up()
+            if future.done():
+                return False
+            return None if callback is None else callback(step)
+
+        return after_step
+
+    def _give_up(self) -> None:
+        """End every request, waiting or not, whose time is up or which was cancelled."""
+        with self._lock:
+            tickets = list(self._tickets.values())
+        # Without the lock: an outcome calls back.
+        for ticket in tickets:
+            ticket.give_up()
+
+    def _draw_next(self) -> None:
+        """Draw the request that waits longest, and what fits with it; called once per request."""
+        self._give_up()
+        batch = self._take()
+        if not batch:
+            return
+        try:
+            self.pipelines[batch[0].bundle].draw([ticket.job for ticket in batch])
+        except Exception as error:  # noqa: BLE001 raised where the callers wait
+            for ticket in batch:
+                ticket.settle(ticket.job.outcome or error)
+        else:
+            for ticket in batch:
+                ticket.settle(ticket.job.outcome)
+
+    def _take(self) -> list[_Ticket]:
+        with self._lock:
+            waiting = [ticket for ticket in self._tickets.values() if not ticket.running]
+            if not waiting:
+                return []
+            first = waiting[0]
+            kind = first.bundle, first.job.request.in_common
+            room = self.pipelines[first.bundle].manifest.ranges.batch[1]
+            batch = []
+            for ticket in waiting:
+                request = ticket.job.request
+                alike = request.image is None and (ticket.bundle, request.in_common) == kind
+                if ticket is first or (alike and len(request.seeds) <= room):
+                    batch.append(ticket)
+                    ticket.running = True
+                    room -= len(request.seeds)
+            return batch
+
+    def _ended(self, future: Future[Result]) -> None:
+        """Forget a request and report it; called once, in the thread that gave the outcome."""
+        with self._lock:
+            ticket = self._tickets.pop(future)
+        if future.cancelled():
+            future.set_running_or_notify_cancel()  # tells concurrent.futures.wait
+            self._report(_spans(ticket, Cancelled("cancelled")))
+        else:
+            self._report(_spans(ticket, future.exception()))
+
+    def _report(self, spans: Sequence[Span]) -> None:
+        if self._observer is None:
+            return
+        try:
+            for span in spans:
+                self._observer(span)
+        except Exception:
+            logger.exception("the pool's observer failed")
+
+    def close(self, wait: bool = True, timeout: float | None = None) -> None:
+        """Refuse new requests, end those there are, and release every engine.
+
+        Every request has an outcome when it returns. A second call does no harm.
+
+        Args:
+            wait: draw what is waiting. Otherwise it is cancelled, and what is being drawn stops
+                after its step.
+            timeout: seconds to wait for that; then the rest is cancelled.
+        """
+        with self._lock:
+            self._closed = True
+            futures = list(self._tickets)
+        if wait:
+            concurrent.futures.wait(futures, timeout)
+        for future in futures:
+            future.cancel()  # does nothing to those that have ended
+        self._worker.shutdown()
+        self._open.close()
+
+
+def _outcome(bundle: str, error: BaseException | None) -> dict[str, str]:
+    """Attributes of the span of a whole request."""
+    names = ((UsageError, "invalid"), (PoolBusy, "busy"), (Cancelled, "cancelled"),
+             (TimedOut, "timeout"))  # fmt: skip
+    found = next((name for kind, name in names if isinstance(error, kind)), "error")
+    return {"bundle": bundle, "outcome": "ok" if error is None else found}
+
+
+def _spans(ticket: _Ticket, error: BaseException | None) -> list[Span]:
+    """What an observer is told of a request that has ended."""
+    job, trace, end = ticket.job, ticket.trace, now_ns()
+    clock = job.clock
+    queued = end if clock is None else clock.start_ns
+    about: dict[str, str | float | bool] = {"bundle": ticket.bundle}
+    waited = {**about, "seconds": (queued - job.created_ns) / 1e9}
+    spans = [Span("queue", job.created_ns, queued, waited, trace)]
+    for name, stage in [] if clock is None else list(clock.stages.items()):
+        taken = {**about, "seconds": stage.taken_ns / 1e9}
+        spans.append(Span(name, stage.start_ns, stage.end_ns, taken, trace))
+    for anomaly in job.anomalies:
+        what = {**about, "step": anomaly.step, "seed": anomaly.seed, "prompt": anomaly.prompt,
+                "what": anomaly.what}  # fmt: skip
+        spans.append(Span("anomaly", end, end, what, trace))
+    about.update(_outcome(ticket.bundle, error), images=len(job.request.seeds))
+    return [*spans, Span("request", job.created_ns, end, about, trace)]

@@ -1,0 +1,51 @@
+"""The soak of benchmarks/soak.py in short."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    sys.modules.pop("soak", None)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_sixty_requests(mini_bundle: Path, make_bundle: Callable[..., Path]) -> None:
+    from soak import make_cases, soak, table
+
+    half = make_bundle(policy="half")
+    figures = soak((mini_bundle, half), 60, steps=1, callers=8)
+    assert figures["wrong"] == []
+    assert sum(figures["outcomes"].values()) == 60
+    asked = [case.kind for case in make_cases(60, 1)]
+    assert {"draw", "cancel", "timeout", "invalid"} == set(asked)
+    assert figures["outcomes"]["draw: drawn"] == asked.count("draw")
+    assert figures["outcomes"]["invalid: refused"] == asked.count("invalid")
+    assert "60 requests from 8 threads" in table(figures)[0]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_swapped_result_is_found(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import soak
+
+    from sd35_trt.runtime import Pipeline
+
+    draw = Pipeline.draw
+
+    def swap(self: Pipeline, jobs: list) -> None:
+        draw(self, jobs)
+        if len(jobs) > 1:
+            jobs[0].outcome, jobs[1].outcome = jobs[1].outcome, jobs[0].outcome
+
+    monkeypatch.setattr(Pipeline, "draw", swap)
+    wrong = soak.soak((mini_bundle, mini_bundle), 40, steps=1, callers=8)["wrong"]
+    assert any("not the one its request gives alone" in line for line in wrong)
