@@ -18,8 +18,9 @@ demo: $(STAMP)
 	$(BIN)/sd35-trt inspect bundles/mini-ada
 	@echo "the picture is $(CURDIR)/demo.png; bundles/mini-ada is for GPUs with compute capability 8.9"
 
+# Two at a time, each with one thread: most tests are Python, and they share a cache of stages.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mypy and import-linter want the package as one tree; links make the stage folders part of it.
 lint: $(STAMP)
