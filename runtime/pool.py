@@ -184,15 +184,18 @@ class PipelinePool:
             TimedOut: not drawn in ``timeout`` seconds.
             Sd35Error: as :meth:`submit` and :meth:`Pipeline.generate` raise it.
         """
-        ticket = self._accept(prompt, timeout=timeout, **arguments)
+        future = self.submit(prompt, timeout=timeout, **arguments)
         try:
-            concurrent.futures.wait([ticket.future], timeout)
-            ticket.expire()  # does nothing to a request that has ended
-            return ticket.future.result()
+            concurrent.futures.wait([future], timeout)
+            with self._lock:
+                ticket = self._tickets.get(future)
+            if ticket is not None:
+                ticket.expire()
+            return future.result()
         except concurrent.futures.CancelledError:
             raise Cancelled("the request was cancelled: the pool was closed") from None
         finally:
-            ticket.future.cancel()  # where the caller was interrupted
+            future.cancel()  # where the caller was interrupted
 
     def submit(
         self,
@@ -228,29 +231,6 @@ class PipelinePool:
             PoolBusy: ``queue_limit`` requests are waiting.
             Sd35Error: the pool is closed.
         """
-        return self._accept(
-            prompt,
-            bundle=bundle,
-            key=key,
-            timeout=timeout,
-            cancel=cancel,
-            callback=callback,
-            trace=trace,
-            **arguments,
-        ).future
-
-    def _accept(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        bundle: str | None = None,
-        key: str | None = None,
-        timeout: float | None = None,
-        cancel: threading.Event | None = None,
-        callback: Callable[[Step], object] | None = None,
-        trace: Any = None,
-        **arguments: Any,
-    ) -> _Ticket:
         start = now_ns()
         name = self._traffic.choose(key) if bundle is None else bundle
         self._check_name(name)
@@ -275,7 +255,7 @@ class PipelinePool:
             refused = Span("request", start, now_ns(), _outcome(name, error), trace)
             self._report([refused])
             raise
-        return ticket
+        return future
 
     def _watch(
         self, future: Future[Result], callback: Callable[[Step], object] | None
