@@ -70,6 +70,7 @@ def assemble(
                     weight_bytes=placed.weight_bytes,
                     activation_bytes=placed.activation_bytes,
                     bounds={d: (b[0], b[-1]) for d, b in engine.bounds.items()},
+                    largest_layer_bytes=exported.largest_layer_bytes,
                 )
             )
         (work / "tokenizer").mkdir()

@@ -30,6 +30,7 @@ class ExportedComponent:
     outputs: tuple[Port, ...]
     precisions: dict[str, int]
     fp32_places: dict[str, float]
+    largest_layer_bytes: int
 
     @classmethod
     def read(cls, folder: Path) -> ExportedComponent:
@@ -47,6 +48,7 @@ class ExportedComponent:
             ports("outputs"),
             data["precisions"],
             data["fp32_places"],
+            data["largest_layer_bytes"],
         )
 
 

@@ -1,28 +1,28 @@
 """Engines for NVIDIA GPUs: plans of TensorRT for RTX and of TensorRT.
 
-Both have one API; what differs is in :data:`FLAVOURS`. Networks are strongly typed: the precision
-of everything is what the exporter wrote. Sources: the Python API references of TensorRT for RTX and
-of TensorRT 11 (docs.nvidia.com/deeplearning/tensorrt-rtx and .../tensorrt).
+Both have one API; what differs is in :mod:`sd35_trt.tensorrt_library`. Networks are strongly
+typed: the precision of everything is what the exporter wrote. Sources: the Python API references of
+TensorRT for RTX and of TensorRT 11 (docs.nvidia.com/deeplearning/tensorrt-rtx and .../tensorrt).
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
 import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.stages import Stage, stage_files
+from sd35_trt.tensorrt_library import FLAVOURS, load_library, make_logger, without_noise
 
 from .builder import (
     MODEL_FILE,
@@ -38,28 +38,6 @@ PLAN_FILE = "engine.plan"
 _FACTS_FILE = "engine.json"
 
 
-@dataclass(frozen=True)
-class Flavour:
-    """What differs between the two libraries.
-
-    Attributes:
-        title: its name in messages.
-        module: what is imported.
-        extra: of this package, that installs it.
-        crosses: whether it compiles for GPUs that are not there, and several in one plan.
-    """
-
-    title: str
-    module: str
-    extra: str
-    crosses: bool
-
-
-FLAVOURS = {
-    "tensorrt-rtx": Flavour("TensorRT for RTX", "tensorrt_rtx", "rtx", crosses=True),
-    "tensorrt": Flavour("TensorRT", "tensorrt", "tensorrt", crosses=False),
-}
-
 # Bytes of weights in a plan may differ from the exported ones by alignment and folded constants.
 _TOLERANCE, _SLACK = 0.03, 1 << 20
 
@@ -68,14 +46,7 @@ _MEMORY_LINE = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> TensorRTBuilder:
     """See :func:`sd35_trt.engines.builder.load_builder`."""
-    flavour = FLAVOURS[name]
-    try:
-        library = importlib.import_module(flavour.module)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise Sd35Error(
-            f"{flavour.title} is not installed ({error})",
-            f"pip install 'sd35-trt[{flavour.extra}]'",
-        ) from error
+    library = load_library(FLAVOURS[name])
     return TensorRTBuilder(name, library, capabilities, options)
 
 
@@ -157,7 +128,14 @@ class TensorRTBuilder:
         """
         trt = self._trt
         progress(0.0, "parsing")
-        log = _logger(trt)
+        log = make_logger(trt)
+        memory: dict[str, int] = {}
+
+        def note(message: str) -> None:
+            if found := _MEMORY_LINE.search(message):
+                memory[found[1]] = int(found[2])
+
+        log.on_message = note
         builder = trt.Builder(log)
         strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         flags = 0 if strongly_typed is None else 1 << int(strongly_typed)
@@ -190,10 +168,10 @@ class TensorRTBuilder:
                 if self._options.refit
                 else "try another --policy, or report this with the command",
             )
-        weight_bytes = log.memory.get("Weights", component.weight_bytes)
+        weight_bytes = memory.get("Weights", component.weight_bytes)
         if self._flavour.crosses:
             weight_bytes = self._read_back(component, out / PLAN_FILE)
-        facts = {"weight_bytes": weight_bytes, "activation_bytes": log.memory.get("Activation")}
+        facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
         (out / _FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
 
     def _check_ports(self, component: ExportedComponent, network: Any) -> None:
@@ -278,14 +256,8 @@ def _parser_errors(parser: Any) -> str:
     """The parser's first errors: operator, node, reason."""
     errors = [parser.get_error(i) for i in range(min(parser.num_errors, 3))]
     return "; ".join(
-        f"{e.node_operator()} {e.node_name()}: {_without_noise(e.desc())}" for e in errors
+        f"{e.node_operator()} {e.node_name()}: {without_noise(e.desc())}" for e in errors
     )
-
-
-def _without_noise(message: str) -> str:
-    """A message without the lines that complain about the GPU that is not there."""
-    lines = (line.strip() for line in message.splitlines())
-    return " ".join(line for line in lines if line and "cudaError" not in line)
 
 
 def _attentions(trt: Any, network: Any) -> list[Any]:
@@ -298,28 +270,6 @@ def _attentions(trt: Any, network: Any) -> list[Any]:
 
 
 # The library's interfaces are subclassed in functions because it is imported at run time.
-
-
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """Keeps errors, and the bytes of memory that the builder reports."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.memory: dict[str, int] = {}
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                if reason := _without_noise(message):
-                    self.errors.append(reason)
-            elif found := _MEMORY_LINE.search(message):
-                self.memory[found[1]] = int(found[2])
-
-        def reasons(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors)) or "it gives no reason"
-
-    return Log()
 
 
 def _stream_writer(trt: Any, stream: BinaryIO) -> Any:

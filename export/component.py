@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -93,6 +94,16 @@ def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
         if COMPONENTS[component].owns(name)
         and next(module.parameters(recurse=False), None) is not None
     }
+
+
+def stored_bytes(layer: nn.Module) -> int:
+    """Bytes of a layer's own parameters as the weight streamer writes them."""
+    types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
+    total = 0
+    for name, parameter in layer.named_parameters(recurse=False):
+        half = types.get(name) == ir.DataType.INT4
+        total += parameter.numel() * parameter.element_size() // (2 if half else 1)
+    return total
 
 
 def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
@@ -247,6 +258,7 @@ def export_component(
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
         places = apply_policy(part, name, policy, scales)
+        largest = max(map(stored_bytes, component_layers(part, name).values()))
         module = MODULES[name](part, options).eval()
         model, ports = module.trace()
     progress(0.5, "writing weights")
@@ -261,6 +273,7 @@ def export_component(
     description = {
         "name": name,
         "weight_bytes": total,
+        "largest_layer_bytes": largest,
         "inputs": [asdict(port) for port in ports if port.name in module.inputs],
         "outputs": [asdict(port) for port in ports if port.name in module.outputs],
         "precisions": precisions,

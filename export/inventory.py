@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
 import torch
-from torch import nn
 
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policy import Policy
 
-from .component import apply_policy, build_part, component_layers, fake_tensors
+from .component import (
+    apply_policy,
+    build_part,
+    component_layers,
+    fake_tensors,
+    stored_bytes,
+)
 from .layers import Linear
 from .single_file import AnyCheckpoint
 
@@ -36,16 +40,6 @@ class LayerEntry:
     rule: str
     reason: str
     bytes: int
-
-
-def stored_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's own parameters as the weight streamer writes them."""
-    types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
-    total = 0
-    for name, parameter in layer.named_parameters(recurse=False):
-        half = types.get(name) == ir.DataType.INT4
-        total += parameter.numel() * parameter.element_size() // (2 if half else 1)
-    return total
 
 
 def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:

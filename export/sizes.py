@@ -26,9 +26,9 @@ from .component import (
     build_part,
     component_layers,
     fake_tensors,
+    stored_bytes,
 )
 from .denoiser import Denoiser
-from .inventory import stored_bytes
 from .modules import Ports
 from .single_file import AnyCheckpoint
 from .structure import Structure

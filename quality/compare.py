@@ -22,8 +22,9 @@ from sd35_trt.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.mini.scenes import Example
+from sd35_trt.runtime.device import open_device
 from sd35_trt.runtime.request import make_request
-from sd35_trt.runtime.session import check_engines
+from sd35_trt.runtime.session import device_of
 from sd35_trt.staging import staging
 
 from .draw import Candidate, Plan, Reference, draw_candidate, draw_reference
@@ -89,7 +90,7 @@ def verify(
     """
     start = time.perf_counter()
     candidate = Bundle.open(options.bundle, verify=True)
-    check_engines(candidate)
+    open_device(device_of(candidate)).close()  # before a reference is built in vain
     prompts, examples, origin = _prompts(options, candidate)
     options.thresholds.check(examples is not None)
     _check_request(options, candidate)

@@ -12,7 +12,8 @@ import numpy as np
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.runtime import Pipeline, Step
-from sd35_trt.runtime.session import Session, open_session
+from sd35_trt.runtime.device import Buffer, Device
+from sd35_trt.runtime.session import Session, SessionOptions, open_session
 
 from .linears import Feed
 from .metrics import relative_errors
@@ -90,22 +91,31 @@ class Candidate:
 
 
 class _Watched:
-    """A session with a function before and after each run."""
+    """A session with a function before and after each run, which see arrays on the host."""
+
+    recordable = False
 
     def __init__(
         self,
         session: Session,
+        device: Device,
         before: Callable[[Feed], Feed] = lambda inputs: inputs,
         after: Callable[[Feed, Feed], None] = lambda inputs, outputs: None,
     ) -> None:
         self._session = session
+        self._device = device
         self._before = before
         self._after = after
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        inputs = self._before(inputs)
-        self._session.run(inputs, outputs)
-        self._after(inputs, outputs)
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        seen = self._download(inputs)
+        given = self._before(seen)
+        changed = {k: self._device.upload(v) for k, v in given.items() if v is not seen[k]}
+        self._session.run({**inputs, **changed}, outputs)
+        self._after(given, self._download(outputs))
+
+    def _download(self, buffers: Mapping[str, Buffer]) -> Feed:
+        return {name: self._device.download(buffer) for name, buffer in buffers.items()}
 
     def close(self) -> None:
         self._session.close()
@@ -163,7 +173,9 @@ def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Ref
     feeds: dict[str, list[Feed]] = {}
     first: list[Feed] = []
 
-    def watch(bundle: Bundle, component: Component, threads: int | None) -> Session:
+    def watch(
+        bundle: Bundle, component: Component, device: Device, options: SessionOptions
+    ) -> Session:
         def keep(inputs: Feed, outputs: Feed) -> None:
             some = feeds.setdefault(component.name, [])
             if component.name == "vae_decoder":
@@ -177,7 +189,7 @@ def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Ref
                 step = _copy(inputs, "latents", "previous_denoised")
                 first.append(step | _copy(outputs, "denoised"))
 
-        return _Watched(open_session(bundle, component, threads), after=keep)
+        return _Watched(open_session(bundle, component, device, options), device, after=keep)
 
     images = []
     with Pipeline(bundle, open_session=watch) as pipe:
@@ -203,8 +215,10 @@ def draw_candidate(
     forced: list[np.ndarray] = []
     forcing = True
 
-    def watch(bundle: Bundle, component: Component, threads: int | None) -> Session:
-        session = open_session(bundle, component, threads)
+    def watch(
+        bundle: Bundle, component: Component, device: Device, options: SessionOptions
+    ) -> Session:
+        session = open_session(bundle, component, device, options)
         if component.name != "denoiser":
             return session
 
@@ -221,7 +235,7 @@ def draw_candidate(
                 mine, theirs = (step["latents"] - x["denoised"] for x in (outputs, step))
                 forced.append(relative_errors(mine, theirs, (1, 2, 3)))
 
-        return _Watched(session, before, after)
+        return _Watched(session, device, before, after)
 
     images, free = [], []
     first = next(plan.batches())

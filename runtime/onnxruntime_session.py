@@ -1,14 +1,20 @@
-"""Sessions on ONNX Runtime's CPU provider."""
+"""Sessions on ONNX Runtime: its CPU provider, and its CUDA provider on our stream.
+
+Source: onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html for the options.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from sd35_trt.bundle import Bundle, Component
-from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
+
+from .device import Buffer, Device
+from .session import SessionOptions
 
 
 def session_options(threads: int | None = None, fp8: bool = False) -> ort.SessionOptions:
@@ -28,41 +34,91 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
     return options
 
 
-class OnnxRuntimeSession:
-    """Runs one ONNX component with inputs and outputs bound to the caller's arrays."""
+def _providers(device: Device) -> list[Any]:
+    if device.kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise Sd35Error(
+            f"this onnxruntime {ort.__version__} has no CUDA provider",
+            "pip uninstall onnxruntime, then: pip install onnxruntime-gpu",
+        )
+    cuda = {
+        "device_id": str(device.index),
+        "user_compute_stream": str(device.stream),
+        # Growing by powers of two would take twice the weights of a large component.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
-    def __init__(self, path: str, name: str, options: ort.SessionOptions) -> None:
+
+class OnnxRuntimeSession:
+    """Runs one ONNX component with inputs and outputs bound to the caller's buffers."""
+
+    # Operators on shapes run on the host in each run, and ONNX Runtime may copy their results
+    # from memory that it frees afterwards: nothing that a graph may hold on to.
+    recordable = False
+
+    def __init__(self, path: str, name: str, device: Device, options: ort.SessionOptions) -> None:
         self._name = name
+        self._device = device
+        self._run_options = ort.RunOptions()
+        if device.kind != "cpu":
+            # The caller's queue orders the work; nobody waits here.
+            entry = "disable_synchronize_execution_providers"
+            self._run_options.add_run_config_entry(entry, "1")
+        providers = _providers(device)
         try:
-            self._session = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(path, options, providers)
         except Exception as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"{device.name} has no room for {name}", "load with a vram_budget"
+                ) from error
             raise BundleError(
                 f"{path} cannot be loaded by onnxruntime {ort.__version__}: {error}",
                 "build the bundle again with: sd35-trt build",
             ) from error
+        wanted = "CPUExecutionProvider" if device.kind == "cpu" else "CUDAExecutionProvider"
+        if self._session.get_providers()[0] != wanted:
+            raise Sd35Error(
+                f"onnxruntime {ort.__version__} cannot start its CUDA provider",
+                "install the CUDA and cuDNN libraries that it was built for",
+            )
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """See :class:`sd35_trt.runtime.session.Session`."""
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name, array in outputs.items():
-            assert array.flags.c_contiguous, name
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        where = self._device.kind, self._device.index
+        for name, buffer in inputs.items():
+            address = self._device.pointer(buffer)
+            binding.bind_input(name, *where, buffer.dtype, buffer.shape, address)
+        for name, buffer in outputs.items():
+            address = self._device.pointer(buffer)
+            binding.bind_output(name, *where, buffer.dtype, buffer.shape, address)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise Sd35Error(
+            kind = OutOfMemory if _is_out_of_memory(error) else Sd35Error
+            raise kind(
                 f"{self._name} failed in onnxruntime: {error}", "try a smaller size or batch"
             ) from error
 
     def close(self) -> None:
         """Release the engine's memory."""
+        self._device.synchronize()
         del self._session
 
 
-def open_session(bundle: Bundle, component: Component, threads: int | None) -> OnnxRuntimeSession:
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "failed to allocate memory" in text or "out of memory" in text
+
+
+def open_session(
+    bundle: Bundle, component: Component, device: Device, options: SessionOptions
+) -> OnnxRuntimeSession:
     """Load a component of a bundle; see :func:`sd35_trt.runtime.session.open_session`."""
     path = bundle.path(component.files[0].path)
     fp8 = bool(component.precisions.get("fp8"))
-    return OnnxRuntimeSession(str(path), component.name, session_options(threads, fp8))
+    settings = session_options(options.threads, fp8)
+    return OnnxRuntimeSession(str(path), component.name, device, settings)

@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from types import TracebackType
 from typing import Any
 
@@ -17,13 +17,17 @@ from PIL import Image
 
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
+from sd35_trt.units import parse_bytes
 
+from .denoise import DenoiseLoop, Schedule
+from .device import Buffer, open_device
 from .guard import Band, Guard
 from .job import Job, Result, Step
 from .noise import randn
 from .request import Request, join, make_request
+from .resident import EngineSet, MemoryReport, OpenSession
 from .schedule import SAMPLERS, make_sigmas
-from .session import Session, check_engines, open_session
+from .session import device_of, open_session
 from .text import PromptTokenizer
 from .timing import Clock, now_ns
 
@@ -33,6 +37,9 @@ logger = logging.getLogger("sd35_trt")
 _MODULATION_CHUNK = 256 << 20
 
 _PROMPT_CACHE = 256
+
+# What runs after a component, for loading it meanwhile.
+_NEXT = {"clip_l": "clip_g", "clip_g": "t5", "t5": "conditioner", "conditioner": "denoiser"}
 
 # So many anomalous images in a row, and the fallback takes over.
 _PATIENCE = 2
@@ -48,7 +55,8 @@ class _Embeddings:
 
 
 class Pipeline:
-    """Draws from a bundle. Engines load at first use and stay; calls from threads take turns.
+    """Draws from a bundle. Engines load at first use and stay, unless a ``vram_budget`` says
+    otherwise; calls from threads take turns.
 
     After every step each image's latents are checked: they must be finite and, where the bundle
     holds a calibration, their mean and deviation like those seen there. Images that are not are
@@ -62,15 +70,14 @@ class Pipeline:
         self,
         bundle: Bundle,
         threads: int | None = None,
-        open_session: Callable[[Bundle, Component, int | None], Session] = open_session,
+        open_session: OpenSession = open_session,
         fallback: Bundle | None = None,
+        device: str | None = None,
+        vram_budget: int | None = None,
     ) -> None:
         """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._threads = threads
-        self._open_session = open_session
-        self._sessions: dict[str, Session] = {}
         self._prompts: OrderedDict[tuple[str, int], _Embeddings] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -85,7 +92,18 @@ class Pipeline:
         self._fallback: Pipeline | None = None
         if fallback is not None:
             _check_fallback(bundle, fallback)
-            self._fallback = Pipeline(fallback, threads, open_session)
+        self._device = open_device(device_of(bundle, device))
+        try:
+            self._engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
+            self._loop = DenoiseLoop(self._device)
+            self._fit(self.request("", batch=self.manifest.ranges.batch[0]))
+            if fallback is not None:
+                self._fallback = Pipeline(
+                    fallback, threads, open_session, device=device, vram_budget=vram_budget
+                )
+        except BaseException:
+            self._device.close()
+            raise
 
     @classmethod
     def load(
@@ -95,6 +113,8 @@ class Pipeline:
         verify: bool = False,
         threads: int | None = None,
         fallback: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        vram_budget: int | str | None = None,
     ) -> Pipeline:
         """Open a bundle.
 
@@ -105,18 +125,27 @@ class Pipeline:
             fallback: a bundle of the same model, most often in a higher precision. A request
                 with an image that is not finite is drawn again with it at once, and after two
                 anomalous images in a row every request is. Its engines load when it is needed.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; None takes what the bundle was built for.
+                Engines of ``onnxruntime`` run on either.
+            vram_budget: bytes of the device's memory to stay within, or as text: ``"8GiB"``.
+                Engines that have no room beside others are loaded for their stage, or stream
+                their weights. The planner counts weights, and working memory where the bundle
+                knows it; see :meth:`memory`.
 
         Raises:
             BundleError: missing, damaged, foreign, of another format version, with engines that
                 this version cannot run, or a fallback that cannot draw what the bundle draws.
+            OutOfMemory: a budget that is too small; names the smallest that is enough.
+            Sd35Error: there is no such device here.
         """
         bundle = Bundle.open(path, verify=verify)
-        check_engines(bundle)
+        device_of(bundle, device)
         other = None
         if fallback is not None:
             other = Bundle.open(fallback, verify=verify)
-            check_engines(other)
-        return cls(bundle, threads, fallback=other)
+            device_of(other, device)
+        budget = parse_bytes(vram_budget) if isinstance(vram_budget, str) else vram_budget
+        return cls(bundle, threads, fallback=other, device=device, vram_budget=budget)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -132,16 +161,19 @@ class Pipeline:
     def close(self) -> None:
         """Release every engine. The pipeline is not used afterwards."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
+            self._device.activate()
+            self._loop.close()
+            self._engines.close()
             self._prompts.clear()
+            self._device.close()
             if self._fallback is not None:
                 self._fallback.close()
 
     def preload(self) -> None:
-        """Load every engine now, the fallback's excepted.
+        """Load every engine that stays in memory now, the fallback's excepted.
 
         Raises:
             BundleError: a file that an engine refuses.
@@ -149,8 +181,18 @@ class Pipeline:
         """
         with self._lock:
             self._check_open()
-            for component in self.manifest.components:
-                self._session(component.name)
+            self._device.activate()
+            self._engines.open_all()
+
+    def memory(self) -> MemoryReport:
+        """What the engines and their device take; the fallback's not counted.
+
+        Raises:
+            Sd35Error: the pipeline is closed.
+        """
+        self._check_open()
+        self._device.activate()
+        return self._engines.memory()
 
     @property
     def anomalies(self) -> int:
@@ -269,11 +311,12 @@ class Pipeline:
         """
         with self._lock:
             self._check_open()
+            self._device.activate()
             clock = Clock()
             for job in jobs:
                 job.clock = clock
             if self._fallback is not None and self._on_fallback:
-                self._fallback._draw(jobs, clock)
+                self._fall_back_on(self._fallback, jobs, clock)
                 _add_note(jobs, f"drawn with the fallback {self._fallback.bundle.root}")
                 return
             self._draw(jobs, clock)
@@ -298,8 +341,18 @@ class Pipeline:
         if again:
             for job in again:
                 job.outcome = None
-            fallback._draw(again, clock)
+            self._fall_back_on(fallback, again, clock)
             _add_note(again, f"drawn again with the fallback {fallback.bundle.root}")
+
+    def _fall_back_on(self, fallback: Pipeline, jobs: Sequence[Job], clock: Clock) -> None:
+        if self._engines.budget is not None:
+            # It is for one of the two at a time.
+            self._engines.release()
+        fallback._device.activate()
+        fallback._draw(jobs, clock)
+        if self._engines.budget is not None:
+            fallback._engines.release()
+        self._device.activate()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -307,6 +360,7 @@ class Pipeline:
 
     def _draw(self, jobs: Sequence[Job], clock: Clock) -> None:
         request = join([job.request for job in jobs])
+        self._fit(request)
         ends = list(accumulate((len(job.request.seeds) for job in jobs), initial=0))
         parts = [slice(*bounds) for bounds in pairwise(ends)]
         guard = Guard(self._band, request)
@@ -316,6 +370,11 @@ class Pipeline:
             self._anomalies += len(guard.anomalies)
             for anomaly in guard.anomalies.values():
                 logger.warning("%s: %s", self.bundle.root, anomaly)
+
+    def _fit(self, request: Request) -> None:
+        """Make room for a request; see :meth:`EngineSet.fit`."""
+        texts = (2 if self.manifest.guided else 1) * len(request.seeds)
+        self._engines.fit({**request.dims, "samples": texts})
 
     def _draw_parts(
         self, request: Request, parts: Sequence[tuple[Job, slice]], guard: Guard, clock: Clock
@@ -333,7 +392,8 @@ class Pipeline:
         if request.image is not None:
             # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
             sigmas = sigmas[request.first_step :]
-            encoded = self._run("vae_encoder", {"image": request.image}, **request.dims)["latents"]
+            out = self._run("vae_encoder", {"image": request.image}, **request.dims)
+            encoded = self._device.download(out["latents"])
             latents = (sigmas[0] * latents + (1 - sigmas[0]) * encoded).astype(np.float32)
             clock.lap("encode")
 
@@ -346,12 +406,17 @@ class Pipeline:
                     job.after_step(replace(step, latents=step.latents[part]))
             return any(job.outcome is None for job, _ in parts)
 
-        latents = self._denoise(request, sigmas, latents, embeddings, after_step, clock)
+        watched = any(job.callback is not None for job, _ in parts)
+        last, latents = self._denoise(
+            request, sigmas, latents, embeddings, after_step, watched, clock
+        )
         for job, part in parts:
             job.anomalies += guard.within(part)
         if all(job.outcome is not None for job, _ in parts):
             return
-        images = self._run("vae_decoder", {"latents": latents}, **request.dims)["image"]
+        images = self._device.download(
+            self._run("vae_decoder", {"latents": last}, **request.dims)["image"]
+        )
         clock.lap("decode")
         for job, part in parts:
             if job.outcome is None:
@@ -397,47 +462,27 @@ class Pipeline:
         latents: np.ndarray,
         embeddings: Sequence[_Embeddings],
         after_step: Callable[[Step], bool],
+        watched: bool,
         clock: Clock,
-    ) -> np.ndarray:
+    ) -> tuple[Buffer, np.ndarray]:
         """Latents after the last step, or after that for which ``after_step`` returned False."""
-        count = len(request.seeds)
-        coefficients = SAMPLERS[request.sampler](sigmas)
+        guidance = np.array(request.guidance, np.float32) if self.manifest.guided else None
+        coefficients = SAMPLERS[request.sampler](sigmas).astype(np.float32)
+        schedule = Schedule(sigmas.astype(np.float32), coefficients, guidance)
         pooled = np.stack([e.pooled for e in embeddings])
         hidden = np.stack([e.hidden for e in embeddings])
-        # Two buffers of each, used in turn: what a step reads, the next one overwrites.
-        current, following = latents, np.empty_like(latents)
-        previous, denoised = np.zeros_like(latents), np.empty_like(latents)
-        guidance = np.array(request.guidance, np.float32)
-        denoiser = self._session("denoiser")
         conditioning = self._condition(hidden, pooled, sigmas[:-1])
-        for i in range(len(coefficients)):
-            context, modulation = next(conditioning)
-            clock.lap("conditioning")
-            inputs = {
-                "latents": current,
-                "sigma": np.full(count, sigmas[i], np.float32),
-                "coefficients": np.tile(coefficients[i].astype(np.float32), (count, 1)),
-                "previous_denoised": previous,
-                "context": context[-count:],
-                "modulation": modulation[-count:],
-            }
-            if self.manifest.guided:
-                inputs |= {
-                    "uncond_context": context[:count],
-                    "uncond_modulation": modulation[:count],
-                    "guidance": guidance,
-                }
-            denoiser.run(inputs, {"next_latents": following, "denoised": denoised})
-            current, following = following, current
-            previous, denoised = denoised, previous
-            clock.lap("denoise")
-            if not after_step(Step(i, len(coefficients), float(sigmas[i + 1]), current)):
-                break
-        return current
+        first = next(conditioning)
+        # The conditioner may be closed for it.
+        denoiser = self._engines.use("denoiser")
+        self._engines.load_ahead("vae_decoder", "denoiser")
+        return self._loop.run(
+            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock
+        )
 
     def _condition(
         self, hidden: np.ndarray, pooled: np.ndarray, sigmas: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[Buffer, Buffer]]:
         """Context and modulation of each step; several steps are computed at a time."""
         timesteps = (sigmas * self.manifest.scheduler["num_train_timesteps"]).astype(np.float32)
         port = self._component("conditioner").output("modulation")
@@ -446,17 +491,30 @@ class Pipeline:
         step_bytes = int(np.prod(one_step)) * np.dtype(port.dtype).itemsize
         _, most = self._component("conditioner").bounds.get("steps", (1, len(timesteps)))
         chunk = max(1, min(most, _MODULATION_CHUNK // step_bytes))
-        for first in range(0, len(timesteps), chunk):
+        inputs = {
+            "prompt_embeds": self._device.upload(hidden),
+            "pooled": self._device.upload(pooled),
+        }
+
+        def compute(first: int) -> dict[str, Buffer]:
             some = timesteps[first : first + chunk]
-            out = self._run(
-                "conditioner",
-                {"prompt_embeds": hidden, "pooled": pooled, "timesteps": some},
-                samples=samples,
-                tokens=tokens,
-                steps=len(some),
-            )
-            for modulation in out["modulation"]:
-                yield out["context"], modulation
+            feed = {**inputs, "timesteps": some}
+            return self._run("conditioner", feed, samples=samples, tokens=tokens, steps=len(some))
+
+        starts = range(0, len(timesteps), chunk)
+        if len(starts) == 1 or self._engines.keeps("conditioner", "denoiser"):
+            for first in starts:
+                out = compute(first)
+                for i in range(len(out["modulation"])):
+                    yield out["context"], out["modulation"][i]
+            return
+        # One of the two has to make room for the other: what the steps need waits on the host.
+        chunks = []
+        for first in starts:
+            out = compute(first)
+            chunks.append(self._device.download(out["modulation"]))
+        for modulation in chain.from_iterable(chunks):
+            yield out["context"], self._device.upload(modulation)
 
     def _encode(self, texts: Sequence[str], t5_tokens: int) -> list[_Embeddings]:
         """Text features of each text; those not seen before are computed in one batch."""
@@ -488,7 +546,8 @@ class Pipeline:
                 continue
             length = t5_tokens if name == "t5" else clip_tokens
             ids, counts = self._tokenizers[name](texts, length)
-            out = self._run(name, {"input_ids": ids}, batch=len(texts), tokens=length)
+            found = self._run(name, {"input_ids": ids}, batch=len(texts), tokens=length)
+            out = {key: self._device.download(buffer) for key, buffer in found.items()}
             if name == "t5":
                 hidden[:, clip_tokens:] = out["hidden"]
             else:
@@ -513,17 +572,21 @@ class Pipeline:
             raise BundleError(f"{self.bundle.root} has no {name}", "build it again")
         return component
 
-    def _session(self, name: str) -> Session:
-        if name not in self._sessions:
-            component = self._component(name)
-            self._sessions[name] = self._open_session(self.bundle, component, self._threads)
-        return self._sessions[name]
-
-    def _run(self, name: str, inputs: dict[str, np.ndarray], **dims: int) -> dict[str, np.ndarray]:
-        """Run a component into new arrays."""
+    def _run(
+        self, name: str, inputs: Mapping[str, np.ndarray | Buffer], **dims: int
+    ) -> dict[str, Buffer]:
+        """Run a component into new buffers, on arrays or buffers."""
+        session = self._engines.use(name)
+        device = self._device
+        feed: dict[str, Buffer] = {
+            key: device.upload(value) if isinstance(value, np.ndarray) else value
+            for key, value in inputs.items()
+        }
         ports = self._component(name).outputs
-        outputs = {port.name: np.empty(port.resolve(**dims), port.dtype) for port in ports}
-        self._session(name).run(inputs, outputs)
+        outputs = {port.name: device.empty(port.resolve(**dims), port.dtype) for port in ports}
+        if name in _NEXT:
+            self._engines.load_ahead(_NEXT[name], name)
+        session.run(feed, outputs)
         return outputs
 
 

@@ -4,35 +4,80 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, Sd35Error
 
+from .device import Buffer, Device
+
 
 class Session(Protocol):
-    """An engine ready to run on buffers that it does not own."""
+    """An engine ready to run on buffers that it does not own.
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Compute all outputs into the given C-contiguous arrays.
+    Attributes:
+        recordable: whether :meth:`run` only queues work of fixed shapes and addresses, so that
+            :meth:`Device.capture` can record it.
+    """
+
+    recordable: bool
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Compute all outputs into the given buffers, in the order of the device's queue.
 
         Args:
-            inputs: an array for every input port, with the port's dtype and a shape in range.
-            outputs: an array for every output port; overwritten.
+            inputs: a buffer for every input port, with the port's dtype and a shape in range.
+            outputs: a buffer for every output port; overwritten.
 
         Raises:
             Sd35Error: the engine refused or ran out of memory.
         """
 
     def close(self) -> None:
-        """Release the engine's memory; the session is not used afterwards."""
+        """Release the engine's memory, when its work is done; the session is not used again."""
 
 
-#: Engine kind → module with ``open_session(bundle, component, threads)``, its package, its extra.
+@dataclass(frozen=True)
+class SessionOptions:
+    """How an engine is opened.
+
+    Attributes:
+        threads: CPU threads of the engine; None takes all cores.
+        held_bytes: of its weights on the device, the others being streamed in each run; None
+            holds all.
+    """
+
+    threads: int | None = None
+    held_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Where sessions of an engine kind come from.
+
+    Attributes:
+        module: has ``open_session(bundle, component, device, options)``.
+        package: what it imports.
+        extra: of this package, that installs it.
+        devices: kinds of device that it runs on, the usual one first.
+        streams: whether weights may be streamed.
+    """
+
+    module: str
+    package: str
+    extra: str
+    devices: tuple[str, ...]
+    streams: bool = False
+
+
+_TENSORRT = "sd35_trt.runtime.tensorrt_session"
 _KINDS = {
-    "onnxruntime": ("sd35_trt.runtime.onnxruntime_session", "onnxruntime", "onnxruntime"),
+    "onnxruntime": _Kind(
+        "sd35_trt.runtime.onnxruntime_session", "onnxruntime", "onnxruntime", ("cpu", "cuda")
+    ),
+    "tensorrt-rtx": _Kind(_TENSORRT, "tensorrt_rtx", "rtx", ("cuda",), streams=True),
+    "tensorrt": _Kind(_TENSORRT, "tensorrt", "tensorrt", ("cuda",), streams=True),
 }
 
 
@@ -52,7 +97,41 @@ def check_engines(bundle: Bundle) -> None:
             )
 
 
-def open_session(bundle: Bundle, component: Component, threads: int | None) -> Session:
+def device_of(bundle: Bundle, asked: str | None = None) -> str:
+    """Name of the device that a bundle's engines run on.
+
+    Args:
+        asked: what the caller wants; None takes the usual one.
+
+    Raises:
+        BundleError: the engines do not run there.
+    """
+    check_engines(bundle)
+    manifest = bundle.manifest
+    kinds = _KINDS[manifest.builder].devices
+    name = kinds[0] if asked is None else asked
+    if name.partition(":")[0] not in kinds:
+        raise BundleError(
+            f"{bundle.root} is built for {manifest.target} by {manifest.builder}, whose engines "
+            f"do not run on {name}",
+            f"use {' or '.join(kinds)}, or build with: sd35-trt build --gpu "
+            f"{'cpu' if name == 'cpu' else 'auto'}",
+        )
+    return name
+
+
+def can_stream(bundle: Bundle, component: Component) -> bool:
+    """Whether a component's weights may stay in the host's memory while it runs."""
+    streams = bundle.manifest.engine_options.get("weight_streaming", False)
+    return bool(streams) and _KINDS[component.engine].streams
+
+
+def open_session(
+    bundle: Bundle,
+    component: Component,
+    device: Device,
+    options: SessionOptions = SessionOptions(),
+) -> Session:
     """Load one component's engine.
 
     Raises:
@@ -60,12 +139,13 @@ def open_session(bundle: Bundle, component: Component, threads: int | None) -> S
         Sd35Error: the backend's package is not installed.
     """
     check_engines(bundle)
-    module, package, extra = _KINDS[component.engine]
+    kind = _KINDS[component.engine]
     try:
-        importlib.import_module(package)
-    except ImportError as error:
+        importlib.import_module(kind.package)
+    except (ImportError, OSError, RuntimeError) as error:
         raise Sd35Error(
-            f"{package} is not installed ({error})", f"pip install 'sd35-trt[{extra}]'"
+            f"{kind.package} is not installed ({error})", f"pip install 'sd35-trt[{kind.extra}]'"
         ) from error
-    session: Session = importlib.import_module(module).open_session(bundle, component, threads)
+    module = importlib.import_module(kind.module)
+    session: Session = module.open_session(bundle, component, device, options)
     return session

@@ -75,6 +75,7 @@ class Component:
             range guard computes in FP32 although the policy says half.
         activation_bytes: working memory at the largest shapes, where the builder reports it.
         bounds: smallest and largest value of each dynamic dimension of the inputs.
+        largest_layer_bytes: weights of its largest layer; None in bundles of older versions.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Component:
     fp32_places: dict[str, float]
     activation_bytes: int | None = None
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    largest_layer_bytes: int | None = None
 
     def input(self, name: str) -> Port:
         return next(port for port in self.inputs if port.name == name)

@@ -19,6 +19,7 @@ import click
 
 from . import __version__
 from .errors import Sd35Error, UsageError
+from .units import parse_bytes
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -90,12 +91,10 @@ class _Bytes(click.ParamType):
     name = "BYTES"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?)?B?", str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a number of bytes such as 5.5GB", param, ctx)
-        unit = match[2] or ""
-        base = 1024 if unit.endswith("i") else 1000
-        return round(float(match[1]) * base ** " kMG".index(unit[:1] or " "))
+        try:
+            return parse_bytes(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 _bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -107,6 +106,13 @@ _model_option = click.option(
     metavar="mini|DIR|FILE|HUB_ID",
     help="The packaged mini, a diffusers model directory, a .safetensors file in SD3.5's original "
     "layout (ComfyUI's fp8_scaled too), or a hub id.",
+)
+
+_device_option = click.option(
+    "--device",
+    default=None,
+    metavar="cpu|cuda|cuda:N",
+    help="Where to run. Default: what the bundle was built for; onnxruntime's engines run on both.",
 )
 
 _tokenizers_option = click.option(
@@ -430,15 +436,25 @@ def calibrate(as_json: bool, sensitivity: bool, budget: int | None, **arguments:
     metavar="FILE",
     help="PNG to write; with a batch, the seed is added to the name.",
 )
+@_device_option
+@click.option(
+    "--vram-budget",
+    type=_Bytes(),
+    default=None,
+    help="Memory of the device to stay within, e.g. 8GiB: engines then load for their stage, or "
+    "stream their weights. Default: all engines stay.",
+)
 @click.option("--verify", is_flag=True, help="Check the hashes of the large files first.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print files, parameters and timings as JSON."
+    "--json", "as_json", is_flag=True, help="Print files, parameters, timings and memory as JSON."
 )
 def generate(
     bundle: Path,
     prompt: str,
     image: Path | None,
     out: Path,
+    device: str | None,
+    vram_budget: int | None,
     verify: bool,
     as_json: bool,
     **arguments: Any,
@@ -459,8 +475,10 @@ def generate(
 
     check_output(out)
     picture = None if image is None else load_picture(image)
-    with Pipeline.load(bundle, verify=verify) as pipe, StepBar(quiet=as_json) as on_step:
+    opened = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
+    with opened as pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
+        memory = dataclasses.asdict(pipe.memory())
     files = []
     for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
         path = out if len(result.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
@@ -472,6 +490,7 @@ def generate(
             "parameters": result.parameters,
             "seconds": {k: round(v, 4) for k, v in result.timings.items()},
             "notes": result.notes,
+            "memory": memory,
         }
         click.echo(json.dumps(data))
         return

@@ -35,6 +35,10 @@ class BundleError(Sd35Error):
     """A bundle that is missing, damaged, foreign, or made for something else."""
 
 
+class OutOfMemory(Sd35Error):
+    """A device, or a budget, has no room for what was asked."""
+
+
 class Cancelled(Sd35Error):
     """The caller, or a step callback, asked to stop."""
 

@@ -15,7 +15,17 @@ from .dimensions import MAX_STEPS_AT_ONCE
 from .errors import Sd35Error, UsageError
 from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
-from .residency import LOADED, RESIDENT, STREAMED, Engine, Residency, plan_residency
+from .residency import (
+    CUDA_CONTEXT,
+    LOADED,
+    RESIDENT,
+    STAGES,
+    STREAM_BUFFERS,
+    STREAMED,
+    Engine,
+    Residency,
+    plan_residency,
+)
 from .targets import Target, find_target
 from .units import format_bytes, format_memory
 from .variants import Variant, recognise
@@ -24,9 +34,6 @@ if TYPE_CHECKING:
     from .export.single_file import AnyCheckpoint
     from .export.sizes import Sizes
     from .export.structure import Structure
-
-#: What a process takes before its first engine: the CUDA context, the libraries' code and handles.
-CUDA_CONTEXT = 400_000_000
 
 #: Working memory of every TensorRT engine beside its tensors: what TensorRT for RTX 1.7 reports for
 #: mini's engines is this and the sum of live tensors, within 15 % (less for T5, whose attention it
@@ -38,18 +45,6 @@ DISK_BANDWIDTH = 2e9
 
 #: Share of the bus's peak that copies from pinned memory reach.
 BUS_EFFICIENCY = 0.8
-
-#: Stages of a picture in their order → their components.
-STAGES = {
-    "text": ("clip_l", "clip_g", "t5"),
-    "image to image": ("vae_encoder",),
-    "conditioning": ("conditioner",),
-    "denoising": ("denoiser",),
-    "decoding": ("vae_decoder",),
-}
-
-# TensorRT streams through two buffers: a layer computes from one while the next fills the other.
-_STREAM_BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -266,7 +261,7 @@ def _residency(
             sizes[name].weights,
             _working_bytes(sizes[name], target),
             steps if name == "denoiser" else 1,
-            min(_STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
+            min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
             if _streams(target)
             else None,
         )

@@ -9,6 +9,21 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Stages of a picture in their order → their components.
+STAGES = {
+    "text": ("clip_l", "clip_g", "t5"),
+    "image to image": ("vae_encoder",),
+    "conditioning": ("conditioner",),
+    "denoising": ("denoiser",),
+    "decoding": ("vae_decoder",),
+}
+
+#: What a process takes before its first engine: the CUDA context, the libraries' code and handles.
+CUDA_CONTEXT = 400_000_000
+
+#: TensorRT streams through two buffers: a layer computes from one while the next fills the other.
+STREAM_BUFFERS = 2
+
 #: How an engine's weights are held.
 RESIDENT, LOADED, STREAMED = "resident", "loaded", "streamed"
 

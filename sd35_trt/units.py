@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
+from .errors import UsageError
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?)?B?", text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a number of bytes such as 5.5GB")
+    unit = match[2] or ""
+    base = 1024 if unit.endswith("i") else 1000
+    return round(float(match[1]) * base ** " kMG".index(unit[:1] or " "))
+
 
 def format_bytes(count: float) -> str:
     """Decimal units, three digits: ``23.6 MB``."""

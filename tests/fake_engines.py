@@ -12,6 +12,8 @@ import numpy as np
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import Sd35Error
 from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime.device import Device
+from sd35_trt.runtime.session import SessionOptions
 
 #: Nothing that a test waits for takes longer, unless it never comes.
 PATIENCE = 20.0
@@ -46,7 +48,9 @@ class FakeEngines:
         other = None if fallback is None else Bundle.open(fallback)
         return Pipeline(Bundle.open(root), open_session=self.open, fallback=other)
 
-    def open(self, bundle: Bundle, component: Component, threads: int | None) -> _Fake:
+    def open(
+        self, bundle: Bundle, component: Component, device: Device, options: SessionOptions
+    ) -> _Fake:
         self.opened.append(component.name)
         return _Fake(self, component.name)
 
@@ -79,6 +83,8 @@ class FakeEngines:
 
 
 class _Fake:
+    recordable = False
+
     def __init__(self, engines: FakeEngines, name: str) -> None:
         self._engines, self._name = engines, name
 

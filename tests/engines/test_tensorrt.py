@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import one_error_line, relative_error
+from fake_gpu import install_fake
 from onnx import helper
 
 from sd35_trt.build import BuildOptions, build
@@ -24,7 +25,7 @@ from sd35_trt.bundle import MANIFEST, Bundle, Component, Ranges
 from sd35_trt.cache import StageCache
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, dimension_bounds
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent, load_builder
-from sd35_trt.engines.tensorrt_builder import FLAVOURS, PLAN_FILE
+from sd35_trt.engines.tensorrt_builder import PLAN_FILE
 from sd35_trt.engines.tensorrt_plan import read_header
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
 from sd35_trt.export.checkpoint import Checkpoint
@@ -33,8 +34,11 @@ from sd35_trt.export.inventory import inventory
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.policy import Policy, Rule, load_policy
 from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime.device import Device
 from sd35_trt.runtime.onnxruntime_session import OnnxRuntimeSession, session_options
+from sd35_trt.runtime.session import SessionOptions
 from sd35_trt.stages import Stage, run_stage
+from sd35_trt.tensorrt_library import FLAVOURS
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
@@ -75,6 +79,7 @@ def _write_component(
         "outputs": [{**port, "name": "y"}],
         "precisions": {},
         "fp32_places": {},
+        "largest_layer_bytes": max((a.nbytes for a in weights.values()), default=0),
     }
 
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
@@ -178,9 +183,11 @@ def test_the_graph_behind_the_plan_computes_what_fp32_does(
                     tuple({k: v.copy() for k, v in arrays.items()} for arrays in (inputs, outputs))
                 )
 
-    def watch(bundle: Bundle, component: Component, threads: int | None) -> Watched:
+    def watch(
+        bundle: Bundle, component: Component, device: Device, options: SessionOptions
+    ) -> Watched:
         path = bundle.path(component.files[0].path)
-        return Watched(str(path), component.name, session_options(threads))
+        return Watched(str(path), component.name, device, session_options(options.threads))
 
     with Pipeline(Bundle.open(mini_bundle), open_session=watch) as pipe:
         pipe.generate(["a large red star", "a blue square"], seed=1, steps=4, guidance=1.0)
@@ -320,15 +327,22 @@ def test_a_killed_build_leaves_no_plan(ada_bundle: Path, stage_cache: Path, tmp_
     assert [read_header(path).compute_capabilities for path in done] == [("8.9",)]
 
 
-def test_the_runtime_says_what_the_bundle_is_for(run, ada_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(BundleError, match="is built for ada by tensorrt-rtx"):
+def test_without_a_gpu_the_runtime_says_so(
+    run,  # type: ignore[no-untyped-def]
+    ada_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_fake(monkeypatch, devices=-1, driver=0)
+    with pytest.raises(Sd35Error, match="this machine has no NVIDIA driver"):
         Pipeline.load(ada_bundle)
+    with pytest.raises(BundleError, match=r"built for ada by tensorrt-rtx, whose engines do not"):
+        Pipeline.load(ada_bundle, device="cpu")
     status, out, err = run("generate", ada_bundle, "a star")
     assert (status, out) == (1, "")
     assert "build --gpu cpu" in one_error_line(err)
     status, out, err = run("verify", ada_bundle, "--against", "half")
     assert (status, out) == (1, "")
-    assert f"{ada_bundle} is built for ada" in one_error_line(err), "and no reference was built"
+    assert "no NVIDIA driver" in one_error_line(err), "and no reference was built"
     status, out, _ = run("inspect", ada_bundle)
     assert status == 0
     assert "ada (sm89), by tensorrt-rtx" in out
@@ -357,7 +371,7 @@ def test_a_gpu_that_the_library_does_not_compile_for() -> None:
 
 @pytest.mark.parametrize("name", FLAVOURS)
 def test_every_name_of_the_api_is_there(name: str) -> None:
-    """What the builder calls, in the library that is installed."""
+    """What the builder and the session call, in the library that is installed."""
     flavour = FLAVOURS[name]
     library = pytest.importorskip(flavour.module, reason=f"{flavour.title} is not installed")
     names = {
@@ -376,7 +390,21 @@ def test_every_name_of_the_api_is_there(name: str) -> None:
         "IProgressMonitor": "phase_start phase_finish step_complete",
         "IStreamWriter": "write",
         "ILogger": "log ERROR",
+        "Runtime": "deserialize_cuda_engine",
+        "ICudaEngine": "create_execution_context streamable_weights_size "
+        "weight_streaming_budget_v2 weight_streaming_scratch_memory_size",
+        "ExecutionContextAllocationStrategy": "USER_MANAGED",
+        "IExecutionContext": "set_input_shape set_tensor_address execute_async_v3 "
+        "update_device_memory_size_for_shapes set_device_memory",
     }
+    if flavour.compiles_late:
+        names |= {
+            "ICudaEngine": names["ICudaEngine"] + " create_runtime_config",
+            "IRuntimeConfig": "set_execution_context_allocation_strategy cuda_graph_strategy "
+            "create_runtime_cache set_runtime_cache",
+            "IRuntimeCache": "serialize deserialize",
+            "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE",
+        }
     for kind, members in names.items():
         for member in members.split():
             assert hasattr(getattr(library, kind), member), f"{kind}.{member}"

@@ -12,6 +12,7 @@ from diffusers import SD3Transformer2DModel
 
 from sd35_trt.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
+from sd35_trt.runtime.device import CpuDevice
 from sd35_trt.runtime.session import open_session
 
 
@@ -24,7 +25,7 @@ def run(bundle: Bundle, name: str, inputs: dict[str, np.ndarray], **dims: int) -
     component = bundle.manifest.component(name)
     assert component is not None
     outputs = {p.name: np.empty(p.resolve(**dims), p.dtype) for p in component.outputs}
-    session = open_session(bundle, component, threads=None)
+    session = open_session(bundle, component, CpuDevice())
     session.run(inputs, outputs)
     session.close()
     return outputs

@@ -177,10 +177,10 @@ def test_an_onnx_file_that_points_outside_is_refused(bundle: Path) -> None:
 def test_an_engine_kind_that_this_version_does_not_have(bundle: Path) -> None:
     def change(data: dict[str, Any]) -> None:
         for component in data["components"]:
-            component["engine"] = "tensorrt-rtx"
+            component["engine"] = "openvino"
 
     edit(bundle, change)
-    with pytest.raises(BundleError, match="runs no tensorrt-rtx engines, but onnxruntime"):
+    with pytest.raises(BundleError, match="runs no openvino engines, but onnxruntime"):
         Pipeline.load(bundle)
 
 

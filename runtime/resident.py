@@ -1,0 +1,272 @@
+"""A bundle's engines in device memory: which stay, which come and go, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+
+from sd35_trt.bundle import Bundle, Component
+from sd35_trt.errors import BundleError, OutOfMemory
+from sd35_trt.residency import (
+    CUDA_CONTEXT,
+    RESIDENT,
+    STAGES,
+    STREAM_BUFFERS,
+    STREAMED,
+    Engine,
+    Residency,
+    plan_residency,
+)
+from sd35_trt.units import format_memory
+
+from .device import Device, DeviceMemory
+from .session import Session, SessionOptions, can_stream
+
+OpenSession = Callable[[Bundle, Component, Device, SessionOptions], Session]
+
+# Dimensions that every tensor of a component grows with, texts and steps excepted.
+_SCALING = ("batch", "samples", "height", "width", "image_height", "image_width")
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """One engine.
+
+    Attributes:
+        kind: ``resident``, ``loaded`` or ``streamed``; see :mod:`sd35_trt.residency`.
+        open: whether it is in memory now.
+        weight_bytes: of its weights, in memory while it is open.
+    """
+
+    kind: str
+    open: bool
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What a pipeline takes of its device.
+
+    Attributes:
+        engines: by component.
+        device: what the device says.
+        budget: bytes that were asked to be kept to; None where there is no limit.
+        planned_peak: what the planner expects at most, for the largest request so far.
+    """
+
+    engines: Mapping[str, EngineMemory]
+    device: DeviceMemory
+    budget: int | None
+    planned_peak: int
+
+
+class EngineSet:
+    """Opens engines when they are needed and closes what the budget does not let stay.
+
+    One thread at a time; engines are also opened ahead, in a thread of its own.
+
+    Args:
+        budget: bytes of device memory; None keeps every engine once it is open.
+
+    Attributes:
+        budget: as given.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        budget: int | None,
+        threads: int | None,
+        open_session: OpenSession,
+    ) -> None:
+        self._bundle = bundle
+        self._device = device
+        self.budget = budget
+        self._threads = threads
+        self._open_session = open_session
+        self._components = {
+            name: component
+            for name in chain.from_iterable(STAGES.values())
+            if (component := bundle.manifest.component(name)) is not None
+        }
+        self._sessions: dict[str, Session] = {}
+        self._held: dict[str, int | None] = {}
+        self._ahead: dict[str, Future[Session]] = {}
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt-load")
+        self._dims: dict[str, int] = {}
+        self._plan = self._make_plan({})
+        self._most = self._plan.peak_bytes
+
+    def fit(self, dims: Mapping[str, int]) -> None:
+        """Make room for requests of this size.
+
+        Args:
+            dims: sizes of dynamic dimensions of the components; those left out count as least.
+
+        Raises:
+            OutOfMemory: the budget is too small; names the smallest that is enough.
+        """
+        if dims != self._dims:
+            plan = self._make_plan(dims)
+            if not plan.fits:
+                assert self.budget is not None
+                least = _round_up(self._least(dims))
+                raise OutOfMemory(
+                    f"{self._bundle.root} does not fit in {format_memory(self.budget)} at this "
+                    "size",
+                    f"the smallest vram_budget for it is {format_memory(least)}"
+                    + self._streaming_advice(),
+                )
+            self._plan, self._dims = plan, dict(dims)
+            self._most = max(self._most, plan.peak_bytes)
+        for name in list(self._sessions):
+            if self._held[name] != self._holds(name):
+                self._close(name)
+
+    def use(self, name: str) -> Session:
+        """The engine of a component, in memory until another is used that needs its room.
+
+        Raises:
+            BundleError: the bundle has no such component, or the engine refuses its file.
+            Sd35Error: no memory, or the backend's package is not installed.
+        """
+        for other in [*self._sessions, *self._ahead]:
+            if other != name and not self._stays(other):
+                self._close(other)
+        ahead = self._ahead.pop(name, None)
+        if ahead is not None:
+            self._sessions[name] = ahead.result()
+        elif name not in self._sessions:
+            self._sessions[name] = self._open(name)
+        self._device.memory()  # notes the peak
+        return self._sessions[name]
+
+    def load_ahead(self, name: str, beside: str) -> None:
+        """Begin to open an engine while another runs, if both have room.
+
+        Args:
+            name: the engine that is used next.
+            beside: the one that runs.
+        """
+        if name in self._sessions or name in self._ahead or name not in self._components:
+            return
+        if not self._stays(name) and self.budget is not None:
+            running, coming = self._plan.placements[beside], self._plan.placements[name]
+            extra = 0 if self._stays(beside) else running.device_bytes
+            if max(coming.peak_bytes + extra, running.peak_bytes + coming.device_bytes) > (
+                self.budget
+            ):
+                return
+        self._held[name] = self._holds(name)
+        self._ahead[name] = self._opener.submit(self._open, name)
+
+    def open_all(self) -> None:
+        """Open every engine that stays."""
+        for name in self._components:
+            if self._stays(name):
+                self.use(name)
+
+    def keeps(self, *names: str) -> bool:
+        """Whether all of these stay in memory."""
+        return all(map(self._stays, names))
+
+    def release(self) -> None:
+        """Close every engine; they open again when they are used."""
+        for name in [*self._sessions, *self._ahead]:
+            self._close(name)
+
+    def memory(self) -> MemoryReport:
+        """What is in memory now; may be called from any thread."""
+        engines = {}
+        for name, component in self._components.items():
+            placement = self._plan.placements[name]
+            is_open = name in self._sessions
+            held = placement.device_bytes if is_open else 0
+            engines[name] = EngineMemory(
+                placement.kind, is_open, held if is_open else component.weight_bytes
+            )
+        return MemoryReport(engines, self._device.memory(), self.budget, self._most)
+
+    def close(self) -> None:
+        """Close every engine, for good."""
+        self.release()
+        self._opener.shutdown()
+
+    def _stays(self, name: str) -> bool:
+        return self._plan.placements[name].kind == RESIDENT
+
+    def _holds(self, name: str) -> int | None:
+        """Bytes of weights that an engine holds where it streams, by the plan."""
+        placement = self._plan.placements[name]
+        return placement.device_bytes if placement.kind == STREAMED else None
+
+    def _open(self, name: str) -> Session:
+        if name not in self._components:
+            raise BundleError(f"{self._bundle.root} has no {name}", "build it again")
+        self._device.activate()
+        self._held[name] = self._holds(name)
+        options = SessionOptions(self._threads, self._held[name])
+        return self._open_session(self._bundle, self._components[name], self._device, options)
+
+    def _close(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        ahead = self._ahead.pop(name, None)
+        if ahead is not None and ahead.exception() is None:
+            session = ahead.result()
+        if session is not None:
+            session.close()
+
+    def _make_plan(self, dims: Mapping[str, int]) -> Residency:
+        return plan_residency(self._engines(dims), self.budget, self._reserve)
+
+    def _least(self, dims: Mapping[str, int]) -> int:
+        return plan_residency(self._engines(dims), 0, self._reserve).peak_bytes
+
+    @property
+    def _reserve(self) -> int:
+        return CUDA_CONTEXT if self._device.kind == "cuda" else 0
+
+    def _engines(self, dims: Mapping[str, int]) -> list[Engine]:
+        steps = int(self._bundle.manifest.defaults["steps"])
+        return [
+            Engine(
+                name,
+                name,
+                component.weight_bytes,
+                int(_share(component, dims) * (component.activation_bytes or 0)),
+                steps if name == "denoiser" else 1,
+                self._stream_bytes(component),
+            )
+            for name, component in self._components.items()
+        ]
+
+    def _stream_bytes(self, component: Component) -> int | None:
+        """The least device memory that a component's weights need; None if they cannot stream."""
+        if component.largest_layer_bytes is None or not can_stream(self._bundle, component):
+            return None
+        return min(STREAM_BUFFERS * component.largest_layer_bytes, component.weight_bytes)
+
+    def _streaming_advice(self) -> str:
+        if not any(can_stream(self._bundle, c) for c in self._components.values()) and (
+            self._bundle.manifest.builder.startswith("tensorrt")
+        ):
+            return ", or less if it is built with: --weight-streaming"
+        return ""
+
+
+def _share(component: Component, dims: Mapping[str, int]) -> float:
+    """Of the working memory at the largest shapes, how much other shapes take."""
+    share = 1.0
+    for name, (low, high) in component.bounds.items():
+        if name in _SCALING:
+            share *= min(dims.get(name, low), high) / high
+    return share
+
+
+def _round_up(count: int) -> int:
+    """To what :func:`format_memory` shows in full: a tenth of a megabyte or of a gigabyte."""
+    unit = 100_000_000 if count >= 1_000_000_000 else 100_000
+    return -(-count // unit) * unit

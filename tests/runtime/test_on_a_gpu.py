@@ -1,0 +1,322 @@
+"""The pipeline where work is queued: on the fake CUDA, whose streams are as late as they may be.
+
+What it draws is compared bit by bit with the same graphs on the CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda
+from fake_gpu import FakeTensorRT, QueuedSession, install_fake
+
+from sd35_trt.bundle import Bundle
+from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
+from sd35_trt.runtime import Pipeline, Step, tensorrt_session
+from sd35_trt.runtime.job import Job
+
+Opened = list[tuple[str, int | None]]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return install_fake(monkeypatch)
+
+
+def on_gpu(root: Path, fake: FakeCuda, recordable: bool = True, **arguments: Any) -> Pipeline:
+    """A pipeline on the fake; sessions note what was opened and closed."""
+    log: Opened = []
+
+    class Session(QueuedSession):
+        def close(self) -> None:
+            log.append((f"-{self._component.name}", None))
+            super().close()
+
+    def open_session(bundle: Any, component: Any, device: Any, options: Any) -> Session:
+        session = Session(fake, bundle, component, device)
+        session.recordable = recordable
+        log.append((component.name, options.held_bytes))
+        return session
+
+    pipe = Pipeline(Bundle.open(root), open_session=open_session, device="cuda", **arguments)
+    pipe.log = log  # type: ignore[attr-defined]
+    return pipe
+
+
+def equal(one: Any, other: Any) -> None:
+    np.testing.assert_array_equal(one.latents, other.latents)
+    np.testing.assert_array_equal(one.images, other.images)
+
+
+REQUESTS: tuple[dict[str, Any], ...] = (
+    {"prompt": "a red star", "seed": 3, "steps": 6},
+    {"prompt": "a red star", "seed": 4, "steps": 5},
+    {"prompt": ["two blue squares", "a green circle"], "seed": 5, "steps": 6, "negative": "red"},
+    {"prompt": "a red star", "seed": 3, "steps": 6, "size": (192, 128), "sampler": "dpmpp-2m"},
+    {"prompt": "a red star", "seed": 3, "steps": 1},
+    {"prompt": "a red star", "seed": 3, "steps": 2, "guidance": 1.0},
+    {"prompt": "a pink heart", "seed": 9, "steps": 6},
+)
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_it_draws_what_the_cpu_draws(mini_bundle: Path, fake: FakeCuda, recordable: bool) -> None:
+    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake, recordable) as gpu:
+        for request in REQUESTS:
+            equal(gpu.generate(**request), cpu.generate(**request))
+        assert ("cudaGraphLaunch" in fake.calls) == recordable
+        source = cpu.generate(**REQUESTS[0]).images[0]
+        request = {**REQUESTS[0], "image": source, "strength": 0.5}
+        equal(gpu.generate(**request), cpu.generate(**request))
+
+
+def test_text_of_another_length_is_recorded_anew(mini_bundle: Path, fake: FakeCuda) -> None:
+    low, high = Bundle.open(mini_bundle).manifest.ranges.t5_tokens
+    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+        for tokens in (low, high, low):
+            request = {**REQUESTS[0], "t5_tokens": tokens}
+            equal(gpu.generate(**request), cpu.generate(**request))
+
+
+def test_a_step_is_one_replay_and_nobody_waits(mini_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(mini_bundle, fake) as gpu:
+        for _ in range(2):
+            gpu.generate("a red star", steps=8)
+        fake.calls.clear()
+        gpu.generate("a red star", steps=8)
+        launches = [i for i, call in enumerate(fake.calls) if call == "cudaGraphLaunch"]
+        assert len(launches) == 8
+        inside = fake.calls[launches[0] : launches[-1]]
+        assert not [call for call in inside if call.endswith("Synchronize")]
+        assert not [call for call in inside if "Malloc" in call or "Create" in call]
+
+
+def test_a_callback_sees_each_step_while_the_next_is_queued(
+    mini_bundle: Path, fake: FakeCuda
+) -> None:
+    seen: list[np.ndarray] = []
+    expected: list[np.ndarray] = []
+    queued: list[int] = []
+
+    def look(step: Step) -> None:
+        assert step.index == len(seen)
+        seen.append(step.latents.copy())
+        queued.append(fake.calls.count("cudaGraphLaunch"))
+
+    with on_gpu(mini_bundle, fake) as gpu:
+        gpu.generate("a red star", steps=6)
+        fake.calls.clear()
+        result = gpu.generate("a red star", steps=6, callback=look)
+    with Pipeline.load(mini_bundle) as cpu:
+        cpu.generate("a red star", steps=6, callback=lambda s: expected.append(s.latents.copy()))
+    np.testing.assert_array_equal(np.stack(seen), np.stack(expected))
+    np.testing.assert_array_equal(seen[-1], result.latents)
+    assert queued == [2, 3, 4, 5, 6, 6], "one step ahead"
+
+
+def test_cancelling_stops_the_loop(mini_bundle: Path, fake: FakeCuda) -> None:
+    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+        gpu.generate("a red star", steps=8)
+        fake.calls.clear()
+        with pytest.raises(Cancelled, match="after step 2 of 8"):
+            gpu.generate("a red star", steps=8, callback=lambda s: s.index < 1)
+        assert fake.calls.count("cudaGraphLaunch") == 3
+        equal(gpu.generate("a red star", steps=8), cpu.generate("a red star", steps=8))
+
+
+def test_requests_drawn_together(mini_bundle: Path, fake: FakeCuda) -> None:
+    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+        jobs = [Job(gpu.request("a red star", seed=s, steps=4)) for s in (1, 2)]
+        gpu.draw(jobs)
+        alone = [cpu.generate("a red star", seed=s, steps=4) for s in (1, 2)]
+        for job, other in zip(jobs, alone, strict=True):
+            assert not isinstance(job.outcome, Exception)
+            np.testing.assert_allclose(job.outcome.latents, other.latents, atol=2e-5)
+
+
+def test_an_engine_that_fails_leaves_the_pipeline_usable(
+    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = QueuedSession.run
+    left = [3]
+
+    def fail(self: QueuedSession, inputs: Any, outputs: Any) -> None:
+        if self._component.name == "denoiser":
+            left[0] -= 1
+            if left[0] == 0:
+                raise Sd35Error("denoiser failed")
+        run(self, inputs, outputs)
+
+    monkeypatch.setattr(QueuedSession, "run", fail)
+    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+        with pytest.raises(Sd35Error, match="denoiser failed"):
+            gpu.generate("a red star", steps=6)
+        for _ in range(2):
+            equal(gpu.generate("a red star", steps=6), cpu.generate("a red star", steps=6))
+
+
+def test_loading_and_closing_leaves_nothing(mini_bundle: Path, fake: FakeCuda) -> None:
+    for i in range(200):
+        with on_gpu(mini_bundle, fake) as gpu:
+            if i % 50 == 0:
+                gpu.generate("a red star", steps=4)
+            elif i % 10 == 0:
+                gpu.preload()
+    gc.collect()
+    assert fake.used == 0
+    assert fake.alive == dict.fromkeys(fake.alive, 0)
+
+
+def test_tensorrt_draws(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The whole of a bundle for Ada, with the FP8 graphs that its plans were compiled from."""
+    monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path))
+    fake = install_fake(monkeypatch)
+    ada, twin = make_bundle(target="ada"), make_bundle(policy="fp8")
+    library = FakeTensorRT("tensorrt-rtx", fake, ada, twin)
+    monkeypatch.setattr(tensorrt_session, "load_library", lambda flavour: library)
+    with Pipeline.load(twin) as cpu, Pipeline.load(ada) as gpu:
+        for request in REQUESTS[:3]:
+            equal(gpu.generate(**request), cpu.generate(**request))
+    gc.collect()
+    assert fake.used == 0
+
+
+# Residency.
+
+
+def weights(bundle: Path) -> dict[str, int]:
+    return {c.name: c.weight_bytes for c in Bundle.open(bundle).manifest.components}
+
+
+CONTEXT = 400_000_000
+
+
+def budget(bundle: Path, share: float) -> int:
+    """Between the least that works and what holds everything."""
+    sizes = weights(bundle)
+    return CONTEXT + int(max(sizes.values()) + share * (sum(sizes.values()) - max(sizes.values())))
+
+
+def test_without_a_budget_engines_stay(mini_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(mini_bundle, fake) as gpu:
+        for _ in range(2):
+            gpu.generate("a red star", steps=2)
+        assert [name for name, _ in gpu.log] == [  # type: ignore[attr-defined]
+            "clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder"
+        ]  # fmt: skip
+        report = gpu.memory()
+        assert {n for n, e in report.engines.items() if e.open} == {*weights(mini_bundle)} - {
+            "vae_encoder"
+        }
+        assert {e.kind for e in report.engines.values()} == {"resident"}
+        assert report.device.used == fake.used
+        assert report.device.peak >= report.device.used
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) -> None:
+    limit = budget(mini_bundle, share)
+    with Pipeline.load(mini_bundle) as cpu:
+        expected = [cpu.generate(**request) for request in REQUESTS[:3]]
+    with on_gpu(mini_bundle, fake, vram_budget=limit) as gpu:
+        start = fake.used
+        most = [0]
+        append = gpu.log.append  # type: ignore[attr-defined]
+        del append
+        for request, other in zip(REQUESTS[:3], expected, strict=True):
+            equal(gpu.generate(**request), other)
+            held = sum(e.weight_bytes for e in gpu.memory().engines.values() if e.open)
+            most[0] = max(most[0], held)
+        report = gpu.memory()
+        assert report.budget == limit
+        assert report.planned_peak <= limit
+        assert most[0] <= limit - CONTEXT
+        opened = [name for name, _ in gpu.log if name == "denoiser"]  # type: ignore[attr-defined]
+        kinds = {e.kind for e in report.engines.values()}
+        assert kinds == ({"resident"} if share == 1.0 else kinds | {"loaded"})
+        assert len(opened) == (1 if report.engines["denoiser"].kind == "resident" else 3)
+    assert fake.used <= start
+
+
+def test_weights_in_memory_never_exceed_the_budget(
+    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every moment, engines that are opened ahead included."""
+    limit = budget(mini_bundle, 0.3)
+    held, peak = [0], [0]
+    init, close = QueuedSession.__init__, QueuedSession.close
+
+    def opened(self: QueuedSession, fake: Any, bundle: Any, component: Any, device: Any) -> None:
+        init(self, fake, bundle, component, device)
+        held[0] += component.weight_bytes
+        peak[0] = max(peak[0], held[0])
+
+    def closed(self: QueuedSession) -> None:
+        close(self)
+        held[0] -= self._component.weight_bytes
+
+    monkeypatch.setattr(QueuedSession, "__init__", opened)
+    monkeypatch.setattr(QueuedSession, "close", closed)
+    with on_gpu(mini_bundle, fake, vram_budget=limit) as gpu:
+        for seed in range(3):
+            gpu.generate(f"star {seed}", steps=2, seed=seed)
+    assert 0 < peak[0] <= limit - CONTEXT
+    assert held[0] == 0
+
+
+def test_a_repeated_prompt_loads_no_text_encoder(mini_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(mini_bundle, fake, vram_budget=budget(mini_bundle, 0.0)) as gpu:
+        gpu.generate("a red star", steps=2)
+        gpu.log.clear()  # type: ignore[attr-defined]
+        gpu.generate("a red star", steps=2, seed=5)
+        names = {name.strip("-") for name, _ in gpu.log}  # type: ignore[attr-defined]
+        assert not names & {"clip_l", "clip_g", "t5"}
+
+
+def test_more_steps_than_the_conditioner_computes_at_once(
+    mini_bundle: Path, fake: FakeCuda
+) -> None:
+    """It has to make room for the denoiser, and is not loaded again in between."""
+    request = {"prompt": "a red star", "steps": 70}
+    with on_gpu(mini_bundle, fake, vram_budget=budget(mini_bundle, 0.0)) as gpu:
+        result = gpu.generate(**request)
+        names = [name for name, _ in gpu.log]  # type: ignore[attr-defined]
+        assert names.count("conditioner") == names.count("denoiser") == 1
+    with Pipeline.load(mini_bundle) as cpu:
+        equal(result, cpu.generate(**request))
+
+
+def test_a_budget_too_small_names_the_smallest(mini_bundle: Path, fake: FakeCuda) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        on_gpu(mini_bundle, fake, vram_budget=100 << 20)
+    words = str(caught.value)
+    assert "does not fit in 104.9 MB at this size — the smallest vram_budget for it is" in words
+    smallest = int(float(words.split()[-2]) * 1e6)
+    with on_gpu(mini_bundle, fake, vram_budget=smallest) as gpu:
+        gpu.generate("a red star", steps=2)
+    assert fake.used == 0
+
+
+def test_budgets_as_text(mini_bundle: Path) -> None:
+    with Pipeline.load(mini_bundle, vram_budget="1GiB") as pipe:
+        assert pipe.memory().budget == 1 << 30
+        pipe.generate("a red star", steps=2)
+        assert pipe.memory().engines["denoiser"].open
+    with pytest.raises(UsageError, match="'lots' is not a number of bytes"):
+        Pipeline.load(mini_bundle, vram_budget="lots")
+
+
+def test_the_cpu_keeps_to_a_budget_too(mini_bundle: Path) -> None:
+    sizes = weights(mini_bundle)
+    with Pipeline.load(mini_bundle, vram_budget=max(sizes.values()) + 1000) as pipe:
+        result = pipe.generate("a red star", steps=3)
+        assert [n for n, e in pipe.memory().engines.items() if e.open] == ["vae_decoder"]
+    with Pipeline.load(mini_bundle) as other:
+        equal(result, other.generate("a red star", steps=3))
