@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -375,14 +376,18 @@ def print_bench(result: Mapping[str, Any]) -> None:
     console.print(table)
     if result["comparison"]:
         alike = result["comparison"]
-        psnr = "identical" if alike["identical"] else f"PSNR {alike['psnr_db']:.1f} dB"
+        both, seeds = (
+            "identical" if alike[key] is None else f"PSNR {alike[key]:.1f} dB"
+            for key in ("psnr_db", "psnr_of_two_seeds_db")
+        )
         console.print(
-            f"\nratio: {_short(bundle)} / {_short(peer)}; the last pictures of both: {psnr}"
+            f"\nratio: {_short(bundle)} / {_short(peer)}; the last pictures of both: {both} "
+            f"(of two seeds: {seeds})"
         )
 
 
 def _short(side: Mapping[str, Any]) -> str:
-    return "diffusers" if side["kind"] == "diffusers" else os.path.basename(side["path"]) or "."
+    return "diffusers" if side["kind"] == "diffusers" else Path(side["path"]).name
 
 
 def _bench_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
