@@ -148,7 +148,7 @@ def series_key(entry: Entry) -> str:
 class Series:
     """Comparable measurements, by run of the matrix, the oldest first.
 
-    A run has more than one where its first seemed to be a regression.
+    A run has more than one where the machine was busy, or the first seemed to be a regression.
     """
 
     runs: tuple[tuple[Entry, ...], ...]
@@ -157,11 +157,13 @@ class Series:
     def newest(self) -> Entry:
         return self.runs[-1][-1]
 
-    def values(self, metric: Metric) -> list[list[float]]:
-        """The metric's values by run, runs without it left out."""
-        found = ([e["figures"][metric.key]["value"] for e in r if metric.key in e["figures"]]
-                 for r in self.runs)  # fmt: skip
-        return [values for values in found if values]
+    def values(self, metric: Metric, run: Sequence[Entry]) -> list[float]:
+        """The metric's values in a run, where other processes did not disturb it."""
+        return [
+            e["figures"][metric.key]["value"]
+            for e in run
+            if metric.key in e["figures"] and not e["disturbed"]
+        ]
 
 
 def series(entries: Sequence[Entry]) -> list[Series]:
@@ -185,7 +187,8 @@ class Finding:
         usual: median of the earlier runs; None with fewer than :data:`LEAST_RUNS`.
         noise: how far from it is still noise.
         earlier: how many runs that is.
-        verdict: ``worse``, ``better``, ``same``, or ``new`` without a median.
+        verdict: ``worse``, ``better``, ``same``, ``new`` without a median, or ``disturbed`` where
+            other processes were busy.
     """
 
     case: str
@@ -231,10 +234,15 @@ def judge(one: Series, baseline_runs: int = BASELINE_RUNS) -> Iterator[Finding]:
     for metric in METRICS:
         if metric.key not in one.newest["figures"]:
             continue
-        *before, newest = one.values(metric)
+        before = [values for run in one.runs[:-1] if (values := one.values(metric, run))]
+        newest = one.values(metric, one.runs[-1])
         earlier = [statistics.median(values) for values in before[-baseline_runs:]]
-        value = statistics.median(newest)
         case = one.newest["case"]
+        if not newest:
+            value = one.newest["figures"][metric.key]["value"]
+            yield Finding(case, metric, value, None, None, len(earlier), "disturbed")
+            continue
+        value = statistics.median(newest)
         if len(earlier) < LEAST_RUNS:
             yield Finding(case, metric, value, None, None, len(earlier), "new")
             continue

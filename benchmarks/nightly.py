@@ -6,8 +6,9 @@
 Every case of the matrix is built (what is unchanged comes from the cache) and measured with
 ``sd35-trt bench``, each in a process of its own. Each measurement becomes a line of the history at
 once. A figure that is worse than in the earlier runs on this host and device, beyond their noise,
-is measured again, and flagged where it is worse again. A case that fails is recorded and the
-others go on. The exit status is 1 where a figure is flagged or a case failed.
+is measured again, and flagged where it is worse again; so is a case that other processes disturbed,
+and where they go on it is not judged. A case that fails is recorded and the others go on. The exit
+status is 1 where a figure is flagged or a case failed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ else:
 
 # Options that this script sets.
 _OWN = {"--out", "--json", "--help", "--debug"}
+
+# Measurements of a case, at most.
+_ATTEMPTS = 3
 
 _REPOSITORY = Path(__file__).parents[1]
 
@@ -143,7 +147,10 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     named = ("model", "policy", "target", "builder", "manifest_sha256", "weight_bytes")
     return {
         "status": "ok",
-        **{key: data[key] for key in ("host", "device", "versions", "settings", "notes")},
+        **{
+            key: data[key]
+            for key in ("host", "device", "versions", "settings", "notes", "disturbed")
+        },
         "bundle": {key: data["bundle"][key] for key in named},
         "images_per_second": data["bundle"]["images_per_second"],
         "psnr_db": data["comparison"] and data["comparison"]["psnr_db"],
@@ -204,7 +211,7 @@ def night(
     commit = _commit()
     entries = history.read(path)
     for case in cases:
-        for again in (False, True):
+        for attempt in range(_ATTEMPTS):
             entry: Entry = {
                 "format": history.FORMAT,
                 "run": run,
@@ -217,16 +224,26 @@ def night(
             }
             history.append(path, entry)
             entries.append(entry)
-            worse = [
-                finding
-                for finding in findings(entries, run, baseline_runs)
-                if finding.case == case.name and finding.verdict == "worse"
-            ]
             click.echo(f"{case.name}: {_told(entry)}")
-            if again or not worse:
+            why = _doubt(entries, entry, baseline_runs)
+            if not why or attempt == _ATTEMPTS - 1:
                 break
-            click.echo(f"{case.name}: {worse[0].metric.label} seems worse, measuring again")
+            click.echo(f"{case.name}: {why}, measuring again")
     return entries, run
+
+
+def _doubt(entries: Sequence[Entry], entry: Entry, baseline_runs: int) -> str:
+    """Why a case should be measured again, if at all."""
+    if entry["status"] != "ok":
+        return ""
+    if entry["disturbed"]:
+        return "the machine was busy"
+    same = [e for e in entries if e["run"] == entry["run"] and e["case"] == entry["case"]]
+    for finding in findings(entries, entry["run"], baseline_runs):
+        if finding.case == entry["case"] and finding.verdict == "worse":
+            seen_twice = sum(not e["disturbed"] for e in same) > 1
+            return "" if seen_twice else f"{finding.metric.label} seems worse"
+    return ""
 
 
 def _told(entry: Entry) -> str:
@@ -310,6 +327,8 @@ def main(
     failed = [e for e in entries if e["run"] == run and e["status"] != "ok"]
     for entry in failed:
         click.echo(f"failed: {entry['case']}: {entry['error']}", err=True)
+    for case in dict.fromkeys(f.case for f in found if f.verdict == "disturbed"):
+        click.echo(f"not judged: {case}: other processes kept the machine busy", err=True)
     for verdict, word in (("worse", "regression"), ("better", "improvement")):
         for finding in found:
             if finding.verdict == verdict:

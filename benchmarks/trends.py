@@ -15,7 +15,13 @@ from sd35_trt.quality.plots import TrendPoint, trend
 # Runs in a plot.
 _SHOWN = 60
 
-_WORDS = {"worse": "worse", "better": "better", "same": "within the noise", "new": "too few runs"}
+_WORDS = {
+    "worse": "worse",
+    "better": "better",
+    "same": "within the noise",
+    "new": "too few runs",
+    "disturbed": "machine busy",
+}
 
 
 def render(entries: Sequence[Entry], run: str, baseline_runs: int) -> str:
@@ -53,8 +59,16 @@ def _summary(ours: Sequence[Entry], every: Sequence[tuple[Series, list[Finding]]
         ]
     cases = len({e["case"] for e in ours})
     worse = sum(f.verdict == "worse" for _, f in measured)
-    text = f"{cases} cases, {len(failed)} failed; {worse} of {len(measured)} figures are worse."
-    return f"<p>{text}</p>" + (f"<ul>{''.join(lines)}</ul>" if lines else "")
+    text = (
+        f"Cases: {cases}, of which {len(failed)} failed. "
+        f"Figures: {len(measured)}, of which {worse} are worse than before."
+    )
+    key = (
+        "Blue: the median of a measurement, with the middle 80 % of its runs. Grey: the median "
+        "that the newest is compared with, and what counts as noise around it."
+    )
+    items = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    return f"<p>{text}</p>{items}<p class=soft>{key}</p>"
 
 
 def _section(number: int, one: Series, findings: Sequence[Finding], current: bool) -> str:
@@ -67,13 +81,16 @@ def _section(number: int, one: Series, findings: Sequence[Finding], current: boo
         newest["device"]["name"] if s["device"] != "cpu" else newest["host"]["cpu"],
         newest["host"]["name"],
         f"{newest['images_per_second']:.3g} images per second",
+        *newest["notes"],
     ]
     if not current:
         facts.append(f"last measured {newest['date']}")
     rows = []
     for f in findings:
         spread = newest["figures"][f.metric.key]
-        ends = f"{format_value(f.metric, spread['p10'])} – {format_value(f.metric, spread['p90'])}"
+        ends = " – ".join(format_value(f.metric, spread[end]) for end in ("p10", "p90"))
+        if spread["p10"] == spread["p90"]:  # measured once
+            ends = "–"
         change = "–" if f.change is None else f"{100 * f.change:+.1f} %"
         noise = "–" if not f.usual else f"{100 * (f.noise or 0) / f.usual:.1f} %"
         rows.append(
@@ -92,7 +109,7 @@ def _section(number: int, one: Series, findings: Sequence[Finding], current: boo
     return (
         f"<h2>{escape(newest['case'])}</h2><p class=soft>{escape('; '.join(facts))}</p>"
         + table(heads, rows)
-        + f"<div class=pairs>{plots}</div>"
+        + f"<p></p><div class=pairs>{plots}</div>"
     )
 
 
@@ -103,7 +120,12 @@ def _mark(finding: Finding) -> str:
 
 def _plot(number: int, one: Series, finding: Finding) -> str:
     metric = finding.metric
-    entries = [e for run in one.runs for e in run if metric.key in e["figures"]][-_SHOWN:]
+    entries = [
+        e
+        for run in one.runs
+        for e in run
+        if metric.key in e["figures"] and (not e["disturbed"] or e is one.newest)
+    ][-_SHOWN:]
     largest = max(e["figures"][metric.key]["p90"] for e in entries)
     scale, unit = _scale(metric, largest)
     points = []

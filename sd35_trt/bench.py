@@ -50,7 +50,7 @@ _PROMPT = "a small red circle to the left of a large blue square"
 # Seconds before a run against a peer: idle threads of the other's pool spin for a while.
 _SETTLE = 0.1
 
-# Other processes on more than this share of the cores are noted.
+# Other processes on more than this share of the cores disturb a measurement.
 _BUSY = 0.1
 
 # Pictures of one prompt and seed are more alike than those of two seeds, by so many dB.
@@ -273,7 +273,8 @@ def bench(options: BenchOptions, count: Count = lambda *_: None) -> dict[str, An
         busy = round(others.cores(), 2)
         described = [_describe(side, settings) for side in sides]
         device = gpu.describe() if gpu is not None else {"name": settings.device}
-    if busy > _BUSY * usable_cores():
+    disturbed = busy > _BUSY * usable_cores()
+    if disturbed:
         notes.append(f"other processes kept {busy:.1f} of {usable_cores()} cores busy meanwhile")
     notes += dict.fromkeys(note for side in sides for note in side.runs[-1].notes)
     comparison = _compare(*sides) if peer is not None else None
@@ -293,6 +294,7 @@ def bench(options: BenchOptions, count: Count = lambda *_: None) -> dict[str, An
         "bundle": described[0],
         "peer": described[1] if peer is not None else None,
         "comparison": comparison,
+        "disturbed": disturbed,
         "notes": notes,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -472,8 +474,8 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def _compare(ours: _Side, peer: _Side) -> dict[str, Any]:
-    """Ratios of the medians, ours to the peer's, with the spread of the single runs' ratios; and
-    how alike the last pictures are, None for equal ones."""
+    """Ratios of ours to the peer's, the median over the pairs of runs; and how alike the last
+    pictures are, None for equal ones."""
     ratios: dict[str, Any] = {"load": {"ratio": round(ours.load / peer.load, 4)}}
     for name in STAGES:
         if name in ours.runs[0].stages and name in peer.runs[0].stages:
@@ -494,10 +496,9 @@ def _compare(ours: _Side, peer: _Side) -> dict[str, Any]:
 
 
 def _ratio(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
-    single = np.array(ours) / np.array(peer)
-    low, high = np.percentile(single, (10, 90)).tolist()
-    ratio = float(np.median(ours) / np.median(peer))
-    return {"ratio": round(ratio, 4), "p10": round(low, 4), "p90": round(high, 4)}
+    """Over the pairs of runs: what disturbs the machine for a while disturbs both of a pair."""
+    low, median, high = np.percentile(np.divide(ours, peer), (10, 50, 90)).tolist()
+    return {"ratio": round(median, 4), "p10": round(low, 4), "p90": round(high, 4)}
 
 
 def _versions(manifest: Manifest, options: BenchOptions) -> dict[str, str]:
