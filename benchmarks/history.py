@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import statistics
 import warnings
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import norm, t
 
 from sd35_trt.units import format_bytes, format_seconds
 
@@ -224,12 +227,18 @@ def format_value(metric: Metric, value: float | None) -> str:
     return format_bytes(value) if metric.unit == "B" else f"{value:.3g} {metric.unit}".strip()
 
 
+def _deviations(runs: int) -> float:
+    """What three deviations of a known normal distribution are for a new value of one that so many
+    earlier values are known of: the bound of Student's prediction interval."""
+    return float(t.ppf(norm.cdf(_DEVIATIONS), runs - 1)) * math.sqrt(1 + 1 / runs)
+
+
 def judge(one: Series, baseline_runs: int = BASELINE_RUNS) -> Iterator[Finding]:
     """Compare the newest run of a series with those before it, metric by metric.
 
     A figure is worse, or better, where all measurements of the newest run differ from the median
-    of the earlier runs by more than both three standard deviations of those, estimated from the
-    median absolute deviation, and 3 %.
+    of the earlier runs by more than 3 %, and by more than three standard deviations of those. These
+    are estimated from the median absolute deviation, and widened for how few the runs are.
     """
     for metric in METRICS:
         if metric.key not in one.newest["figures"]:
@@ -248,7 +257,7 @@ def judge(one: Series, baseline_runs: int = BASELINE_RUNS) -> Iterator[Finding]:
             continue
         usual = statistics.median(earlier)
         deviation = _MAD * statistics.median(abs(v - usual) for v in earlier)
-        noise = max(_DEVIATIONS * deviation, _SHARE * abs(usual))
+        noise = max(_deviations(len(earlier)) * deviation, _SHARE * abs(usual))
         verdict = "same"
         if min(newest) > usual + noise:
             verdict = "worse"
