@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 #: LPIPS of two uint8 [H, W, 3] pictures.
 PerceptualDistance = Callable[[np.ndarray, np.ndarray], float]
@@ -26,6 +25,9 @@ def psnr(error: float) -> float | None:
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity of two uint8 [H, W, 3] pictures, 1 for equal ones (Wang 2004)."""
+    # Here, so that the others need numpy alone.
+    from skimage.metrics import structural_similarity
+
     return float(structural_similarity(image, reference, channel_axis=-1, data_range=255))
 
 

@@ -60,6 +60,16 @@ def render_page(report: Report, pictures: Pictures) -> str:
         _layers(report),
         _origin(report),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page in this project's style.
+
+    Args:
+        title: plain text.
+        parts: HTML.
+    """
     style = (Path(__file__).parent / "page.css").read_text("utf-8")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -186,9 +196,9 @@ def _scenes(report: Report) -> str:
         "<p>Share of captions of which every statement holds in the picture, with 95 % intervals: "
         "Wilson's for a share, Bonett and Price's for the paired difference.</p>"
         + plots.scene_accuracy(scenes, names)
-        + _table(heads, rows)
+        + table(heads, rows)
         + "<details><summary>Single statements</summary>"
-        + _table(["statement", f"{names[0]}, %", f"{names[1]}, %"], attributes)
+        + table(["statement", f"{names[0]}, %", f"{names[1]}, %"], attributes)
         + "</details>"
     )
 
@@ -273,8 +283,8 @@ def _layers(report: Report) -> str:
         "several steps: given the same input, and in its place, where it also carries what the "
         "layers before it add.</p>"
         + plots.layer_errors(linears)
-        + _table(heads, rows[:_ROWS])
-        + f"<details><summary>All {len(rows)} linears</summary>{_table(heads, rows)}</details>"
+        + table(heads, rows[:_ROWS])
+        + f"<details><summary>All {len(rows)} linears</summary>{table(heads, rows)}</details>"
     )
 
 
@@ -301,14 +311,14 @@ def _origin(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
         "<h2>How it was made</h2>"
-        + _table(rows[0], rows[1:])
+        + table(rows[0], rows[1:])
         + f"<p class=soft><code>{escape(report['command'])}</code><br>{escape(versions)}; "
         f"{report['seconds']:.0f} s</p>"
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; what begins with a digit or a sign stands right."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain text; a column whose cells begin with a digit or a sign stands right."""
 
     def cell(tag: str, text: str, right: bool) -> str:
         return f"<{tag}{' class=n' if right else ''}>{escape(text)}</{tag}>"

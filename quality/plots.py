@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -170,4 +171,64 @@ def scene_accuracy(scenes: Mapping[str, Any], names: tuple[str, str]) -> str:
         axes.set_xticks(np.arange(len(rows)), list(rows))
         axes.set(ylabel="scenes right, %", ylim=(0, 100))
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return plot.svg
+
+
+@dataclass(frozen=True)
+class TrendPoint:
+    """One measurement of a series.
+
+    Attributes:
+        label: below it.
+        value: its height.
+        low, high: the bounds of what it varied between.
+        mark: ``worse``, ``better`` or nothing.
+    """
+
+    label: str
+    value: float
+    low: float
+    high: float
+    mark: str = ""
+
+
+#: So many labels are legible below a trend.
+_LABELS = 7
+
+_MARKS = {"worse": ("#d65a6a", "X"), "better": ("#3fa66b", "*")}
+
+
+def trend(
+    name: str,
+    points: Sequence[TrendPoint],
+    unit: str,
+    usual: tuple[float, float] | None = None,
+) -> str:
+    """A figure over time.
+
+    Args:
+        name: unique on the page; letters, digits, spaces, ``-``, ``.`` and ``_``.
+        points: the oldest first.
+        unit: of the values.
+        usual: the value before the last point, and how far from it is still noise.
+    """
+    plot = _Plot(name, height=2.2)
+    with plot as axes:
+        x = np.arange(len(points))
+        value, low, high = np.array([(p.value, p.low, p.high) for p in points]).T
+        axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(x, value, "o-", ms=3, lw=1.2, color=_COLOURS[0])
+        if usual is not None:
+            middle, noise = usual
+            axes.axhspan(middle - noise, middle + noise, color=_COLOURS[7], alpha=0.15, lw=0)
+            axes.axhline(middle, color=_COLOURS[7], lw=0.8, ls="--")
+        for place, point in enumerate(points):
+            if point.mark in _MARKS:
+                colour, marker = _MARKS[point.mark]
+                axes.plot(place, point.value, marker, ms=9, color=colour)
+        # From zero, so that a change looks as large as it is.
+        axes.set_ylim(0, 1.15 * float(np.max(high)) or 1)
+        some = x[:: -max(1, math.ceil(len(x) / _LABELS))]
+        axes.set_xticks(some, [points[i].label for i in some])
+        axes.set(ylabel=unit)
     return plot.svg

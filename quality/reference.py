@@ -58,7 +58,7 @@ def open_reference(
         yield Bundle.open(against, verify=True)
         return
     cache = StageCache(cache_dir or default_cache_dir())
-    _check_checkpoint(candidate, model, cache)
+    check_checkpoint(candidate, model, cache)
     from sd35_trt.build import BuildOptions, build
 
     m = candidate.manifest
@@ -99,8 +99,15 @@ def bundle_calibration(bundle: Bundle) -> Calibration:
     return Calibration.from_tensors(data.pop("amax"), data)
 
 
-def _check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
-    """Compare a checkpoint's files with those that the candidate was made from, before building."""
+def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
+    """Refuse a checkpoint whose files are not those that the candidate was made from.
+
+    Args:
+        model: as for ``sd35-trt build``; None looks whether the candidate was made from mini.
+
+    Raises:
+        BundleError: names the file that differs.
+    """
     root = resolve_model(model or "mini")
     files = _single_files(root) if root.is_file() else None
     for name, digest in candidate.manifest.model["files"].items():

@@ -640,6 +640,97 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
 
 
 @main.command()
+@_bundle_argument
+@click.option(
+    "--runs", type=click.IntRange(1), default=7, show_default=True, help="Runs that are measured."
+)
+@click.option(
+    "--warmup", type=click.IntRange(1), default=2, show_default=True, help="Runs before them."
+)
+@click.option("--steps", type=int, default=None, help="Denoising steps. Default: the model's.")
+@click.option(
+    "--size",
+    type=_SIZE,
+    default=None,
+    metavar="WxH",
+    help="Picture size in pixels. Default: the model's native size.",
+)
+@click.option("--batch", type=int, default=1, show_default=True, help="Pictures in a run.")
+@click.option(
+    "--guidance",
+    type=float,
+    default=None,
+    help="Classifier-free guidance scale; 1 is off. Default: the model's.",
+)
+@click.option(
+    "--prompt",
+    default=None,
+    metavar="TEXT",
+    help="What to draw. The number of the run is added, so that no run finds its prompt's "
+    "embeddings kept from an earlier one.",
+)
+@click.option(
+    "--against",
+    metavar="diffusers|BUNDLE",
+    help="Also measure diffusers on the bundle's checkpoint, or another bundle of it, in the same "
+    "process on the same device, in turns.",
+)
+@click.option(
+    "--model",
+    default=None,
+    metavar="mini|DIR|HUB_ID",
+    help="With --against diffusers: the checkpoint behind BUNDLE. Default: mini, where it is.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=None,
+    help="CPU threads, of the engines and of the peer alike. Default: one per core.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Keep the result as JSON, single runs included.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench(as_json: bool, out: Path | None, prompt: str | None, **arguments: Any) -> None:
+    """Measure how fast a BUNDLE draws, stage by stage, and what memory and energy it takes.
+
+    Times are medians of the runs, with the bounds of the middle 80 %; those of a step are over
+    the steps of all runs.
+
+    \b
+    Examples:
+      sd35-trt bench bundles/mini-cpu
+      sd35-trt bench bundles/mini-cpu --against diffusers --out bench.json
+      sd35-trt bench bundles/int8 --against bundles/half --size 192x128 --batch 2
+      sd35-trt bench bundles/large --against diffusers --model ~/models/stable-diffusion-3.5-large
+    """
+    from .bench import BenchOptions, check_result_file, save_result
+    from .bench import bench as run
+    from .progress import CountBars
+    from .report import print_bench
+
+    if out is not None:
+        check_result_file(out)
+    if prompt is not None:
+        arguments["prompt"] = prompt
+    options = BenchOptions(command=shlex.join(["sd35-trt", *sys.argv[1:]]), **arguments)
+    with CountBars(quiet=as_json) as progress:
+        result = run(options, progress)
+    if out is not None:
+        save_result(result, out)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        print_bench(result)
+    for note in result["notes"]:
+        click.echo(f"note: {note}", err=True)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Say what this machine can build and run, and what is missing for the rest.

@@ -62,6 +62,9 @@ def test_commands_there(environment: Path, mini_bundle: Path, tmp_path: Path) ->
     assert run("generate", mini_bundle, "a star", "--steps", 2).returncode == 0
     assert (tmp_path / "out.png").is_file()
     assert run("inspect", mini_bundle).returncode == 0
+    assert run("bench", mini_bundle, "--steps", 2, "--runs", 1).returncode == 0
+    peer = run("bench", mini_bundle, "--against", "diffusers")
+    assert peer.stderr == "error: --against diffusers needs torch — pip install 'sd35-trt[build]'\n"
     assert run("verify", mini_bundle).returncode == 0
     compare = run("verify", mini_bundle, "--against", mini_bundle)
     assert compare.returncode == 1
