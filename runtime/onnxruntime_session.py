@@ -27,6 +27,8 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
+    # Each engine has threads of its own, which would spin on while the next one runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if fp8:

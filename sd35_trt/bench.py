@@ -32,7 +32,7 @@ from .quality.metrics import psnr, squared_error
 from .quality.reference import Count, check_checkpoint, check_comparable
 from .runtime import Pipeline, Step
 from .runtime.request import Request, make_request
-from .runtime.session import check_engines
+from .runtime.session import device_of
 
 #: Version of the JSON.
 FORMAT = 1
@@ -79,6 +79,7 @@ class BenchOptions:
         against: None, ``diffusers``, or another bundle's directory.
         model: with ``diffusers``, the checkpoint behind the bundle; None is mini.
         threads: CPU threads of an engine, and of PyTorch; None is all that the process may use.
+        device, vram_budget: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
         command: recorded in the result.
     """
 
@@ -93,6 +94,8 @@ class BenchOptions:
     against: str | None = None
     model: str | None = None
     threads: int | None = None
+    device: str | None = None
+    vram_budget: int | None = None
     command: str = ""
 
 
@@ -101,11 +104,13 @@ class Settings:
     """What both sides draw, with the bundle's defaults filled in.
 
     Attributes:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        vram_budget: bytes that a bundle keeps to; None where there is no limit.
         prompt: before the number of the run is added.
     """
 
     device: str
+    vram_budget: int | None
     threads: int
     prompt: str
     steps: int
@@ -167,7 +172,12 @@ class EngineContender:
             BundleError: as :meth:`sd35_trt.runtime.Pipeline.load`.
         """
         start = time.perf_counter()
-        self._pipe = Pipeline.load(self._bundle.root, threads=self._settings.threads)
+        self._pipe = Pipeline.load(
+            self._bundle.root,
+            threads=self._settings.threads,
+            device=self._settings.device,
+            vram_budget=self._settings.vram_budget,
+        )
         self._pipe.preload()
         return time.perf_counter() - start
 
@@ -205,6 +215,7 @@ class EngineContender:
             "builder": m.builder,
             "guided": m.guided,
             "weight_bytes": sum(c.weight_bytes for c in m.components),
+            "residency": None if self._pipe is None else asdict(self._pipe.memory()),
             "made": m.created,
         }
 
@@ -251,7 +262,7 @@ def bench(options: BenchOptions, count: Count = lambda *_: None) -> dict[str, An
     bundle = Bundle.open(options.bundle)
     settings = _settings(bundle, options)
     peer = _peer(bundle, options, settings)
-    gpu, note = Gpu.open() if settings.device == "cuda" else (None, "")
+    gpu, note = Gpu.open() if settings.device != "cpu" else (None, "")
     notes = [note] if note else []
     sides = [_Side(EngineContender(bundle, settings))]
     if peer is not None:
@@ -340,11 +351,12 @@ def _settings(bundle: Bundle, options: BenchOptions) -> Settings:
     """
     if options.model is not None and options.against != DIFFUSERS:
         raise UsageError("--model is for --against diffusers", "leave it out")
-    check_engines(bundle)
+    device = device_of(bundle, options.device)
     m = bundle.manifest
     request = _request(m, options.batch, options.steps, options.size, options.guidance)
     return Settings(
-        device="cpu" if m.target == "cpu" else "cuda",
+        device=device,
+        vram_budget=options.vram_budget,
         threads=options.threads or usable_cores(),
         prompt=options.prompt,
         steps=request.steps,
@@ -381,7 +393,7 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
         return None
     if options.against != DIFFUSERS:
         other = Bundle.open(options.against)
-        check_engines(other)
+        device_of(other, options.device)
         check_comparable(other, bundle)
         _request(other.manifest, settings.batch, settings.steps, settings.size, settings.guidance)
         return EngineContender(other, settings)

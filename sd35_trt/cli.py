@@ -115,6 +115,14 @@ _device_option = click.option(
     help="Where to run. Default: what the bundle was built for; onnxruntime's engines run on both.",
 )
 
+_vram_budget_option = click.option(
+    "--vram-budget",
+    type=_Bytes(),
+    default=None,
+    help="Memory of the device to stay within, e.g. 8GiB: engines then load for their stage, or "
+    "stream their weights. Default: all engines stay.",
+)
+
 _tokenizers_option = click.option(
     "--tokenizers",
     type=click.Path(path_type=Path),
@@ -437,13 +445,7 @@ def calibrate(as_json: bool, sensitivity: bool, budget: int | None, **arguments:
     help="PNG to write; with a batch, the seed is added to the name.",
 )
 @_device_option
-@click.option(
-    "--vram-budget",
-    type=_Bytes(),
-    default=None,
-    help="Memory of the device to stay within, e.g. 8GiB: engines then load for their stage, or "
-    "stream their weights. Default: all engines stay.",
-)
+@_vram_budget_option
 @click.option("--verify", is_flag=True, help="Check the hashes of the large files first.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print files, parameters, timings and memory as JSON."
@@ -681,6 +683,8 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
     metavar="mini|DIR|HUB_ID",
     help="With --against diffusers: the checkpoint behind BUNDLE. Default: mini, where it is.",
 )
+@_device_option
+@_vram_budget_option
 @click.option(
     "--threads",
     type=click.IntRange(1),

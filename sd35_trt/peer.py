@@ -49,7 +49,7 @@ class DiffusersContender:
         import torch
         import transformers
 
-        if self._settings.device == "cuda" and not torch.cuda.is_available():
+        if self._settings.device != "cpu" and not torch.cuda.is_available():
             raise Sd35Error(
                 f"PyTorch {torch.__version__} sees no GPU here", "install PyTorch for CUDA"
             )
@@ -134,7 +134,7 @@ class DiffusersContender:
         self._pipe = None
 
     def _synchronize(self) -> None:
-        if self._settings.device == "cuda":
+        if self._settings.device != "cpu":
             import torch
 
             torch.cuda.synchronize()

@@ -287,12 +287,13 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engines stay on the CPU; what is measured is taken from NVML."""
-    from dataclasses import replace
-
     from sd35_trt import bench as module
 
-    settings = module._settings
-    monkeypatch.setattr(module, "_settings", lambda *a: replace(settings(*a), device="cuda"))
+    load = Pipeline.load
+    monkeypatch.setattr(module, "device_of", lambda bundle, asked: "cuda")
+    monkeypatch.setattr(
+        Pipeline, "load", lambda *a, **options: load(*a, **{**options, "device": "cpu"})
+    )
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
