@@ -100,7 +100,7 @@ class TensorRTBuilder:
         }
 
         def run(out: Path, progress: Callable[[float, str], None]) -> None:
-            self.compile(component, bounds, out, progress)
+            self._compile(component, bounds, out, progress)
 
         return Stage(f"{component.name}-plan", inputs, run)
 
@@ -113,7 +113,7 @@ class TensorRTBuilder:
         facts = json.loads((engine.folder / _FACTS_FILE).read_text("utf-8"))
         return BuiltEngine((PLAN_FILE,), facts["weight_bytes"], facts["activation_bytes"])
 
-    def compile(
+    def _compile(
         self,
         component: ExportedComponent,
         bounds: Mapping[str, Bounds],

@@ -1,8 +1,6 @@
 """Whether a model fits a GPU and how, before anything is built.
 
-Weights follow the policy layer by layer. Activations of SD3.5's models with packaged policies were
-measured (:mod:`sd35_trt.activations`), others are estimated (:mod:`sd35_trt.export.sizes`); an
-engine that is built for larger sizes too takes what the size at hand needs. Loading is
+Weights follow the policy layer by layer; activations, see :mod:`sd35_trt.export.sizes`. Loading is
 estimated from the bus of the GPU and a disk, at rates that copies reach in practice.
 """
 
@@ -12,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .activations import measured_activations
 from .components import COMPONENTS, LATENT_SCALE
 from .dimensions import MAX_STEPS_AT_ONCE
 from .errors import Sd35Error, UsageError
@@ -38,8 +35,10 @@ if TYPE_CHECKING:
     from .export.sizes import Sizes
     from .export.structure import Structure
 
-# Working memory of every TensorRT engine beside its tensors, where it was not measured.
-_TENSORRT_WORKSPACE = 8 << 20
+#: Working memory of every TensorRT engine beside its tensors: what TensorRT for RTX 1.7 reports for
+#: mini's engines is this and the sum of live tensors, within 15 % (less for T5, whose attention it
+#: fuses).
+TENSORRT_WORKSPACE = 8 << 20
 
 #: Bytes/s of an NVMe disk, reading large files.
 DISK_BANDWIDTH = 2e9
@@ -78,9 +77,6 @@ class Plan:
 
     Attributes:
         components: sizes by component.
-        dims: by component, the sizes of its dimensions that these are for.
-        rules: the policy.
-        working_bytes: what each component's engine takes beside its weights.
         residency: what stays, loads and streams.
         budget: bytes of device memory; None where there is no limit.
         least_bytes: the peak when as little as possible stays.
@@ -95,9 +91,6 @@ class Plan:
     steps: int
     guided: bool
     components: Mapping[str, Sizes]
-    dims: Mapping[str, Mapping[str, int]]
-    rules: Policy
-    working_bytes: Mapping[str, int]
     residency: Residency
     budget: int | None
     least_bytes: int
@@ -184,7 +177,7 @@ class Plan:
                     "name": name,
                     "stage": stage_of[name],
                     "weight_bytes": sizes.weights,
-                    "activation_bytes": self.working_bytes[name],
+                    "activation_bytes": _working_bytes(sizes, self.target),
                     **asdict(result.placements[name]),
                     "disk_seconds": self.seconds_from_disk(sizes.weights),
                     "bus_seconds": self.seconds_from_host(sizes.weights),
@@ -215,13 +208,11 @@ def plan(options: PlanOptions) -> Plan:
         _check_size(size, transformer)
         if options.batch < 1:
             raise UsageError(f"--batch {options.batch} draws nothing", "use 1 or more")
-        dims = dimensions(source, variant, size, options.batch, guided)
-        sizes = measure(source, policy, dims, guided)
+        sizes = measure(source, policy, variant, size, options.batch, guided)
     except ImportError as error:
         raise Sd35Error(f"planning needs {error.name}", "pip install 'sd35-trt[build]'") from error
     budget = target.memory_bytes if options.vram is None else options.vram
-    working = _working_bytes(sizes, dims, variant.name, guided, policy, target)
-    result, least = _residency(sizes, working, variant.steps, target, budget)
+    result, least = _residency(sizes, variant.steps, target, budget)
     return Plan(
         model=model_name(options.model, source.root),
         variant=variant.name,
@@ -232,9 +223,6 @@ def plan(options: PlanOptions) -> Plan:
         steps=variant.steps,
         guided=guided,
         components=sizes,
-        dims=dims,
-        rules=policy,
-        working_bytes=working,
         residency=result,
         budget=budget,
         least_bytes=least,
@@ -248,19 +236,8 @@ def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
         vram: bytes of device memory to stay within; None takes the target's.
     """
     budget = target.memory_bytes if vram is None else vram
-    sizes = planned.components
-    working = _working_bytes(
-        sizes, planned.dims, planned.variant, planned.guided, planned.rules, target
-    )
-    result, least = _residency(sizes, working, planned.steps, target, budget)
-    return replace(
-        planned,
-        target=target,
-        working_bytes=working,
-        residency=result,
-        budget=budget,
-        least_bytes=least,
-    )
+    result, least = _residency(planned.components, planned.steps, target, budget)
+    return replace(planned, target=target, residency=result, budget=budget, least_bytes=least)
 
 
 def _streams(target: Target) -> bool:
@@ -268,29 +245,13 @@ def _streams(target: Target) -> bool:
     return target.builder.startswith("tensorrt")
 
 
-def _working_bytes(
-    sizes: Mapping[str, Sizes],
-    dims: Mapping[str, Mapping[str, int]],
-    model: str,
-    guided: bool,
-    policy: Policy,
-    target: Target,
-) -> dict[str, int]:
-    """What engines take beside their weights: measured where it was, else estimated."""
-    spare = _TENSORRT_WORKSPACE if _streams(target) else 0
-    found = {}
-    for name, component in sizes.items():
-        known = measured_activations(name, model, guided, policy, target, dims[name])
-        found[name] = component.activations + spare if known is None else known
-    return found
+def _working_bytes(sizes: Sizes, target: Target) -> int:
+    """What an engine takes beside its weights."""
+    return sizes.activations + (TENSORRT_WORKSPACE if _streams(target) else 0)
 
 
 def _residency(
-    sizes: Mapping[str, Sizes],
-    working: Mapping[str, int],
-    steps: int,
-    target: Target,
-    budget: int | None,
+    sizes: Mapping[str, Sizes], steps: int, target: Target, budget: int | None
 ) -> tuple[Residency, int]:
     """The plan within a budget, and the lowest peak that there is."""
     engines = [
@@ -298,7 +259,7 @@ def _residency(
             name,
             stage,
             sizes[name].weights,
-            working[name],
+            _working_bytes(sizes[name], target),
             steps if name == "denoiser" else 1,
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
             if _streams(target)
@@ -313,23 +274,27 @@ def _residency(
     return plan_residency(engines, budget, reserve), least
 
 
-def dimensions(
+def measure(
     source: AnyCheckpoint | Structure,
+    policy: Policy,
     variant: Variant,
     size: tuple[int, int],
     batch: int,
     guided: bool,
-) -> dict[str, dict[str, int]]:
-    """Sizes of the dimensions of every component that a model has, by name.
+) -> dict[str, Sizes]:
+    """Sizes of every component of a model, by name.
 
-    Args:
-        size: width and height in pixels.
-        batch: pictures at once.
+    Raises:
+        CheckpointError: a tensor is missing or misshapen.
+        UsageError: the policy does not fit the model.
     """
+    from .export.component import ExportOptions
+    from .export.sizes import component_sizes
+
     clip_tokens, t5_tokens = _text_lengths(source)
     texts = 2 * batch if guided else batch
     width, height = size
-    common = {
+    dims = {
         "samples": texts,
         "steps": min(variant.steps, MAX_STEPS_AT_ONCE),
         "height": height // LATENT_SCALE,
@@ -340,39 +305,14 @@ def dimensions(
     found = {}
     for name in (name for names in STAGES.values() for name in names):
         row = COMPONENTS[name]
+        if not source.has(row.part):
+            continue
         encoder = row.tokenizer is not None
-        if source.has(row.part):
-            found[name] = {
-                **common,
-                "batch": texts if encoder else batch,
-                "tokens": t5_tokens if encoder else clip_tokens + t5_tokens,
-            }
+        dims["batch"] = texts if encoder else batch
+        dims["tokens"] = t5_tokens if encoder else clip_tokens + t5_tokens
+        options = ExportOptions(clip_tokens, guided)
+        found[name] = component_sizes(name, source, policy, options, dims)
     return found
-
-
-def measure(
-    source: AnyCheckpoint | Structure,
-    policy: Policy,
-    dims: Mapping[str, Mapping[str, int]],
-    guided: bool,
-) -> dict[str, Sizes]:
-    """Sizes of components of a model, by name.
-
-    Args:
-        dims: of those that are asked for, as :func:`dimensions` gives them.
-
-    Raises:
-        CheckpointError: a tensor is missing or misshapen.
-        UsageError: the policy does not fit the model.
-    """
-    from .export.component import ExportOptions
-    from .export.sizes import component_sizes
-
-    clip_tokens, _ = _text_lengths(source)
-    options = ExportOptions(clip_tokens, guided)
-    return {
-        name: component_sizes(name, source, policy, options, sizes) for name, sizes in dims.items()
-    }
 
 
 def _source(model: str) -> AnyCheckpoint | Structure:

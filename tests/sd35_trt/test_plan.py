@@ -6,20 +6,18 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import one_error_line
 
 from sd35_trt import plan as module
-from sd35_trt.activations import measured_activations
 from sd35_trt.bundle import Bundle
 from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import ExportOptions
 from sd35_trt.export.sizes import Sizes, component_sizes
 from sd35_trt.export.structure import Structure
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.plan import STAGES, Plan, PlanOptions, plan, replan
+from sd35_trt.plan import STAGES, TENSORRT_WORKSPACE, Plan, PlanOptions, plan, replan
 from sd35_trt.policy import builtin_policies, load_policy
 from sd35_trt.report import print_plan
 from sd35_trt.residency import LOADED, RESIDENT, STREAMED
@@ -37,65 +35,23 @@ def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[...,
         assert predicted == pytest.approx(component.weight_bytes, rel=0.01), component.name
 
 
-@pytest.mark.parametrize(
-    ("gpu", "options"),
-    [
-        ("ada", {}),
-        ("ampere", {}),
-        ("blackwell", {}),
-        ("turing", {"policy": "half"}),
-        ("ada", {"size": ((64, 128), (64, 128)), "batch": (1, 2)}),
-    ],
-)
-def test_activations_are_those_that_tensorrt_reports(
-    gpu: str, options: dict[str, Any], make_bundle: Callable[..., Path]
-) -> None:
+def test_activations_are_those_that_tensorrt_reports(make_bundle: Callable[..., Path]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    manifest = Bundle.open(make_bundle(target=gpu, **options)).manifest
-    target = find_target(gpu)
-    policy = load_policy(options.get("policy") or target.policy)
+    manifest = Bundle.open(make_bundle(target="ada")).manifest
+    mini = Checkpoint(checkpoint_path())
     for component in manifest.components:
         # At the largest shapes that the engine accepts.
         dims = {name: bounds[1] for name, bounds in component.bounds.items()}
-        predicted = measured_activations(component.name, "mini", True, policy, target, dims)
-        assert predicted == pytest.approx(component.activation_bytes, rel=0.05), component.name
-
-
-def test_what_was_measured_is_planned_with() -> None:
-    large = plan(PlanOptions("large", "rtx4090", size=(768, 512), batch=2))
-    for name, sizes in large.components.items():
-        assert large.working_bytes[name] == measured_activations(
-            name, "large", True, load_policy("fp8"), find_target("ada"), large.dims[name]
+        if component.name == "denoiser":
+            dims["samples"] = 2 * dims["batch"]
+        sizes = component_sizes(
+            component.name, mini, load_policy("fp8"), ExportOptions(clip_tokens=32), dims
         )
-        # The estimate counts what the compiler fuses away, and no workspace.
-        assert 0.2 < sizes.activations / large.working_bytes[name] < 3, name
-
-
-def test_what_was_not_measured_is_estimated(tmp_path: Path) -> None:
-    ada = find_target("ada")
-    dims = {"batch": 1, "tokens": 333, "height": 64, "width": 64}
-    fp8 = load_policy("fp8")
-    assert measured_activations("denoiser", "large", True, fp8, ada, dims)
-    other = tmp_path / "fp8.toml"
-    rules = (Path(module.__file__).parent / "policies" / "fp8.toml").read_text("utf-8")
-    other.write_text(rules.replace('precision = "fp8"', 'precision = "half"'))
-    for change in (
-        {"model": "custom"},
-        {"component": "upscaler"},
-        {"policy": load_policy(str(other))},
-        {"target": find_target("h100")},
-        {"target": find_target("cpu")},
-    ):
-        asked = {"component": "denoiser", "model": "large", "policy": fp8, "target": ada, **change}
-        assert measured_activations(**asked, guided=True, dims=dims) is None, change
-    both = measured_activations("denoiser", "large", True, fp8, find_target("ada,blackwell"), dims)
-    alone = [
-        measured_activations("denoiser", "large", True, fp8, find_target(name), dims)
-        for name in ("ada", "blackwell")
-    ]
-    assert both == max(alone)
-    planned = plan(PlanOptions("mini", "ada", policy=str(other)))
-    assert planned.working_bytes["denoiser"] > planned.components["denoiser"].activations
+        assert component.activation_bytes is not None
+        ratio = (sizes.activations + TENSORRT_WORKSPACE) / component.activation_bytes
+        # T5's attention is spelled out in the graph; the compiler fuses it.
+        low, high = (1.0, 2.5) if component.name == "t5" else (0.8, 1.15)
+        assert low <= ratio <= high, component.name
 
 
 def test_a_checkpoint_without_t5(large_checkpoint: Path, tmp_path: Path) -> None:
@@ -226,10 +182,7 @@ def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -
     monkeypatch.setattr(module, "measure", lambda *a: asked.append(a) or large.components)
     turbo = plan(PlanOptions("large-turbo", "rtx4090", size=(512, 512)))
     assert (turbo.variant, turbo.steps, turbo.guided) == ("large-turbo", 4, False)
-    _, _, dims, guided = asked[0]
-    assert not guided
-    assert dims["denoiser"]["height"] == 64
-    assert dims["conditioner"]["samples"] == 1
+    assert asked[0][3:] == ((512, 512), 1, False)
 
 
 def test_plan_prints_a_table(run, large: Plan, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
