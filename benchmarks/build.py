@@ -199,6 +199,38 @@ def build_model(name: str, blocks: int | None, work: Path) -> dict[str, Any]:
     }
 
 
+def predict(name: str, work: Path) -> dict[str, int]:
+    """What ``plan --exact`` expects of the engines that :func:`build_model` builds."""
+    from sd35_trt.bundle import Ranges
+    from sd35_trt.cache import StageCache
+    from sd35_trt.components import COMPONENTS
+    from sd35_trt.dimensions import dimension_bounds
+    from sd35_trt.export.component import ExportOptions
+    from sd35_trt.export.structure import Structure
+    from sd35_trt.policy import load_policy
+    from sd35_trt.targets import find_target
+    from sd35_trt.variants import VARIANTS
+    from sd35_trt.working_memory import compiled_activations
+
+    variant = next(v for v in VARIANTS if v.name == name)
+    tokens = 32  # both tokenizers are mini's
+    ranges = Ranges((1, 4), (512, 1536), 64, t5_tokens=(tokens, 512))
+    defaults = {"steps": variant.steps, "size": list(variant.size), "t5_tokens": tokens}
+    options = ExportOptions(tokens)
+    return {
+        component: compiled_activations(
+            component,
+            Structure(name),
+            load_policy("fp8"),
+            options,
+            dimension_bounds(component, ranges, defaults, tokens, options.guided),
+            find_target("ada"),
+            StageCache(work / "cache"),
+        )
+        for component in COMPONENTS
+    }
+
+
 def build_peer(depths: list[int], work: Path) -> dict[str, Any]:
     """The usual way with the transformer alone, at some depths, and the line through them."""
     from random_checkpoint import LARGE, write_transformer
@@ -343,6 +375,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 @click.option("--blocks", type=int, help="Fewer blocks of the transformer and T5, to try it out.")
 @click.option("--peer", "peer", default="", help="Depths for the peer, e.g. 2,3,4.")
 @click.option("--mini", is_flag=True, help="Rebuild mini with another size range.")
+@click.option("--predict", "predicted", is_flag=True, help="Working memory, by plan --exact.")
 @click.option("--flips", type=int, default=0, help="Bit flips over a bundle of mini.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write checkpoints.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results")
@@ -351,6 +384,7 @@ def main(
     blocks: int | None,
     peer: str,
     mini: bool,
+    predicted: bool,
     flips: int,
     work: Path | None,
     out: Path,
@@ -384,6 +418,17 @@ def main(
         with tempfile.TemporaryDirectory(dir=work) as folder:
             results["mini"] = change_size(Path(folder))
         print(json.dumps(results["mini"], indent=1))
+        keep()
+    for name, result in results.get("models", {}).items() if predicted else ():
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            found = predict(name, Path(folder))
+        for component, built in result["components"].items():
+            built["predicted_activation_bytes"] = found[component]
+            ratio = found[component] / built["activation_bytes"]
+            print(
+                f"{name:<8}{component:<14}{found[component]:15,}"
+                f"{built['activation_bytes']:15,} {ratio:6.3f}"
+            )
         keep()
     if flips:
         from sd35_trt.build import BuildOptions, build

@@ -113,6 +113,31 @@ class TensorRTBuilder:
         facts = json.loads((engine.folder / _FACTS_FILE).read_text("utf-8"))
         return BuiltEngine((PLAN_FILE,), facts["weight_bytes"], facts["activation_bytes"])
 
+    def code_digest(self) -> str:
+        """Hash of this module: what other code compiled is not reused."""
+        return _code_digest()
+
+    def working_memory(
+        self,
+        component: ExportedComponent,
+        bounds: Mapping[str, Bounds],
+        out: Path,
+        progress: Callable[[float, str], None],
+    ) -> int:
+        """Bytes of working memory at the largest shapes, by compiling the component.
+
+        Args:
+            out: an existing directory for the plan.
+
+        Raises:
+            Sd35Error: it does not compile, or the library reports no such figure.
+        """
+        self._compile(component, bounds, out, progress)
+        found = json.loads((out / _FACTS_FILE).read_text("utf-8"))["activation_bytes"]
+        if found is None:
+            raise Sd35Error(f"{self._title} reports no working memory", "leave out --exact")
+        return int(found)
+
     def _compile(
         self,
         component: ExportedComponent,

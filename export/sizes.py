@@ -42,11 +42,16 @@ class Sizes:
         weights: as stored.
         activations: working memory at the shapes asked for, inputs and outputs included.
         largest_layer: weights of its largest layer.
+        ports: inputs and outputs alone, at these shapes.
+        compiled: working memory that the compiler reports, without ``ports``; None where it was
+            not asked.
     """
 
     weights: int
     activations: int
     largest_layer: int
+    ports: int
+    compiled: int | None = None
 
 
 def component_sizes(
@@ -72,12 +77,16 @@ def component_sizes(
         layers = [stored_bytes(layer) for layer in component_layers(part, name).values()]
         module = MODULES[name](part, options).eval()
         fixed = {p.untyped_storage()._cdata for p in part.parameters()}
+        inputs = _tensors(module.inputs, dims)
+        ports = sum(tensor.nbytes for tensor in inputs.values())
+        del inputs
         with _Tracker(fixed) as tracker:
             if isinstance(module, Denoiser):
-                _run_denoiser(module, dims)
+                outputs = _run_denoiser(module, dims)
             else:
-                module(*_tensors(module.inputs, dims).values())
-    return Sizes(sum(layers), tracker.peak, max(layers))
+                outputs = module(*_tensors(module.inputs, dims).values())
+        ports += sum(tensor.nbytes for tensor in outputs)
+    return Sizes(sum(layers), tracker.peak, max(layers), ports)
 
 
 def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -87,8 +96,11 @@ def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
     }
 
 
-def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> None:
-    """One step, as :meth:`Denoiser.trace` puts it together; of equal blocks, one is run."""
+def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+    """The outputs of one step, put together as in :meth:`Denoiser.trace`.
+
+    Of equal blocks, one is run.
+    """
     inputs = _tensors(denoiser.inputs, dims)
     context, modulation = inputs["context"], inputs["modulation"]
     (image,) = denoiser.head(inputs["latents"])
@@ -108,7 +120,10 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> None:
         context = texts[0] if texts else context
     tail = {**inputs, "image": image.view(grid), "modulation": modulation[:, -denoiser.tail.rows :]}
     del image, context
-    denoiser.tail(**{name: tail[name] for name in denoiser.tail.inputs})
+    outputs: tuple[torch.Tensor, ...] = denoiser.tail(
+        **{name: tail[name] for name in denoiser.tail.inputs}
+    )
+    return outputs
 
 
 class _Tracker(TorchDispatchMode):

@@ -275,7 +275,7 @@ def tool_versions() -> dict[str, str]:
 
 
 @functools.cache
-def _exporter_digest() -> str:
+def exporter_digest() -> str:
     """Hash of the exporter's own source: a stage that other code made is not reused."""
     spec = importlib.util.find_spec("sd35_trt.export")
     assert spec is not None
@@ -302,7 +302,7 @@ class _StageInputs:
                 if not path.is_file():
                     raise CheckpointError(f"{path} is missing", "download the checkpoint again")
                 files[f"{folder}/{path.name}"] = self.cache.file_hash(path)
-        return {"exporter": _exporter_digest(), "versions": dict(self.versions), "files": files}
+        return {"exporter": exporter_digest(), "versions": dict(self.versions), "files": files}
 
 
 def _tokenizer_stage(inputs: _StageInputs, names: list[str]) -> Stage:

@@ -793,6 +793,19 @@ def doctor(as_json: bool) -> None:
     default=None,
     help="With or without classifier-free guidance. Default: with, except for Turbo models.",
 )
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Ask TensorRT for RTX what working memory its engines take: a minute or two the first "
+    "time, then kept.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="With --exact: as for build.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(as_json: bool, **arguments: Any) -> None:
     """Say whether a model fits a GPU, what stays in its memory, and what loads or streams.
@@ -802,13 +815,16 @@ def plan(as_json: bool, **arguments: Any) -> None:
     \b
     Examples:
       sd35-trt plan --model large --gpu rtx4060
+      sd35-trt plan --model large --gpu rtx4060 --exact
       sd35-trt plan --model medium --gpu ampere --vram 8GiB --size 1344x768 --batch 2
       sd35-trt plan --model large --gpu rtx4070 --json | jq .fits
     """
     from .plan import PlanOptions
     from .plan import plan as run
+    from .progress import StageBars
 
-    result = run(PlanOptions(**arguments))
+    with StageBars(quiet=as_json or not arguments["exact"]) as progress:
+        result = run(PlanOptions(**arguments), progress)
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return

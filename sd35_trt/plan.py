@@ -1,17 +1,24 @@
 """Whether a model fits a GPU and how, before anything is built.
 
-Weights follow the policy layer by layer; activations, see :mod:`sd35_trt.export.sizes`. Loading is
-estimated from the bus of the GPU and a disk, at rates that copies reach in practice.
+Weights follow the policy layer by layer. Activations are estimated, see
+:mod:`sd35_trt.export.sizes`, or asked of the compiler, see :mod:`sd35_trt.working_memory`. Loading
+is estimated from the bus of the GPU and a disk, at rates that copies reach in practice.
+
+Activations are those of engines whose largest shapes are the ones asked for. An engine for a wider
+range takes what its own largest shapes need, unless the runtime sizes its memory for the shapes at
+hand; its manifest holds the former.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cache import StageCache, default_cache_dir
 from .components import COMPONENTS, LATENT_SCALE
-from .dimensions import MAX_STEPS_AT_ONCE
+from .dimensions import MAX_STEPS_AT_ONCE, Bounds
 from .errors import Sd35Error, UsageError
 from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
@@ -26,11 +33,14 @@ from .residency import (
     Residency,
     plan_residency,
 )
+from .stages import Progress
 from .targets import Target, find_target
 from .units import format_bytes, format_memory
 from .variants import Variant, recognise
+from .working_memory import check_exact, compiled_activations
 
 if TYPE_CHECKING:
+    from .export.component import ExportOptions
     from .export.single_file import AnyCheckpoint
     from .export.sizes import Sizes
     from .export.structure import Structure
@@ -60,6 +70,8 @@ class PlanOptions:
         size: width and height in pixels; None takes the model's native size.
         batch: pictures at once.
         guidance: whether both branches are computed; None asks the model variant.
+        exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
+        cache_dir: where its answers are kept; None takes the build's.
     """
 
     model: str = "mini"
@@ -69,6 +81,8 @@ class PlanOptions:
     size: tuple[int, int] | None = None
     batch: int = 1
     guidance: bool | None = None
+    exact: bool = False
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,11 @@ class Plan:
     residency: Residency
     budget: int | None
     least_bytes: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether activations are what the compiler reports."""
+        return all(sizes.compiled is not None for sizes in self.components.values())
 
     @property
     def bus_bandwidth(self) -> float | None:
@@ -157,6 +176,7 @@ class Plan:
             "batch": self.batch,
             "steps": self.steps,
             "guided": self.guided,
+            "exact": self.exact,
             "budget_bytes": self.budget,
             "fits": None if self.budget is None else result.fits,
             "verdict": self.verdict,
@@ -177,7 +197,7 @@ class Plan:
                     "name": name,
                     "stage": stage_of[name],
                     "weight_bytes": sizes.weights,
-                    "activation_bytes": _working_bytes(sizes, self.target),
+                    "activation_bytes": _activation_bytes(sizes, self.target),
                     **asdict(result.placements[name]),
                     "disk_seconds": self.seconds_from_disk(sizes.weights),
                     "bus_seconds": self.seconds_from_host(sizes.weights),
@@ -190,8 +210,11 @@ class Plan:
         }
 
 
-def plan(options: PlanOptions) -> Plan:
+def plan(options: PlanOptions, progress: Progress = lambda *_: None) -> Plan:
     """Plan a model on a target.
+
+    Args:
+        progress: of asking the compiler, by component.
 
     Raises:
         Sd35Error: explained in one line.
@@ -199,6 +222,8 @@ def plan(options: PlanOptions) -> Plan:
     target = find_target(options.target)
     policy = load_policy(options.policy or target.policy)
     target.check(policy)
+    if options.exact:
+        check_exact(target)
     try:
         source = _source(options.model)
         transformer = source.config("transformer")
@@ -209,6 +234,14 @@ def plan(options: PlanOptions) -> Plan:
         if options.batch < 1:
             raise UsageError(f"--batch {options.batch} draws nothing", "use 1 or more")
         sizes = measure(source, policy, variant, size, options.batch, guided)
+        if options.exact:
+            cache = StageCache(options.cache_dir or default_cache_dir())
+            for name, asked, dims in _requests(source, variant, size, options.batch, guided):
+                bounds = _bounds(dims, guided)
+                found = compiled_activations(
+                    name, source, policy, asked, bounds, target, cache, progress
+                )
+                sizes[name] = replace(sizes[name], compiled=found)
     except ImportError as error:
         raise Sd35Error(f"planning needs {error.name}", "pip install 'sd35-trt[build]'") from error
     budget = target.memory_bytes if options.vram is None else options.vram
@@ -232,12 +265,24 @@ def plan(options: PlanOptions) -> Plan:
 def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
     """The same model and policy on another GPU; nothing is measured again.
 
+    What the compiler reported counts for the GPUs that it compiled for; for others, the estimate.
+
     Args:
         vram: bytes of device memory to stay within; None takes the target's.
     """
     budget = target.memory_bytes if vram is None else vram
-    result, least = _residency(planned.components, planned.steps, target, budget)
-    return replace(planned, target=target, residency=result, budget=budget, least_bytes=least)
+    sizes = dict(planned.components)
+    if target.builders != planned.target.builders:
+        sizes = {name: replace(found, compiled=None) for name, found in sizes.items()}
+    result, least = _residency(sizes, planned.steps, target, budget)
+    return replace(
+        planned,
+        target=target,
+        components=sizes,
+        residency=result,
+        budget=budget,
+        least_bytes=least,
+    )
 
 
 def _streams(target: Target) -> bool:
@@ -245,9 +290,17 @@ def _streams(target: Target) -> bool:
     return target.builder.startswith("tensorrt")
 
 
-def _working_bytes(sizes: Sizes, target: Target) -> int:
-    """What an engine takes beside its weights."""
+def _activation_bytes(sizes: Sizes, target: Target) -> int:
+    """An engine's working memory: the compiler's figure, or the estimate."""
+    if sizes.compiled is not None:
+        return sizes.compiled
     return sizes.activations + (TENSORRT_WORKSPACE if _streams(target) else 0)
+
+
+def _working_bytes(sizes: Sizes, target: Target) -> int:
+    """What an engine takes beside its weights, its inputs and outputs included."""
+    # The estimate has them already.
+    return _activation_bytes(sizes, target) + (0 if sizes.compiled is None else sizes.ports)
 
 
 def _residency(
@@ -288,13 +341,28 @@ def measure(
         CheckpointError: a tensor is missing or misshapen.
         UsageError: the policy does not fit the model.
     """
-    from .export.component import ExportOptions
     from .export.sizes import component_sizes
+
+    return {
+        name: component_sizes(name, source, policy, options, dims)
+        for name, options, dims in _requests(source, variant, size, batch, guided)
+    }
+
+
+def _requests(
+    source: AnyCheckpoint | Structure,
+    variant: Variant,
+    size: tuple[int, int],
+    batch: int,
+    guided: bool,
+) -> Iterator[tuple[str, ExportOptions, dict[str, int]]]:
+    """Every component of a model, and the shapes that it is asked for."""
+    from .export.component import ExportOptions
 
     clip_tokens, t5_tokens = _text_lengths(source)
     texts = 2 * batch if guided else batch
     width, height = size
-    dims = {
+    common = {
         "samples": texts,
         "steps": min(variant.steps, MAX_STEPS_AT_ONCE),
         "height": height // LATENT_SCALE,
@@ -302,17 +370,36 @@ def measure(
         "image_height": height,
         "image_width": width,
     }
-    found = {}
     for name in (name for names in STAGES.values() for name in names):
         row = COMPONENTS[name]
         if not source.has(row.part):
             continue
         encoder = row.tokenizer is not None
-        dims["batch"] = texts if encoder else batch
-        dims["tokens"] = t5_tokens if encoder else clip_tokens + t5_tokens
-        options = ExportOptions(clip_tokens, guided)
-        found[name] = component_sizes(name, source, policy, options, dims)
-    return found
+        dims = {
+            **common,
+            "batch": texts if encoder else batch,
+            "tokens": t5_tokens if encoder else clip_tokens + t5_tokens,
+        }
+        yield name, ExportOptions(clip_tokens, guided), dims
+
+
+def _bounds(dims: Mapping[str, int], guided: bool) -> dict[str, Bounds]:
+    """Of an engine whose usual and largest shapes are these, but for the batch.
+
+    Like a build's, it takes single pictures, shorter texts and half the size too: with a dimension
+    that is fixed it would be another engine.
+    """
+    texts = 2 if guided else 1
+    bounds = {}
+    for name, largest in dims.items():
+        if name in ("height", "width", "image_height", "image_width"):
+            unit = 2 if name in ("height", "width") else 2 * LATENT_SCALE
+            low = max(largest // (2 * unit) * unit, unit)
+        else:
+            low = {"batch": 1, "samples": texts, "steps": 1}.get(name, (largest + 1) // 2)
+        usual = low if name in ("batch", "samples") else largest
+        bounds[name] = (low, usual, largest)
+    return bounds
 
 
 def _source(model: str) -> AnyCheckpoint | Structure:

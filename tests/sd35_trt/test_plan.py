@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from conftest import one_error_line
 
 from sd35_trt import plan as module
 from sd35_trt.bundle import Bundle
+from sd35_trt.cache import StageCache
+from sd35_trt.dimensions import dimension_bounds
+from sd35_trt.export import weightless
 from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import ExportOptions
 from sd35_trt.export.sizes import Sizes, component_sizes
@@ -22,6 +26,7 @@ from sd35_trt.policy import builtin_policies, load_policy
 from sd35_trt.report import print_plan
 from sd35_trt.residency import LOADED, RESIDENT, STREAMED
 from sd35_trt.targets import find_target
+from sd35_trt.working_memory import compiled_activations
 
 
 @pytest.mark.parametrize("policy", builtin_policies())
@@ -52,6 +57,83 @@ def test_activations_are_those_that_tensorrt_reports(make_bundle: Callable[..., 
         # T5's attention is spelled out in the graph; the compiler fuses it.
         low, high = (1.0, 2.5) if component.name == "t5" else (0.8, 1.15)
         assert low <= ratio <= high, component.name
+
+
+@pytest.mark.parametrize(
+    ("target", "policy"),
+    [("ada", "fp8"), ("turing", "int8-weight"), ("ampere", "int8-weight"), ("blackwell", "fp8")],
+)
+def test_the_compiler_tells_what_the_manifest_holds(
+    make_bundle: Callable[..., Path], stage_cache: Path, target: str, policy: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    manifest = Bundle.open(make_bundle(target=target)).manifest
+    assert manifest.policy["name"] == policy
+    mini = Checkpoint(checkpoint_path())
+    assert len(manifest.components) == 7
+    for component in manifest.components:
+        bounds = dimension_bounds(
+            component.name, manifest.ranges, manifest.defaults, 32, manifest.guided
+        )
+        found = compiled_activations(
+            component.name,
+            mini,
+            load_policy(policy),
+            ExportOptions(clip_tokens=32),
+            bounds,
+            find_target(target),
+            StageCache(stage_cache),
+        )
+        assert found == pytest.approx(component.activation_bytes, rel=0.05), component.name
+
+
+def test_what_left_out_blocks_would_add(stage_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    mini, ada = Checkpoint(checkpoint_path()), find_target("ada")
+    bounds = {
+        "batch": (1, 1, 4), "samples": (2, 2, 8), "steps": (1, 28, 28), "tokens": (32, 64, 64),
+        "height": (8, 16, 16), "width": (8, 16, 16),
+    }  # fmt: skip
+
+    def found(name: str, guided: bool) -> int:
+        options, cache = ExportOptions(32, guided), StageCache(stage_cache / f"{blocks}-blocks")
+        return compiled_activations(name, mini, load_policy("half"), options, bounds, ada, cache)
+
+    cases = [("conditioner", True), ("denoiser", True), ("denoiser", False)]
+    results = []
+    for blocks in (6, 4):  # of mini's six
+        monkeypatch.setitem(weightless._BLOCKS, "transformer", ("transformer_blocks", blocks))
+        results.append([found(name, guided) for name, guided in cases])
+    assert results[0] == pytest.approx(results[1], rel=0.01)
+
+
+def test_exact_plans(run, stage_cache: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    exact = plan(PlanOptions("mini", "rtx4090", size=(64, 64), exact=True, cache_dir=stage_cache))
+    for component in exact.as_dict()["components"]:
+        sizes = exact.components[component["name"]]
+        assert component["activation_bytes"] == sizes.compiled
+        assert (
+            component["peak_bytes"] >= sizes.compiled + sizes.ports + exact.residency.resident_bytes
+        )
+    assert exact.exact
+    assert exact.as_dict()["exact"] is True
+    # A GPU of the same family has the same engines, others have not.
+    assert replan(exact, find_target("rtx4060")).components == exact.components
+    other = replan(exact, find_target("rtx3090"))
+    assert not other.exact
+    assert other.components["t5"] == replace(exact.components["t5"], compiled=None)
+    for gpu in ("cpu", "h100"):
+        status, out, err = run("plan", "--gpu", gpu, "--exact")
+        assert (status, out) == (2, "")
+        assert "leave out --exact" in one_error_line(err)
+
+
+def test_exact_needs_the_compiler(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    status, out, err = run("plan", "--gpu", "ada", "--exact")
+    assert (status, out) == (1, "")
+    assert "pip install 'sd35-trt[rtx]'" in one_error_line(err)
 
 
 def test_a_checkpoint_without_t5(large_checkpoint: Path, tmp_path: Path) -> None:

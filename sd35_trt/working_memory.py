@@ -1,0 +1,112 @@
+"""Working memory of an engine before it is built, by asking TensorRT for RTX.
+
+Its builder needs no GPU, and what it reports depends neither on the values of weights nor, but for
+the modulation, on blocks beyond a few: a few blocks with made-up weights are compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .build import exporter_digest, tool_versions
+from .cache import StageCache
+from .components import COMPONENTS
+from .dimensions import Bounds
+from .errors import UsageError
+from .policy import Policy
+from .stages import Progress, Stage, run_stage
+from .targets import Target
+
+if TYPE_CHECKING:
+    from .export.component import ExportOptions
+    from .export.single_file import AnyCheckpoint
+    from .export.structure import Structure
+
+_BUILDER = "tensorrt-rtx"
+_FILE = "memory.json"
+
+
+def check_exact(target: Target) -> None:
+    """Refuse a target whose engines this builder does not make.
+
+    Raises:
+        UsageError: names the builder that does.
+    """
+    if target.builder != _BUILDER:
+        raise UsageError(
+            f"--exact asks TensorRT for RTX, and {target.name}'s engines are {target.builder}'s",
+            "leave out --exact",
+        )
+
+
+def compiled_activations(
+    name: str,
+    source: AnyCheckpoint | Structure,
+    policy: Policy,
+    options: ExportOptions,
+    bounds: Mapping[str, Bounds],
+    target: Target,
+    cache: StageCache,
+    progress: Progress = lambda *_: None,
+) -> int:
+    """Bytes that the builder reports for a component's engine, without inputs and outputs.
+
+    They are what a build's manifest calls ``activation_bytes`` when its engine has these bounds:
+    memory for the largest shapes, which for small models varies with the usual ones too, as the
+    builder optimizes for them. The range guard's FP32 places are not counted: a build takes them
+    from a calibration.
+
+    Args:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        bounds: of its dynamic dimensions; see :func:`sd35_trt.dimensions.dimension_bounds`.
+        target: one that :func:`check_exact` accepts.
+        cache: where figures are kept; nothing else of what is compiled is.
+
+    Raises:
+        Sd35Error: TensorRT for RTX is not installed, or does not compile the component.
+    """
+    from .engines.builder import load_builder
+    from .engines.tensorrt_builder import TensorRTBuilder
+
+    builder = load_builder(_BUILDER, target.builders[_BUILDER])
+    assert isinstance(builder, TensorRTBuilder)
+
+    def run(out: Path, report: Callable[[float, str], None]) -> None:
+        from .engines.builder import ExportedComponent
+        from .export.weightless import export_weightless
+
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            folder = Path(temporary)
+            report(0.0, "tracing")
+            left_out = export_weightless(name, source, policy, options, folder)
+            component = ExportedComponent.read(folder)
+            reported = builder.working_memory(component, bounds, folder, report)
+        found = reported + left_out * _copies(name, options, bounds)
+        (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
+
+    part = COMPONENTS[name].part
+    inputs: dict[str, Any] = {
+        "exporter": exporter_digest(),
+        "builder": builder.describe(),
+        "code": builder.code_digest(),
+        "versions": {**tool_versions(), **builder.versions()},
+        "config": source.config(part),
+        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "options": asdict(options),
+        "bounds": dict(bounds),
+    }
+    folder = run_stage(cache, Stage(f"{name}-memory", inputs, run), progress)
+    return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
+
+
+def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> int:
+    """How many times an engine holds the modulation: the one thing in it that grows with depth."""
+    if name == "conditioner":
+        return bounds["samples"][-1] * bounds["steps"][-1]
+    # Guidance concatenates that of both branches; without, it is read from the input.
+    return 2 * bounds["batch"][-1] if name == "denoiser" and options.guided else 0
