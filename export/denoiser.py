@@ -303,7 +303,7 @@ class _PlainHead(ComponentModule):
         self.outputs = {"grid": denoiser.head.outputs["image"]}
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        return self.head(latents)  # type: ignore[no-any-return]
+        return self.head(latents)
 
 
 class _GuidedHead(ComponentModule):

@@ -219,7 +219,7 @@ class IntegerLinear(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
-        values = self.weight
+        values: torch.Tensor = self.weight
         if self.packed:
             halves = torch.stack([values & 0xF, values >> 4], dim=-1).flatten(-2)
             values = (halves.to(torch.int8) ^ 8) - 8  # the sign of four bits
@@ -272,7 +272,7 @@ def use_torch_layers(part: nn.Module, join: bool = True) -> None:
     for attention in [m for m in part.modules() if isinstance(m, Attention)]:
         if not _is_joint(attention):
             continue
-        attention.set_processor(_Processor())  # type: ignore[arg-type]
+        attention.set_processor(_Processor())
         for names, joined in _JOINED.items():
             layers = [getattr(attention, name, None) for name in names]
             if join and JoinedLinear.joins(layers):

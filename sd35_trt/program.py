@@ -24,6 +24,9 @@ TENSORS_FILE = "weights.safetensors"
 #: Compiler artifacts of the GPU that the bundle was built on, where there was one.
 KERNELS_FILE = "kernels.bin"
 
+#: Components that are compiled: the step. All else runs once per picture, operator by operator.
+COMPILED = ("denoiser",)
+
 #: Kinds of :class:`View`.
 VIEWS = ("rows", "tokens", "grid")
 
