@@ -88,7 +88,7 @@ def write_program(
     with (out / TENSORS_FILE).open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for done, name in enumerate(names, 1):
-            value = _value(module, name, weights)
+            value = parameter_value(module, name, weights)
             assert value.shape == parameters[name].shape, name
             stream.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             progress(done / len(names))
@@ -96,7 +96,7 @@ def write_program(
     return end
 
 
-def _value(module: ComponentModule, name: str, weights: Weights) -> torch.Tensor:
+def parameter_value(module: ComponentModule, name: str, weights: Weights) -> torch.Tensor:
     """The value of a parameter, of a checkpoint's tensor or joined from several parameters."""
     path, _, parameter = name.rpartition(".")
     owner = module.get_submodule(path)

@@ -77,6 +77,7 @@ class ScaledLinear(Layer):
                 f"multiplies FP8 in multiples of {_MULTIPLE}",
                 "keep it half by a policy file",
             )
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.wide, self.follows = layer.wide, layer.follows
         self.input_amax = layer.input_amax
         self._within = layer.weight_scale.dtype
@@ -174,7 +175,8 @@ class JoinedLinear(nn.Module):
         scales = torch.stack([read(f"{name}.weight_scale") for name in self.names])
         if parameter == "weight_scale":
             return scales.min()
-        return (scales / scales.min()).repeat_interleave(torch.tensor(self._sizes))
+        factors = (scales / scales.min()).unbind()
+        return torch.cat([f.expand(n) for f, n in zip(factors, self._sizes, strict=True)])
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         half = torch.float16
@@ -195,11 +197,11 @@ class IntegerLinear(Layer):
 
     def __init__(self, layer: WeightOnlyLinear) -> None:
         super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.wide, self.follows = layer.wide, layer.follows
         self.packed = layer.packed
         self.block = layer.attributes.get("block_size", 1)
-        inputs, outputs = layer.weight.shape
-        shape = (inputs, outputs // 2 if self.packed else outputs)
+        shape = (self.in_features, self.out_features // 2 if self.packed else self.out_features)
         self.weight = _parameter(shape, torch.uint8 if self.packed else torch.int8)
         self.scale = layer.scale
         self.bias = layer.bias

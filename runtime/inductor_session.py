@@ -46,13 +46,18 @@ from .kernels import kernel_file, read_kernels, write_kernels
 from .session import SessionOptions
 
 
-class _Queue:
-    """A CUDA device's stream as PyTorch knows it, and memory for what runs on it."""
+class TorchQueue:
+    """A CUDA device's stream as PyTorch knows it, and memory for what runs on it.
+
+    Attributes:
+        device: the GPU.
+        stream: the device's.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = torch.device("cuda", device.index)
-        self._stream = torch.cuda.ExternalStream(device.stream, device=self.device)
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+        self.stream = torch.cuda.ExternalStream(device.stream, device=self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             operand = torch.zeros(16, 16, dtype=torch.float16, device=self.device)
             torch.matmul(operand, operand)
             if torch.cuda.get_device_capability(self.device) >= (8, 9):
@@ -66,7 +71,7 @@ class _Queue:
         """What PyTorch is asked for inside is queued here."""
         with (
             torch.cuda.device(self.device),
-            torch.cuda.stream(self._stream),
+            torch.cuda.stream(self.stream),
             torch.cuda.use_mem_pool(self._pool, self.device),
         ):
             yield
@@ -81,7 +86,7 @@ class _Queue:
 
 
 # One for the sessions of a device that are open, by the handle of its stream.
-_QUEUES: weakref.WeakValueDictionary[tuple[int, int], _Queue] = weakref.WeakValueDictionary()
+_QUEUES: weakref.WeakValueDictionary[tuple[int, int], TorchQueue] = weakref.WeakValueDictionary()
 
 
 class _Host:
@@ -135,13 +140,13 @@ class InductorSession:
         self._device = device
         chosen = bundle.manifest.engine_options
         if device.kind == "cpu":
-            self._queue: _Queue | _Host = _Host()
+            self._queue: TorchQueue | _Host = _Host()
             if options.threads is not None:
                 torch.set_num_threads(options.threads)
         else:
             key = (device.index, device.stream)
             queue = _QUEUES.get(key)
-            self._queue = _QUEUES[key] = queue or _Queue(device)
+            self._queue = _QUEUES[key] = queue or TorchQueue(device)
         self.recordable = device.kind == "cuda"
         usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
         mode = (mode or usual) if component.name in COMPILED else "eager"
