@@ -335,11 +335,12 @@ class TorchProgram:
             given = [weights[name] for name in step.weights]
             self._steps.append(_call(step, functions[step.graph], given))
         self._backends = [ATTENTION[name] for name in attention]
+        self._variants = contextlib.nullcontext if mode == "eager" else _many_variants
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All values when the steps are done, the outputs among them."""
         values = dict(inputs)
-        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True), _many_variants():
+        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True), self._variants():
             for step in self._steps:
                 step(values)
         return values
