@@ -1,9 +1,11 @@
-"""What a builder is: it turns one exported ONNX component into engine files in the bundle."""
+"""What a builder is: it turns one exported component into engine files in the bundle."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +61,12 @@ class EngineOptions:
     Attributes:
         weight_streaming: the engine can keep part of its weights in the host's memory.
         refit: the weights of the engine can be exchanged without building it again.
+        autotune: try more kernels for each product, which takes minutes.
     """
 
     weight_streaming: bool = False
     refit: bool = False
+    autotune: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ class Builder(Protocol):
     #: Session kind that runs the engines.
     engine: str
 
+    #: What the exporter writes for it, one of :data:`sd35_trt.components.FORMS`.
+    form: str
+
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that compile."""
 
@@ -118,11 +125,20 @@ class Builder(Protocol):
         """Put an engine's files into ``out``, an existing directory."""
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link a stage's file, or copy it where links do not reach."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 # Builder → module with ``create(name, capabilities, options)``.
 _MODULES = {
     "onnxruntime": "sd35_trt.engines.onnxruntime_builder",
     "tensorrt-rtx": "sd35_trt.engines.tensorrt_builder",
     "tensorrt": "sd35_trt.engines.tensorrt_builder",
+    "inductor": "sd35_trt.engines.inductor_builder",
 }
 
 

@@ -35,6 +35,7 @@ class OnnxRuntimeBuilder:
     """See :class:`sd35_trt.engines.builder.Builder`."""
 
     engine = "onnxruntime"
+    form = "onnx"
 
     def versions(self) -> dict[str, str]:
         return {}
@@ -57,7 +58,7 @@ def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> 
     """See :func:`sd35_trt.engines.builder.load_builder`."""
     if options != EngineOptions():
         raise UsageError(
-            "ONNX Runtime neither streams nor exchanges weights",
-            "leave out --weight-streaming and --refit",
+            "ONNX Runtime neither streams nor exchanges weights, nor tries kernels",
+            "leave out --weight-streaming, --refit and --autotune",
         )
     return OnnxRuntimeBuilder()

@@ -10,12 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +28,7 @@ from .builder import (
     Engine,
     EngineOptions,
     ExportedComponent,
+    link_or_copy,
 )
 from .tensorrt_plan import read_header
 
@@ -46,6 +44,8 @@ _MEMORY_LINE = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> TensorRTBuilder:
     """See :func:`sd35_trt.engines.builder.load_builder`."""
+    if options.autotune:
+        raise UsageError("TensorRT tries kernels as it is", "leave out --autotune")
     library = load_library(FLAVOURS[name])
     return TensorRTBuilder(name, library, capabilities, options)
 
@@ -66,6 +66,7 @@ class TensorRTBuilder:
         self, name: str, library: Any, capabilities: tuple[str, ...], options: EngineOptions
     ) -> None:
         self.engine = name
+        self.form = "onnx"
         self._flavour = FLAVOURS[name]
         self._trt = library
         self._capabilities = capabilities
@@ -86,7 +87,11 @@ class TensorRTBuilder:
         return {self.engine: str(self._trt.__version__)}
 
     def describe(self) -> dict[str, Any]:
-        return {"compute_capabilities": list(self._capabilities), **asdict(self._options)}
+        return {
+            "compute_capabilities": list(self._capabilities),
+            "weight_streaming": self._options.weight_streaming,
+            "refit": self._options.refit,
+        }
 
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> Stage:
         """See :class:`sd35_trt.engines.builder.Builder`."""
@@ -106,10 +111,7 @@ class TensorRTBuilder:
 
     def place(self, engine: Engine, out: Path) -> BuiltEngine:
         """Link the plan into ``out``, or copy it where links do not reach."""
-        try:
-            os.link(engine.folder / PLAN_FILE, out / PLAN_FILE)
-        except OSError:
-            shutil.copyfile(engine.folder / PLAN_FILE, out / PLAN_FILE)
+        link_or_copy(engine.folder / PLAN_FILE, out / PLAN_FILE)
         facts = json.loads((engine.folder / _FACTS_FILE).read_text("utf-8"))
         return BuiltEngine((PLAN_FILE,), facts["weight_bytes"], facts["activation_bytes"])
 

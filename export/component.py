@@ -39,10 +39,13 @@ from .modules import (
     build_transformer,
     build_vae,
 )
+from .program import write_program
 from .quantized import WEIGHT_ONLY
 from .scales import Scales
 from .single_file import AnyCheckpoint
 from .structure import Structure
+from .torch_layers import use_torch_layers
+from .trace import declared_ports
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -59,10 +62,14 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
+        form: what is written, one of :data:`sd35_trt.components.FORMS`.
+        join: whether a program computes query, key and value of a stream as one FP8 product.
     """
 
     clip_tokens: int
     guided: bool = True
+    form: str = "onnx"
+    join: bool = True
 
 
 # Builds the part's module from its configuration on fake tensors.
@@ -236,7 +243,8 @@ def export_component(
     progress: Callable[[float, str], None] = lambda fraction, note: None,
     scales: Scales | None = None,
 ) -> None:
-    """Write one component: ``model.onnx``, ``weights.data`` and ``component.json``.
+    """Write one component: ``model.onnx`` and ``weights.data``, or ``program.json`` and
+    ``weights.safetensors``; and ``component.json``.
 
     The graph is traced without weights; these are then converted and written one tensor at a
     time, so peak memory is the traced graph plus the largest tensor.
@@ -258,18 +266,23 @@ def export_component(
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
         places = apply_policy(part, name, policy, scales)
+        if options.form == "program":
+            use_torch_layers(part, options.join)
         largest = max(map(stored_bytes, component_layers(part, name).values()))
         module = MODULES[name](part, options).eval()
-        model, ports = module.trace()
+        if options.form == "program":
+            program, ports = module.program(), declared_ports(module)
+        else:
+            model, ports = module.trace()
     progress(0.5, "writing weights")
-    total = stream_weights(
-        model,
-        module,
-        weights,
-        out / MODEL_FILE,
-        WEIGHTS_FILE,
-        lambda fraction: progress(0.5 + 0.5 * fraction, "writing weights"),
-    )
+
+    def written(fraction: float) -> None:
+        progress(0.5 + 0.5 * fraction, "writing weights")
+
+    if options.form == "program":
+        total = write_program(program, module, weights, out, written)
+    else:
+        total = stream_weights(model, module, weights, out / MODEL_FILE, WEIGHTS_FILE, written)
     description = {
         "name": name,
         "weight_bytes": total,

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sd35_trt.bundle import Port
+from sd35_trt.program import Call, Graph, Program, View
 
 from .guard import carries_fp32
 from .layers import ModulationRows, PlainLayerNorm
@@ -29,6 +30,7 @@ from .modules import (
     modulation_dtype,
     modulation_rows,
 )
+from .program import traced_graph
 from .trace import empty_model, trace
 
 # Attributes of a layer that change its graph.
@@ -257,6 +259,81 @@ class Denoiser(ComponentModule):
             value.shape = ir.Shape(port.shape)
             model.graph.outputs.append(value)
         return model, ports
+
+    def program(self) -> Program:
+        """See :class:`sd35_trt.export.modules.ComponentModule`."""
+        graphs: dict[str, Graph] = {}
+        steps: list[Call | View] = []
+        names: dict[tuple[object, ...], str] = {}
+
+        def call(
+            name: str, module: ComponentModule, weights: str, local: str = "", **given: str
+        ) -> None:
+            if name not in graphs:
+                graphs[name] = traced_graph(module)
+            graph = graphs[name]
+            stored = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
+            inputs = tuple(given.get(port, port) for port in graph.inputs)
+            steps.append(Call(name, stored, inputs, tuple(module.outputs)))
+
+        head = _GuidedHead(self) if self.guided else _PlainHead(self)
+        call("head", head, "part.", "head.")
+        modulation = "branches_modulation" if self.guided else "modulation"
+        steps.append(View("tokens", "grid", "image"))
+        first = 0
+        for k, block in enumerate(self.blocks):
+            steps.append(View("rows", modulation, "rows", first, block.rows))
+            name = names.setdefault(block.signature(), f"block{len(names)}")
+            weights = f"part.transformer_blocks.{k}."
+            call(name, block, weights, "block.", modulation="rows")
+            first += block.rows
+        steps.append(View("rows", modulation, "rows", first, self.tail.rows))
+        steps.append(View("grid", "image", "image", like="grid"))
+        call("tail", self.tail, "part.", modulation="rows")
+        return Program(torch.__version__, graphs, tuple(steps))
+
+
+class _PlainHead(ComponentModule):
+    """What the blocks read that is not given: image tokens on their grid."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.head = denoiser.head
+        self.inputs = {"latents": denoiser.inputs["latents"]}
+        self.outputs = {"grid": denoiser.head.outputs["image"]}
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        return self.head(latents)
+
+
+class _GuidedHead(ComponentModule):
+    """What all blocks read, of both branches: image tokens on their grid, text, modulation."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.head = denoiser.head
+        names = ("latents", "context", "modulation", "uncond_context", "uncond_modulation")
+        self.inputs = {name: denoiser.inputs[name] for name in names}
+        single = {
+            "grid": self.head.outputs["image"],
+            "context": self.inputs["context"],
+            "branches_modulation": self.inputs["modulation"],
+        }
+        self.outputs = {
+            n: (dtype, ("branches", *shape[1:])) for n, (dtype, shape) in single.items()
+        }
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        context: torch.Tensor,
+        modulation: torch.Tensor,
+        uncond_context: torch.Tensor,
+        uncond_modulation: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        (image,) = self.head(latents)
+        context = torch.cat([uncond_context, context])
+        return torch.cat([image, image]), context, torch.cat([uncond_modulation, modulation])
 
 
 class _Linker:

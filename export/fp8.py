@@ -25,6 +25,10 @@ from .layers import Layer, Linear, Sources
 
 _E4M3 = torch.float8_e4m3fn
 
+#: Linears of diffusers' Attention that give query, key and value: of the image, of the text.
+IMAGE_PROJECTIONS = ("to_q", "to_k", "to_v")
+TEXT_PROJECTIONS = ("add_q_proj", "add_k_proj", "add_v_proj")
+
 _TakeOver = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | None"]
 
 
@@ -78,6 +82,7 @@ class Fp8Linear(Layer):
     def __init__(self, linear: Linear, input_amax: float | None) -> None:
         super().__init__()
         self.in_features, self.out_features = shape = (linear.in_features, linear.out_features)
+        self.input_amax = input_amax
         self.weight = nn.Parameter(torch.empty(shape, dtype=_E4M3), requires_grad=False)
         self.weight_scale = _scalar(torch.float16)
         self.input_scale = _scalar(torch.float16)
@@ -130,15 +135,21 @@ class Fp8Linear(Layer):
         return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
 
 
-class Fp8AttentionProcessor:
-    """diffusers' JointAttnProcessor2_0 with its two matmuls on E4M3 operands.
+class AttentionProcessor:
+    """diffusers' JointAttnProcessor2_0, projections and matmuls being for a subclass to say."""
 
-    Attention is spelled out, not one operator: ONNX's Attention has no place for the Q/DQ of the
-    softmax output, and TensorRT fuses this form into its FP8 attention.
+    def project(
+        self, attn: Any, x: torch.Tensor, names: tuple[str, str, str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value [N, T, D] of a stream, by the names of their linears."""
+        query, key, value = (getattr(attn, name)(x) for name in names)
+        return query, key, value
 
-    The scales are parameters of the attention module, ``q_scale``, ``k_scale``, ``v_scale`` and
-    ``p_scale`` (softmax output); see :func:`quantize_attention`.
-    """
+    def attend(
+        self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Softmax(Q Kᵀ / √d) V; all [N, heads, T, d]."""
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -149,31 +160,55 @@ class Fp8AttentionProcessor:
     ) -> Any:
         pixels = hidden_states.shape[1]
 
-        def heads(linear: nn.Module, x: torch.Tensor, norm: nn.Module | None = None) -> Any:
-            y = linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        def heads(x: torch.Tensor, norm: nn.Module | None = None) -> Any:
+            y = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             return y if norm is None else norm(y)
 
-        query = heads(attn.to_q, hidden_states, attn.norm_q)
-        key = heads(attn.to_k, hidden_states, attn.norm_k)
-        value = heads(attn.to_v, hidden_states)
+        query, key, value = self.project(attn, hidden_states, IMAGE_PROJECTIONS)
+        query, key, value = heads(query, attn.norm_q), heads(key, attn.norm_k), heads(value)
         if encoder_hidden_states is not None:
-            text = encoder_hidden_states
-            query = torch.cat([query, heads(attn.add_q_proj, text, attn.norm_added_q)], dim=2)
-            key = torch.cat([key, heads(attn.add_k_proj, text, attn.norm_added_k)], dim=2)
-            value = torch.cat([value, heads(attn.add_v_proj, text)], dim=2)
-        scores = torch.matmul(
-            fake_quantize(query, attn.q_scale), fake_quantize(key, attn.k_scale).transpose(2, 3)
-        )
-        weights = torch.softmax(scores * query.shape[-1] ** -0.5, dim=-1)
-        mixed = torch.matmul(
-            fake_quantize(weights, attn.p_scale), fake_quantize(value, attn.v_scale)
-        )
-        mixed = mixed.transpose(1, 2).flatten(2)
+            text = self.project(attn, encoder_hidden_states, TEXT_PROJECTIONS)
+            query = torch.cat([query, heads(text[0], attn.norm_added_q)], dim=2)
+            key = torch.cat([key, heads(text[1], attn.norm_added_k)], dim=2)
+            value = torch.cat([value, heads(text[2])], dim=2)
+        mixed = self.attend(attn, query, key, value).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
             return attn.to_out[0](mixed)
         image = attn.to_out[0](mixed[:, :pixels])
-        text = mixed[:, pixels:]
-        return image, text if attn.context_pre_only else attn.to_add_out(text)
+        rest = mixed[:, pixels:]
+        return image, rest if attn.context_pre_only else attn.to_add_out(rest)
+
+
+class Fp8AttentionProcessor(AttentionProcessor):
+    """Its two matmuls on E4M3 operands.
+
+    Attention is spelled out, not one operator: ONNX's Attention has no place for the Q/DQ of the
+    softmax output, and TensorRT fuses this form into its FP8 attention.
+
+    The scales are parameters of the attention module, ``q_scale``, ``k_scale``, ``v_scale`` and
+    ``p_scale`` (softmax output); see :func:`quantize_attention`.
+    """
+
+    def attend(
+        self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """See :class:`AttentionProcessor`."""
+        return fp8_attention(fake_quantize, attn, query, key, value)
+
+
+def fp8_attention(
+    quantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    attn: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> torch.Tensor:
+    """Attention on operands that ``quantize`` rounds, given an operand and its scale."""
+    scores = torch.matmul(
+        quantize(query, attn.q_scale), quantize(key, attn.k_scale).transpose(2, 3)
+    )
+    weights = torch.softmax(scores * query.shape[-1] ** -0.5, dim=-1)
+    return torch.matmul(quantize(weights, attn.p_scale), quantize(value, attn.v_scale))
 
 
 def quantize_attention(attn: Any, amax: dict[str, float] | None) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from sd35_trt.bundle import Port
 from sd35_trt.components import LATENT_SCALE
+from sd35_trt.program import Program
 
 from .checkpoint import Weights
 from .guard import carries_fp32
@@ -37,6 +38,12 @@ class ComponentModule(nn.Module, abc.ABC):
         from .trace import trace
 
         return trace(self)
+
+    def program(self) -> Program:
+        """The module as a program of PyTorch operators; see :mod:`sd35_trt.export.program`."""
+        from .program import single_graph
+
+        return single_graph(self)
 
 
 # Parts: the checkpoint's modules, built from their configuration on fake tensors. Where there are

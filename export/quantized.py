@@ -51,6 +51,12 @@ def int4_weight(weight: torch.Tensor, block: int) -> torch.Tensor:
     return blocks.round().clamp(-7, 7).flatten(1).to(torch.int8).t()
 
 
+def pack_int4(tensor: torch.Tensor) -> torch.Tensor:
+    """Two values to a byte in row-major order, the first in the low half (ONNX, INT4)."""
+    flat = nn.functional.pad(tensor.reshape(-1), (0, tensor.numel() % 2))
+    return (flat[0::2] & 0xF) | (flat[1::2] << 4)
+
+
 class WeightOnlyLinear(Layer):
     """``x @ dequantize(weight, scale) + bias`` in FP16; the weight is [in, out].
 
@@ -82,6 +88,11 @@ class WeightOnlyLinear(Layer):
     @property
     def dtype(self) -> torch.dtype:
         return _DTYPE
+
+    @property
+    def packed(self) -> bool:
+        """Whether two weights share a byte."""
+        return self.ONNX_TYPES["weight"] == ir.DataType.INT4
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)

@@ -80,7 +80,30 @@ def empty_model(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
         for name, (dtype, shape) in module.inputs.items()
     ]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
-    return ir.Model(graph, ir_version=_IR_VERSION), _declared_ports(module)
+    return ir.Model(graph, ir_version=_IR_VERSION), declared_ports(module)
+
+
+def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
+    """A module traced on fake tensors, its dynamic dimensions as declared.
+
+    Call it inside the ``FakeTensorMode`` that the module was built in.
+    """
+    example = {
+        name: torch.zeros([_example(d) for d in shape], dtype=dtype)
+        for name, (dtype, shape) in module.inputs.items()
+    }
+    dims = _dims(module)
+    dynamic = {
+        name: {i: dims[d] for i, d in enumerate(shape) if isinstance(d, str)}
+        for name, (_, shape) in module.inputs.items()
+    }
+    with _quiet():
+        return torch.export.export(
+            module,
+            tuple(example.values()),
+            dynamic_shapes=dynamic,
+            strict=False,
+        )
 
 
 def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
@@ -95,22 +118,8 @@ def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
     Raises:
         AssertionError: the traced graph does not have the ports that the module declares.
     """
-    example = {
-        name: torch.zeros([_example(d) for d in shape], dtype=dtype)
-        for name, (dtype, shape) in module.inputs.items()
-    }
-    dims = _dims(module)
-    dynamic = {
-        name: {i: dims[d] for i, d in enumerate(shape) if isinstance(d, str)}
-        for name, (_, shape) in module.inputs.items()
-    }
+    program = trace_program(module)
     with _quiet():
-        program = torch.export.export(
-            module,
-            tuple(example.values()),
-            dynamic_shapes=dynamic,
-            strict=False,
-        )
         onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
         )
@@ -153,7 +162,8 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def _declared_ports(module: ComponentModule) -> list[Port]:
+def declared_ports(module: ComponentModule) -> list[Port]:
+    """The module's inputs and outputs."""
     declared = [*module.inputs.items(), *module.outputs.items()]
     return [Port(name, str(t).removeprefix("torch."), shape) for name, (t, shape) in declared]
 
@@ -163,7 +173,7 @@ def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
     assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
     assert len(graph.outputs) == len(module.outputs)
     values = [*graph.inputs[: len(module.inputs)], *graph.outputs]
-    ports = _declared_ports(module)
+    ports = declared_ports(module)
     for value, port in zip(values, ports, strict=True):
         traced = value.shape
         assert traced is not None

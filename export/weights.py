@@ -14,6 +14,7 @@ from sd35_trt.errors import CheckpointError
 
 from .checkpoint import Weights
 from .modules import ComponentModule
+from .quantized import pack_int4
 
 # ONNX Runtime maps external data; pages and cache lines start on this boundary.
 _ALIGNMENT = 4096
@@ -64,12 +65,6 @@ def onnx_type(module: nn.Module, name: str, traced: ir.DataType) -> ir.DataType:
     return types.get(parameter, traced)
 
 
-def _pack_int4(tensor: torch.Tensor) -> torch.Tensor:
-    """Two values to a byte in row-major order, the first in the low half (ONNX, INT4)."""
-    flat = torch.nn.functional.pad(tensor.reshape(-1), (0, tensor.numel() % 2))
-    return (flat[0::2] & 0xF) | (flat[1::2] << 4)
-
-
 def _write(stream: BinaryIO, tensor: torch.Tensor) -> tuple[int, int]:
     stream.seek(-stream.tell() % _ALIGNMENT, 1)
     offset = stream.tell()
@@ -112,7 +107,7 @@ def stream_weights(
             tensor = read_parameter(module, value.name, weights)
             value.dtype = onnx_type(module, value.name, value.dtype)
             if value.dtype == ir.DataType.INT4:
-                tensor = _pack_int4(tensor)
+                tensor = pack_int4(tensor)
             offset, length = _write(stream, tensor)
             total += length
             graph.inputs.remove(value)

@@ -78,6 +78,7 @@ _KINDS = {
     ),
     "tensorrt-rtx": _Kind(_TENSORRT, "tensorrt_rtx", "rtx", ("cuda",), streams=True),
     "tensorrt": _Kind(_TENSORRT, "tensorrt", "tensorrt", ("cuda",), streams=True),
+    "inductor": _Kind("sd35_trt.runtime.inductor_session", "torch", "inductor", ("cuda", "cpu")),
 }
 
 

@@ -6,24 +6,18 @@ Source: the Python API references of TensorRT for RTX and of TensorRT 11
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sd35_trt.bundle import Bundle, Component
-from sd35_trt.cache import default_cache_dir
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.tensorrt_library import FLAVOURS, load_library, make_logger
 
 from .device import Buffer, Device
+from .kernels import kernel_file, read_kernels, write_kernels
 from .session import SessionOptions
-
-logger = logging.getLogger("sd35_trt")
 
 
 class TensorRTSession:
@@ -56,7 +50,7 @@ class TensorRTSession:
             )
         self._limit_weights(options.held_bytes)
         self._cache: Any = None
-        self._cache_file = _cache_file(component, device, trt.__version__)
+        self._cache_file = kernel_file(component, _present(device), trt.__version__)
         self._context = self._create_context(is_step=component.name == "denoiser")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._scratch_bytes = 0
@@ -83,7 +77,7 @@ class TensorRTSession:
             if is_step:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._cache = config.create_runtime_cache()
-            known = _read(self._cache_file)
+            known = read_kernels(self._cache_file)
             if known:
                 self._cache.deserialize(known)  # False where the GPU or a version changed
             config.set_runtime_cache(self._cache)
@@ -127,7 +121,7 @@ class TensorRTSession:
         """Release the engine's memory, and keep the kernels that were finished for this GPU."""
         self._device.synchronize()
         if self._cache is not None:
-            _write(self._cache_file, bytes(self._cache.serialize()))
+            write_kernels(self._cache_file, bytes(self._cache.serialize()))
         # A context refers to its engine, and that to the runtime.
         del self._context, self._cache
         del self._engine
@@ -150,36 +144,6 @@ def _built_for(bundle: Bundle) -> str:
 
 def _present(device: Device) -> str:
     return str(getattr(device, "title", device.name))
-
-
-def _cache_file(component: Component, device: Device, version: str) -> Path:
-    """Where the finished kernels of a plan are kept."""
-    about = f"{component.files[0].sha256} {_present(device)} {version}"
-    return (
-        default_cache_dir() / "kernels" / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.bin"
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # none yet, or not ours to read: kernels are compiled again
-        return b""
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file in one step; without it the next load is slower, no more."""
-    if data == _read(path):
-        return
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        logger.warning("kernels for this GPU cannot be kept in %s: %s", path.parent, error)
-        with contextlib.suppress(OSError):  # it may not have come to be
-            part.unlink()
 
 
 def open_session(

@@ -58,6 +58,7 @@ class BuildOptions:
         builder: one of those that serve the target; None takes the preferred one.
         weight_streaming: engines that can keep part of their weights in the host's memory.
         refit: engines whose weights can be exchanged.
+        autotune: try more kernels, with the ``inductor`` builder.
         cache_dir: where stages are kept.
         command: recorded as the command that made the bundle.
     """
@@ -75,6 +76,7 @@ class BuildOptions:
     builder: str | None = None
     weight_streaming: bool = False
     refit: bool = False
+    autotune: bool = False
     cache_dir: Path | None = None
     command: str = ""
 
@@ -101,7 +103,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         from .engines.builder import EngineOptions, ExportedComponent, load_builder
         from .export.single_file import open_checkpoint
 
-        engine_options = EngineOptions(options.weight_streaming, options.refit)
+        engine_options = EngineOptions(options.weight_streaming, options.refit, options.autotune)
         builder = load_builder(chosen, target.builders[chosen], engine_options)
         check_destination(out, MANIFEST, "bundle")
         checkpoint = open_checkpoint(root, options.tokenizers)
@@ -133,7 +135,8 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         clip_tokens = lengths["clip_l"]["length"]
         t5_tokens = lengths["t5"]["length"] if "t5" in lengths else _T5_TOKENS
         stages = [
-            _component_stage(inputs, n, policy, clip_tokens, guided, calibration) for n in names
+            _component_stage(inputs, n, policy, clip_tokens, guided, calibration, builder.form)
+            for n in names
         ]
         if calibration and not all(cache.find(s.name, cache.key(s.inputs)) for s in stages):
             _check_calibration(calibration, checkpoint, names, policy, stages)
@@ -325,6 +328,7 @@ def _component_stage(
     clip_tokens: int,
     guided: bool,
     calibration: Calibration | None,
+    form: str,
 ) -> Stage:
     from .export.scales import Scales
 
@@ -334,10 +338,10 @@ def _component_stage(
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
         from .export.component import ExportOptions, export_component
 
-        options = ExportOptions(clip_tokens, guided)
+        options = ExportOptions(clip_tokens, guided, form)
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales)
 
-    described = inputs.describe(part)
+    described = {**inputs.describe(part), "form": form}
     # A single file's configuration is not among the files.
     described["config"] = inputs.checkpoint.config(part)
     if scales and (effect := scales.describe(name)):

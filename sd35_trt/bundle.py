@@ -132,7 +132,7 @@ class Manifest:
 
     ``calibration`` is the digest of the calibration that the bundle was built with; where there
     was one, :data:`CALIBRATION` holds it. ``engine_options`` is what the builder was asked for:
-    compute capabilities, weight streaming, refit.
+    compute capabilities, weight streaming, refit; with ``inductor`` how the session compiles.
     """
 
     model: dict[str, Any]

@@ -210,7 +210,7 @@ def main(debug: bool) -> None:
     "--builder",
     default=None,
     metavar="NAME",
-    help="tensorrt-rtx, tensorrt or onnxruntime. Default: the target's.",
+    help="tensorrt-rtx, tensorrt, inductor or onnxruntime. Default: the target's.",
 )
 @click.option(
     "--weight-streaming",
@@ -218,6 +218,7 @@ def main(debug: bool) -> None:
     help="Engines that can keep part of their weights in the host's memory.",
 )
 @click.option("--refit", is_flag=True, help="Engines whose weights can be exchanged.")
+@click.option("--autotune", is_flag=True, help="With inductor: try more kernels, for minutes.")
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),

@@ -51,6 +51,9 @@ COMPONENTS = {
     )
 }
 
+#: What a component can be exported as: an ONNX graph, or a program (:mod:`sd35_trt.program`).
+FORMS = ("onnx", "program")
+
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from . import __version__
 from .bundle import Bundle, Manifest, Port
 from .cache import default_cache_dir
-from .targets import Target, targets
+from .targets import Target, choose_builder, targets
 from .units import format_bytes, format_memory, format_seconds
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ _LIBRARIES = {
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
     "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "rtx"),
     "tensorrt": (("tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
+    "inductor": (("torch",), "inductor"),
 }
 
 # Builders whose engines this version runs.
@@ -117,7 +118,7 @@ def examine() -> dict[str, Any]:
     for target in targets().values():
         if target.name != target.family:
             continue
-        builder = target.builder
+        builder = choose_builder(target)
         packages, extra = _LIBRARIES[builder]
         library = next((f"{p} {_version(p)}" for p in packages if _version(p)), None)
         runs = library if builder in _RUNS else None

@@ -6,6 +6,7 @@ The figures are data, in ``gpus.toml`` beside this file.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 #: Builders this version contains.
-BUILDERS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+BUILDERS = ("onnxruntime", "tensorrt-rtx", "tensorrt", "inductor")
 
 #: ``--gpu`` for the GPU that is present.
 AUTO = "auto"
@@ -221,14 +222,24 @@ def _join(members: Sequence[Target]) -> Target:
     return replace(joined, policy=policies[0])
 
 
+def _substitute(target: Target) -> str | None:
+    """The builder that takes the preferred one's place here, if any does."""
+    row = next(row for row in _data()["builder"] if row["name"] == target.builder)
+    other: str | None = row.get("otherwise")
+    if other not in target.builders or importlib.util.find_spec(row["module"]) is not None:
+        return None
+    return other
+
+
 def choose_builder(target: Target, name: str | None = None) -> str:
-    """The builder for a target: the preferred one, or the one named.
+    """The builder for a target: the one named, else the preferred one, or the table's substitute
+    for it where its library is not installed here.
 
     Raises:
         UsageError: the one named does not serve the target.
         Sd35Error: this version does not have it.
     """
-    builder = name or target.builder
+    builder = name or _substitute(target) or target.builder
     if builder not in target.builders:
         raise UsageError(
             f"{builder} does not build for {target.name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.single_file import open_checkpoint
 from sd35_trt.policy import Policy, load_policy
+from sd35_trt.program import PROGRAM_FILE, TENSORS_FILE, read_program
 from sd35_trt.runtime.onnxruntime_session import session_options
+from sd35_trt.torch_program import TorchProgram, read_tensors
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Path, Arrays], Arrays]
@@ -31,13 +34,14 @@ def export(
     names: Iterable[str],
     policy: Policy | str,
     calibration: Calibration | None = None,
+    form: str = "onnx",
 ) -> Path:
     """Export components without guidance; each goes to ``root / name``."""
     policy = load_policy(policy) if isinstance(policy, str) else policy
     for name in names:
         scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
         (root / name).mkdir(parents=True)
-        options = ExportOptions(clip_tokens=77, guided=False)
+        options = ExportOptions(clip_tokens=77, guided=False, form=form)
         opened = open_checkpoint(checkpoint)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root
@@ -73,12 +77,19 @@ def run_reference(folder: Path, feeds: Arrays) -> Arrays:
     return dict(zip(evaluator.output_names, values, strict=True))
 
 
+def run_program(folder: Path, feeds: Arrays) -> Arrays:
+    """Run a component's program, operator by operator."""
+    program = read_program(folder / PROGRAM_FILE)
+    weights = read_tensors(folder / TENSORS_FILE, program.weights(), "cpu")
+    run = TorchProgram(program, weights, torch.device("cpu"), mode="eager")
+    values = run({k: torch.from_numpy(v) for k, v in _cast(folder, feeds).items()})
+    description = json.loads((folder / "component.json").read_text())
+    return {port["name"]: values[port["name"]].numpy() for port in description["outputs"]}
+
+
 def _cast(folder: Path, feeds: Arrays) -> Arrays:
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    dtypes = {
-        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        for value in model.graph.input
-    }
+    description = json.loads((folder / "component.json").read_text())
+    dtypes = {port["name"]: np.dtype(port["dtype"]) for port in description["inputs"]}
     return {name: np.asarray(array, dtypes[name]) for name, array in feeds.items()}
 
 

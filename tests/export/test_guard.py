@@ -14,7 +14,7 @@ import pytest
 import torch
 from calibrations import calibrate, load_transformer, transformer_inputs
 from checkpoints import CLIP_TOKENS
-from components import export, run_reference, velocity
+from components import export, run_program, run_reference, velocity
 from conftest import relative_error
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
@@ -81,6 +81,9 @@ def test_a_transformer_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path)
     guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration)
     got = velocity(guarded, arguments, run_reference)
     assert relative_error(got, expected) <= TOLERANCE
+    programs = export(tmp_path / "programs", checkpoint, names, HALF, calibration, "program")
+    assert relative_error(velocity(programs, arguments, run_program), expected) <= TOLERANCE
+    assert places(programs / "denoiser") == places(guarded / "denoiser")
     found = places(guarded / "denoiser")
     assert set(found) >= {
         "denoiser/transformer_blocks.0.attn.to_v",

@@ -32,7 +32,7 @@ from sd35_trt.runtime.session import (
 )
 
 KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx-cuda", "queued-fake",
-         "tensorrt-rtx-fake")  # fmt: skip
+         "tensorrt-rtx-fake", "inductor-cpu", "inductor-cuda")  # fmt: skip
 
 
 @dataclass
@@ -67,6 +67,11 @@ def ada_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(target="ada")
 
 
+@pytest.fixture(scope="module")
+def hopper_bundle(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle(target="hopper", builder="inductor", policy="fp32")
+
+
 @pytest.fixture(params=KINDS)
 def stand(
     request: pytest.FixtureRequest,
@@ -78,8 +83,12 @@ def stand(
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
     kind, _, where = request.param.rpartition("-")
     fake = install_fake(monkeypatch) if where == "fake" else None
-    bundle = Bundle.open(ada_bundle if kind == "tensorrt-rtx" else half_bundle)
-    reference = Bundle.open(half_bundle)
+    bundles = {"tensorrt-rtx": "ada_bundle", "inductor": "hopper_bundle"}
+    bundle = Bundle.open(request.getfixturevalue(bundles.get(kind, "half_bundle")))
+    # Programs in FP32, where other arithmetic makes no difference.
+    reference = Bundle.open(
+        request.getfixturevalue("mini_bundle") if kind == "inductor" else half_bundle
+    )
     make: Callable[..., Session] = open_session
     if fake is not None and kind == "queued":
         make = lambda b, c, device, options: QueuedSession(fake, b, c, device)  # noqa: E731
@@ -92,7 +101,8 @@ def stand(
             onnxruntime_session._providers(device)
     except Sd35Error as error:
         pytest.skip(str(error))
-    yield Stand(bundle, reference, device, make, fake, 0.0 if where != "cuda" else 0.02)
+    tolerance = 0.02 if where == "cuda" else 2e-4 if kind == "inductor" else 0.0
+    yield Stand(bundle, reference, device, make, fake, tolerance)
     device.close()
     gc.collect()
     assert fake is None or fake.used == 0

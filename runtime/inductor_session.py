@@ -1,0 +1,269 @@
+"""Sessions on PyTorch: programs of operators, the step compiled, on our stream and buffers.
+
+The only module of the runtime that imports PyTorch.
+
+On a GPU, a step has to be recordable: :meth:`Device.capture` records the device's stream from
+outside PyTorch, which then must neither use another stream nor hand out memory that a recorded
+graph still writes to. So a session runs
+
+- on the device's stream, which PyTorch knows as an ``ExternalStream``;
+- with intermediate results in a ``torch.cuda.MemPool``, which is used for nothing else. All
+  sessions of a device share it: they run one after another in the order of the stream, and nothing
+  in it outlives a run. A recorded graph finds its addresses there as long as a session is open,
+  since PyTorch returns a pool's memory only when the pool is gone;
+- after products that make cuBLAS take its workspace, once per stream, outside the pool, where
+  the workspace stays.
+
+The first runs compile, tune and allocate; recorded is what comes after them (see
+:class:`sd35_trt.runtime.denoise.DenoiseLoop`). Weights are in PyTorch's own memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sd35_trt.bundle import Bundle, Component, File, sha256_file
+from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
+from sd35_trt.program import COMPILED, KERNELS_FILE, TENSORS_FILE, read_program
+from sd35_trt.torch_program import (
+    ATTENTION,
+    TorchProgram,
+    check_version,
+    collect_kernels,
+    offer_kernels,
+    read_tensors,
+)
+
+from .device import Buffer, Device
+from .kernels import kernel_file, read_kernels, write_kernels
+from .session import SessionOptions
+
+
+class TorchQueue:
+    """A CUDA device's stream as PyTorch knows it, and memory for what runs on it.
+
+    Attributes:
+        device: the GPU.
+        stream: the device's.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = torch.device("cuda", device.index)
+        self.stream = torch.cuda.ExternalStream(device.stream, device=self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            operand = torch.zeros(16, 16, dtype=torch.float16, device=self.device)
+            torch.matmul(operand, operand)
+            if torch.cuda.get_device_capability(self.device) >= (8, 9):
+                scale = torch.ones((), device=self.device)
+                narrow = operand.to(torch.float8_e4m3fn)
+                torch._scaled_mm(narrow, narrow.t(), scale, scale, out_dtype=torch.float16)
+            self._pool = torch.cuda.MemPool()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """What PyTorch is asked for inside is queued here."""
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.stream(self.stream),
+            torch.cuda.use_mem_pool(self._pool, self.device),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Copies to the GPU beside what is queued: it may be recorded in another thread."""
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            yield
+            stream.synchronize()
+
+
+# One for the sessions of a device that are open, by the handle of its stream.
+_QUEUES: weakref.WeakValueDictionary[tuple[int, int], TorchQueue] = weakref.WeakValueDictionary()
+
+
+class _Host:
+    """The CPU: no stream, no pool."""
+
+    device = torch.device("cpu")
+
+    def running(self) -> Any:
+        return contextlib.nullcontext()
+
+    loading = running
+
+
+class _CudaArray:
+    """A buffer as other libraries take it (numba's CUDA array interface, version 3)."""
+
+    def __init__(self, address: int, buffer: Buffer) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": tuple(buffer.shape),
+            "typestr": np.dtype(buffer.dtype).str,
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+class InductorSession:
+    """One program. See :class:`sd35_trt.runtime.session.Session`.
+
+    Args:
+        mode: how the step is compiled, a key of :data:`sd35_trt.torch_program.MODES`, or
+            ``eager``; None takes the bundle's on a GPU, and ``eager`` on the CPU, which is there
+            as a reference.
+
+    Raises:
+        BundleError: a damaged file.
+        OutOfMemory: no room for the weights.
+        Sd35Error: a PyTorch that does not run programs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        component: Component,
+        device: Device,
+        options: SessionOptions,
+        mode: str | None = None,
+    ) -> None:
+        check_version(torch.__version__)
+        self._component = component
+        self._device = device
+        chosen = bundle.manifest.engine_options
+        if device.kind == "cpu":
+            self._queue: TorchQueue | _Host = _Host()
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+        else:
+            key = (device.index, device.stream)
+            queue = _QUEUES.get(key)
+            self._queue = _QUEUES[key] = queue or TorchQueue(device)
+        self.recordable = device.kind == "cuda"
+        usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
+        mode = (mode or usual) if component.name in COMPILED else "eager"
+        self._kernels: Path | None = None
+        if device.kind == "cuda" and mode != "eager":
+            self._kernels = self._offer_kernels(bundle)
+        files = {Path(file.path).name: bundle.path(file.path) for file in component.files}
+        try:
+            program = read_program(bundle.path(component.files[0].path))
+            with self._queue.loading():
+                weights = read_tensors(
+                    files[TENSORS_FILE], program.weights(), str(self._queue.device)
+                )
+            self._run = TorchProgram(
+                program,
+                weights,
+                self._queue.device,
+                mode,
+                chosen.get("attention", tuple(ATTENTION)),
+                chosen.get("fast_accumulation", False),
+            )
+        except KeyError as error:
+            raise BundleError(
+                f"{bundle.root}: {component.name} lacks or misstates {error}",
+                "build it again with: sd35-trt build",
+            ) from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                f"{device.name} has no room for {component.name}", "load with a vram_budget"
+            ) from error
+
+    def _offer_kernels(self, bundle: Bundle) -> Path:
+        """Hand over what was compiled before, for this GPU by this PyTorch; see the return value.
+
+        Returns:
+            Where to keep what this process compiles.
+        """
+        gpu = torch.cuda.get_device_name(self._queue.device)
+        manifest = bundle.manifest
+        mode = manifest.engine_options.get("mode")
+        kept = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
+        if known := read_kernels(kept):
+            offer_kernels(known)
+        elif (
+            manifest.engine_options.get("gpu") == gpu
+            and manifest.versions.get("torch") == torch.__version__
+        ):
+            for file in self._component.files:
+                if Path(file.path).name == KERNELS_FILE:
+                    offer_kernels(_checked(bundle, file))
+        return kept
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """See :class:`sd35_trt.runtime.session.Session`."""
+        name = self._component.name
+        for port in self._component.inputs:
+            shape = inputs[port.name].shape
+            fits = len(shape) == len(port.shape) and all(
+                isinstance(want, str) or want == got
+                for want, got in zip(port.shape, shape, strict=True)
+            )
+            if not fits:
+                raise Sd35Error(
+                    f"{name} refuses {port.name} as {list(shape)}", "try another size or batch"
+                )
+        try:
+            with self._queue.running():
+                results = self._run({key: self._tensor(b) for key, b in inputs.items()})
+                for key, buffer in outputs.items():
+                    self._tensor(buffer).copy_(results[key])
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self._device.name} has no room to run {name}", "try a smaller size or batch"
+            ) from error
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise Sd35Error(
+                f"{name} failed in PyTorch {torch.__version__}: {reason}",
+                "try a smaller size or batch",
+            ) from error
+
+    def _tensor(self, buffer: Buffer) -> torch.Tensor:
+        """A tensor on the buffer's memory."""
+        if self._device.kind == "cpu":
+            array = np.asarray(buffer)
+            # PyTorch has no read-only tensors, and warns of such arrays.
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
+        view = _CudaArray(self._device.pointer(buffer), buffer)
+        return torch.as_tensor(view, device=self._queue.device)
+
+    def close(self) -> None:
+        """Release the engine's memory, and keep what was compiled for this GPU."""
+        self._device.synchronize()
+        if self._kernels is not None and (data := collect_kernels()):
+            write_kernels(self._kernels, data)
+        del self._run
+        del self._queue
+        if self._device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _checked(bundle: Bundle, file: File) -> bytes:
+    """A file's content, its hash compared: it holds code.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    path = bundle.path(file.path)
+    if sha256_file(path) != file.sha256:
+        raise BundleError(
+            f"{path} is damaged (SHA-256 differs)", "build it again with: sd35-trt build"
+        )
+    return path.read_bytes()
+
+
+def open_session(
+    bundle: Bundle, component: Component, device: Device, options: SessionOptions
+) -> InductorSession:
+    """Load a component of a bundle; see :func:`sd35_trt.runtime.session.open_session`."""
+    return InductorSession(bundle, component, device, options)

@@ -1,0 +1,209 @@
+"""Bundles of programs, built without their GPU; pictures drawn from them on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line, psnr
+
+from sd35_trt import targets as targets_module
+from sd35_trt import torch_program
+from sd35_trt.bundle import Bundle
+from sd35_trt.cache import StageCache
+from sd35_trt.engines import inductor_builder
+from sd35_trt.engines.builder import Engine, EngineOptions, ExportedComponent, load_builder
+from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
+from sd35_trt.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
+from sd35_trt.runtime import Pipeline, inductor_session
+from sd35_trt.runtime.device import CpuDevice
+from sd35_trt.runtime.inductor_session import InductorSession
+from sd35_trt.runtime.session import SessionOptions
+from sd35_trt.stages import Stage, run_stage
+from sd35_trt.targets import choose_builder, find_target
+
+PROMPT = {"seed": 7, "steps": 8}
+
+
+@pytest.fixture(scope="module")
+def h200_bundle(make_bundle: Callable[..., Path]) -> Callable[[str], Path]:
+    """What ``sd35-trt build --gpu h200 --builder inductor`` makes; never write to it."""
+    return functools.cache(
+        lambda policy: make_bundle(target="h200", builder="inductor", policy=policy)
+    )
+
+
+def test_the_bundle_holds_data_and_no_pickle(h200_bundle: Callable[[str], Path]) -> None:
+    bundle = h200_bundle("fp8")
+    files = [path for path in bundle.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    for path in files:
+        start = path.read_bytes()[:4]
+        assert not start.startswith((b"PK", b"\x80")), "a zip archive, a pickle"
+    manifest = Bundle.open(bundle, verify=True).manifest
+    assert (manifest.builder, manifest.target) == ("inductor", "h200")
+    assert manifest.versions["torch"] == torch.__version__
+    options = manifest.engine_options
+    assert options["compute_capabilities"] == ["9.0"]
+    assert (options["mode"], options["gpu"]) == ("default", None)
+    for component in manifest.components:
+        names = [file.path for file in component.files]
+        assert names == [f"{component.name}/{PROGRAM_FILE}", f"{component.name}/{TENSORS_FILE}"]
+        header = (bundle / names[1]).stat().st_size - component.weight_bytes
+        assert 0 < header < 60_000
+    denoiser = manifest.component("denoiser")
+    assert denoiser is not None
+    assert denoiser.bounds["batch"] == (1, 4)
+
+
+@pytest.mark.parametrize(("policy", "least"), [("fp32", 50.0), ("half", 35.0), ("fp8", 20.0)])
+def test_it_draws_what_onnx_draws(
+    policy: str, least: float, h200_bundle: Callable[[str], Path], make_bundle: Callable[..., Path]
+) -> None:
+    with Pipeline.load(make_bundle(policy=policy)) as pipe:
+        expected = pipe.generate("two large green squares", **PROMPT).images
+    with Pipeline.load(h200_bundle(policy), device="cpu", threads=1) as pipe:
+        result = pipe.generate("two large green squares", **PROMPT)
+        assert psnr(result.images, expected) >= least
+        assert not pipe.anomalies
+
+
+def test_the_builder_is_tensorrt_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"tensorrt"}
+    find = targets_module.importlib.util.find_spec  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        targets_module.importlib.util,  # type: ignore[attr-defined]
+        "find_spec",
+        lambda name: find(name) if name != "tensorrt" else object() if installed else None,
+    )
+    names = ("hopper", "h100", "h200", "b200")
+    assert {choose_builder(find_target(name)) for name in names} == {"tensorrt"}
+    installed.clear()
+    assert {choose_builder(find_target(name)) for name in names} == {"inductor"}
+    assert choose_builder(find_target("hopper"), "tensorrt") == "tensorrt"
+    assert choose_builder(find_target("ada")) == "tensorrt-rtx", "it needs no GPU"
+    assert choose_builder(find_target("cpu")) == "onnxruntime"
+
+
+def test_what_it_does_not_do_is_refused(run) -> None:  # type: ignore[no-untyped-def]
+    for option in ("--weight-streaming", "--refit"):
+        status, _, err = run("build", "--gpu", "h100", "--builder", "inductor", option)
+        assert status == 2
+        assert "PyTorch neither streams nor exchanges weights" in one_error_line(err)
+    status, _, err = run("build", "--gpu", "cpu", "--autotune")
+    assert status == 2
+    assert "leave out --weight-streaming, --refit and --autotune" in one_error_line(err)
+    options = EngineOptions(autotune=True)
+    assert load_builder("inductor", ("9.0",), options).describe()["mode"] == "max-autotune"
+
+
+def test_another_pytorch(
+    h200_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = h200_bundle("fp8")
+    monkeypatch.setattr(torch, "__version__", "2.20.0")
+    with pytest.raises(Sd35Error, match=r"below 2\.14, this is 2\.20\.0 — pip install"):
+        load_builder("inductor", ("9.0",))
+    with (
+        Pipeline.load(bundle, device="cpu") as pipe,
+        pytest.raises(Sd35Error, match=r"this is 2\.20\.0"),
+    ):
+        pipe("a star", **PROMPT)
+
+
+def test_kernels_are_made_where_the_gpu_is(
+    h200_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a fake GPU: what is compiled, once, for which shapes; and what the bundle gets."""
+    calls: list[Any] = []
+
+    def compiled(component: Any, bounds: Any, *options: Any) -> bytes:
+        calls.append((component.name, dict(bounds), options))
+        return b"kernels"
+
+    source = h200_bundle("fp8") / "denoiser"
+    monkeypatch.setattr(inductor_builder, "present_gpu", lambda capabilities: "NVIDIA H200")
+    monkeypatch.setattr(inductor_builder, "compile_kernels", compiled)
+    builder = load_builder("inductor", ("9.0",), EngineOptions(autotune=True))
+    assert builder.describe()["gpu"] == "NVIDIA H200"
+    cache = StageCache(tmp_path / "cache")
+
+    def export(out: Path, progress: Any) -> None:
+        for name in (PROGRAM_FILE, TENSORS_FILE):
+            shutil.copyfile(source / name, out / name)
+
+    folder = run_stage(cache, Stage("denoiser", {}, export), lambda *_: None)
+    component = ExportedComponent(folder, "denoiser", 10, (), (), {}, {}, 1)
+    bounds = {"batch": (1, 1, 4)}
+    for _ in range(2):
+        stage = builder.stage(component, bounds)
+        assert stage is not None
+        kernels = run_stage(cache, stage, lambda *_: None)
+    assert calls == [("denoiser", bounds, ("max-autotune", tuple(torch_program.ATTENTION), False))]
+    (tmp_path / "out").mkdir()
+    placed = builder.place(Engine(component, kernels, bounds), tmp_path / "out")
+    assert placed.files == (PROGRAM_FILE, TENSORS_FILE, KERNELS_FILE)
+    assert (tmp_path / "out" / KERNELS_FILE).read_bytes() == b"kernels"
+    other = ExportedComponent(folder, "t5", 10, (), (), {}, {}, 1)
+    assert builder.stage(other, bounds) is None, "runs once per picture"
+
+
+@pytest.mark.parametrize("file", [PROGRAM_FILE, TENSORS_FILE])
+def test_damaged_files_are_refused_in_one_line(
+    file: str, h200_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(h200_bundle("fp8"), copy)
+    bundle = Bundle.open(copy)
+    path = copy / "clip_l" / file
+    path.chmod(0o644)
+    data = path.read_bytes()
+    component = bundle.manifest.component("clip_l")
+    assert component is not None
+    for broken in (data[: len(data) // 2], data[:4], b"{}"):
+        path.write_bytes(broken)
+        with pytest.raises(BundleError, match=rf"{re.escape(file)} cannot be read") as caught:
+            InductorSession(bundle, component, CpuDevice(), SessionOptions())
+        assert "\n" not in str(caught.value)
+
+
+def test_no_memory_is_said_so(
+    h200_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(h200_bundle("fp8"))
+    component = bundle.manifest.component("clip_l")
+    assert component is not None
+    session = InductorSession(bundle, component, CpuDevice(), SessionOptions())
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(session, "_run", full)
+    feed = {"input_ids": np.zeros((1, 32), np.int64)}
+    with pytest.raises(OutOfMemory, match="cpu has no room to run clip_l — try a smaller size"):
+        session.run(feed, {})
+    monkeypatch.setattr(inductor_session, "read_tensors", full)
+    with pytest.raises(OutOfMemory, match="cpu has no room for clip_l — load with a vram_budget"):
+        InductorSession(bundle, component, CpuDevice(), SessionOptions())
+
+
+def test_only_an_engine_of_pytorch_imports_it() -> None:
+    code = """
+import json, sys
+import sd35_trt.runtime, sd35_trt.runtime.session, sd35_trt.runtime.kernels, sd35_trt.program
+print(json.dumps([name for name in ("torch", "diffusers") if name in sys.modules]))
+from sd35_trt.runtime import inductor_session
+print(json.dumps([name for name in ("diffusers", "transformers") if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[], []]

@@ -1,0 +1,291 @@
+"""Components as programs, against the ONNX components of the same policy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from calibrations import calibrate, load_transformer, transformer_inputs
+from components import Arrays, export, run_ort, run_program, velocity
+from conftest import relative_error
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
+from safetensors.torch import load_file
+
+from sd35_trt.bundle import Bundle
+from sd35_trt.calibration_file import E4M3_MAX
+from sd35_trt.errors import UsageError
+from sd35_trt.export.checkpoint import Checkpoint
+from sd35_trt.export.component import build_part, fake_tensors
+from sd35_trt.export.fp8 import Fp8Linear
+from sd35_trt.export.layers import Linear
+from sd35_trt.export.torch_layers import ScaledLinear, quantize, use_torch_layers
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.policy import Policy, Rule, load_policy
+from sd35_trt.program import PROGRAM_FILE, TENSORS_FILE, Call, read_program
+
+DIMS = {
+    "batch": 2, "samples": 3, "tokens": 45, "height": 16, "width": 12, "image_height": 64,
+    "image_width": 48, "steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(make_bundle: Callable[..., Path]) -> Callable[[str], tuple[Bundle, Bundle]]:
+    """The ONNX bundle and the bundle of programs of a policy."""
+
+    def make(policy: str) -> tuple[Bundle, Bundle]:
+        program = make_bundle(policy=policy, target="h200", builder="inductor")
+        return Bundle.open(make_bundle(policy=policy)), Bundle.open(program)
+
+    return make
+
+
+def feeds(bundle: Bundle, name: str) -> Arrays:
+    component = bundle.manifest.component(name)
+    assert component is not None
+    rng = np.random.default_rng(0)
+    found = {}
+    for port in component.inputs:
+        shape = port.resolve(**DIMS)
+        value = rng.standard_normal(shape) * (0.1 if "modulation" in port.name else 1)
+        if port.dtype.startswith(("int", "uint")):
+            value = rng.integers(0, 200, shape)
+        elif port.name == "timesteps":
+            value = np.linspace(1000, 10, shape[0])
+        found[port.name] = value.astype(port.dtype)
+    return found
+
+
+def described(bundle: Bundle, name: str) -> Path:
+    """A component's folder, with the description that the test helpers read."""
+    folder = bundle.root / name
+    component = bundle.manifest.component(name)
+    assert component is not None
+    ports = {
+        key: [{"name": p.name, "dtype": p.dtype} for p in getattr(component, key)]
+        for key in ("inputs", "outputs")
+    }
+    (folder / "component.json").write_text(json.dumps(ports))
+    return folder
+
+
+COMPONENTS = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
+
+
+def both(pair: Any, policy: str, name: str) -> tuple[Arrays, Arrays]:
+    """What a component computes as ONNX and as a program."""
+    onnx_bundle, program = pair(policy)
+    feed = feeds(onnx_bundle, name)
+    return run_ort(described(onnx_bundle, name), feed), run_program(described(program, name), feed)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_fp32_is_what_onnx_computes(pair: Any, name: str) -> None:
+    expected, found = both(pair, "fp32", name)
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype
+        if value.dtype == np.uint8:
+            assert np.abs(found[key].astype(int) - value).max() <= 1, "rounded the other way"
+        else:
+            assert relative_error(found[key], value) <= 1e-5, key
+
+
+@pytest.mark.parametrize("policy", ["half", "fp8"])
+def test_the_step_is_as_exact_as_onnx_makes_it(pair: Any, policy: str) -> None:
+    truth = both(pair, "fp32", "denoiser")[0]["denoised"]
+    expected, found = both(pair, policy, "denoiser")
+    by_onnx = relative_error(expected["denoised"], truth)
+    by_program = relative_error(found["denoised"], truth)
+    if policy == "fp8":
+        assert by_program <= 1.1 * by_onnx
+    else:
+        # ONNX Runtime's CPU provider computes FP16 graphs in FP32.
+        assert relative_error(found["denoised"], expected["denoised"]) <= 2e-3
+
+
+@pytest.mark.parametrize("name", ["clip_l", "conditioner", "vae_decoder", "vae_encoder"])
+def test_half_is_half(pair: Any, name: str) -> None:
+    for key, value in (results := both(pair, "half", name))[0].items():
+        assert relative_error(results[1][key], value) <= 2e-3, key
+
+
+def test_fp8_weights_and_scales_are_those_of_the_onnx_component(pair: Any) -> None:
+    """Bit by bit: joined ones too."""
+    onnx_bundle, program = pair("fp8")
+    model = onnx.load(onnx_bundle.root / "denoiser" / "model.onnx")
+    stored = {t.name: t for t in model.graph.initializer}
+    ours = load_file(program.root / "denoiser" / TENSORS_FILE)
+    weights = [name for name, t in stored.items() if t.data_type == TensorProto.FLOAT8E4M3FN]
+    assert weights
+    seen = set()
+    for name in weights:
+        prefix = name.removesuffix(".weight")
+        bits = numpy_helper.to_array(stored[name]).view(np.uint8).T
+        scales = [
+            np.float32(numpy_helper.to_array(stored[f"{prefix}.{kind}_scale"]))
+            for kind in ("weight", "input")
+        ]
+        attention, _, linear = prefix.rpartition(".")
+        places = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+        for joined, names in zip(("joined", "joined_added"), places, strict=True):
+            if linear in names:
+                prefix, width = f"{attention}.{joined}", len(bits)
+                part = slice(width * names.index(linear), width * (names.index(linear) + 1))
+                factor = ours[f"{prefix}.factor"][part]
+                assert factor.min() == factor.max() >= 1
+                own = ours[f"{prefix}.weight_scale"].item() * factor[0].item()
+                break
+        else:
+            part, own = slice(None), ours[f"{prefix}.weight_scale"].item()
+        found = ours[f"{prefix}.weight"].view(torch.uint8).numpy()[part]
+        np.testing.assert_array_equal(found, bits, name)
+        assert own == pytest.approx(scales[0], rel=1e-6)
+        assert ours[f"{prefix}.input_scale"].item() == scales[1]
+        seen.add(f"{prefix}.weight")
+    narrow = {name for name, t in ours.items() if t.dtype == torch.float8_e4m3fn}
+    assert seen == narrow
+    for joined in ("joined", "joined_added"):
+        assert sum(name.endswith(f".{joined}.weight") for name in seen) == 6, "in every block"
+
+
+def test_quantization_is_onnxs() -> None:
+    """Ties to even, saturating, for FP16 and FP32: every step of E4M3 and what is between."""
+    steps = torch.arange(0, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    between = (steps[1:] + steps[:-1]) / 2
+    values = torch.cat([steps, between, between * 1.001, between * 0.999, torch.tensor([9e3])])
+    values = torch.cat([values, -values])
+    for dtype, kind in ((torch.float32, TensorProto.FLOAT), (torch.float16, TensorProto.FLOAT16)):
+        scale = torch.tensor(0.5, dtype=dtype)
+        x = values.to(dtype)
+        node = helper.make_node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=17)
+        back = helper.make_node("DequantizeLinear", ["q", "s"], ["y"])
+        graph = helper.make_graph(
+            [node, back],
+            "quantize",
+            [helper.make_tensor_value_info("x", kind, [len(x)])],
+            [helper.make_tensor_value_info("y", kind, [len(x)])],
+            [numpy_helper.from_array(scale.numpy(), "s")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+        (expected,) = InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
+        found = quantize(x, scale).float() * scale.float()
+        np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    assert quantize(torch.tensor([1e6, -1e6]), torch.tensor(1.0)).float().abs().max() == E4M3_MAX
+
+
+def _scaled_linear(inputs: int, outputs: int, amax: float) -> tuple[ScaledLinear, torch.Tensor]:
+    """An FP8 layer with random weights, and these in FP32 [out, in]."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=generator) * 0.05
+    plain = Linear(torch.nn.Linear(inputs, outputs))
+    layer = ScaledLinear(Fp8Linear(plain, amax))
+    for name, (_, convert) in layer.SOURCES.items():
+        parameter = layer.get_parameter(name)
+        parameter.data = convert(weight).to(parameter.dtype).contiguous()
+    return layer, weight
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_linear_is_a_product_of_what_was_rounded(wide: bool) -> None:
+    layer, _ = _scaled_linear(64, 48, 4.0)
+    layer.wide = wide
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)).half()
+    operand = quantize(x, layer.input_scale).double() * layer.input_scale.double()
+    weight = layer.weight.double() * layer.weight_scale.double()
+    expected = operand @ weight.t() + layer.bias.double()  # type: ignore[union-attr]
+    found = layer(x)
+    assert found.dtype == (torch.float32 if wide else torch.float16)
+    assert found.shape == (2, 5, 48)
+    limit = 1e-6 if wide else 5e-4
+    assert relative_error(found.detach().numpy(), expected.detach().numpy()) <= limit
+
+
+def test_dimensions_that_tensor_cores_do_not_take() -> None:
+    with pytest.raises(UsageError, match=r"from 24 to 64 features: .* multiples of 16 — keep it"):
+        _scaled_linear(24, 64, 1.0)
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int4-weight"])
+def test_integer_weights(precision: str, tmp_path: Path) -> None:
+    policy = Policy(
+        precision, "", (Rule("*", "*", "half", ""), Rule("conditioner", "*", precision, ""))
+    )
+    names = ["conditioner"]
+    folders = [
+        export(tmp_path / form, checkpoint_path(), names, policy, form=form) / "conditioner"
+        for form in ("onnx", "program")
+    ]
+    rng = np.random.default_rng(0)
+    feed = {
+        "prompt_embeds": rng.standard_normal((2, 9, 256)),
+        "pooled": rng.standard_normal((2, 160)),
+        "timesteps": np.array([900.0, 100.0]),
+    }
+    expected, found = run_ort(folders[0], feed), run_program(folders[1], feed)
+    for key, value in expected.items():
+        assert relative_error(found[key], value) <= 2e-3, key
+    stored = load_file(folders[1] / TENSORS_FILE)
+    kinds = {t.dtype for name, t in stored.items() if name.endswith("linear.weight")}
+    assert kinds == {torch.uint8 if precision == "int4-weight" else torch.int8}
+
+
+def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path) -> None:
+    """Against diffusers; Medium's first blocks have two attentions."""
+    model = load_transformer(medium_checkpoint)
+    arguments = transformer_inputs(model)
+    with torch.no_grad():
+        truth = model(**arguments).sample.numpy()
+    plain = load_policy("fp8")
+    rule = Rule("denoiser", "transformer_blocks.*.attn", "fp8", "")
+    policy = replace(plain, rules=(*plain.rules, rule))
+    # Normalized queries and keys of 64 channels have no value beyond 8.
+    operands = {"q": 8.0, "k": 8.0, "v": 8.0, "p": 1.0}
+    calibration = replace(
+        calibrate(medium_checkpoint, policy),
+        bmm={
+            f"denoiser/transformer_blocks.{block}.attn.{operand}": amax
+            for block in range(len(model.transformer_blocks))
+            for operand, amax in operands.items()
+        },
+    )
+    errors = {}
+    for form, run in (("onnx", run_ort), ("program", run_program)):
+        root = tmp_path / form
+        export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, form)
+        errors[form] = relative_error(velocity(root, arguments, run), truth)
+    assert errors["program"] <= 1.1 * errors["onnx"] <= 0.2
+
+
+def test_a_signature_is_there_once(pair: Any) -> None:
+    _, bundle = pair("fp8")
+    program = read_program(bundle.root / "denoiser" / PROGRAM_FILE)
+    calls = [step.graph for step in program.steps if isinstance(step, Call)]
+    assert calls == ["head", *["block0"] * 5, "block1", "tail"]
+    assert set(program.graphs) == set(calls)
+
+
+@pytest.mark.parametrize(
+    ("join", "key_amax", "expected"),
+    [(True, 1.0, {"joined", "joined_added"}), (True, 2.0, {"joined_added"}), (False, 1.0, set())],
+)
+def test_what_is_joined(join: bool, key_amax: float, expected: set[str]) -> None:
+    """Query, key and value where they read what was rounded in one way, if it is asked for."""
+    with fake_tensors():
+        part = build_part("transformer", Checkpoint(checkpoint_path()))
+        for name, module in list(part.named_modules()):
+            if isinstance(module, Linear) and re.search(r"attn\.(to_[qkv]|add_._proj)$", name):
+                parent, _, child = name.rpartition(".")
+                layer = Fp8Linear(module, key_amax if child == "to_k" else 1.0)
+                setattr(part.get_submodule(parent), child, layer)
+        use_torch_layers(part, join)
+    found = {name.rpartition(".")[2] for name, m in part.named_modules() if hasattr(m, "compose")}
+    assert found == expected
