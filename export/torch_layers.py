@@ -223,8 +223,11 @@ class IntegerLinear(Layer):
         dtype = self.compute_dtype(x)
         values: torch.Tensor = self.weight
         if self.packed:
-            halves = torch.stack([values & 0xF, values >> 4], dim=-1).flatten(-2)
-            values = (halves.to(torch.int8) ^ 8) - 8  # the sign of four bits
+            low = torch.bitwise_and(values, 0xF)
+            high = torch.bitwise_right_shift(values, 4)
+            halves = torch.stack([low, high], dim=-1).flatten(-2)
+            # The sign of four bits.
+            values = torch.bitwise_xor(halves.to(torch.int8), 8) - 8
         weight = values.to(self.scale.dtype)
         if self.block > 1:
             weight = (weight.unflatten(0, (-1, self.block)) * self.scale[:, None]).flatten(0, 1)

@@ -37,7 +37,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 #: Operators of ATen that a graph may hold. None reaches a file or memory that is not its operands'.
 OPERATORS = frozenset(
     [
-        "__rshift__.Scalar",
         "_scaled_mm.default",
         "abs.default",
         "add.Tensor",
@@ -48,6 +47,7 @@ OPERATORS = frozenset(
         "arange.start",
         "argmax.default",
         "bitwise_and.Scalar",
+        "bitwise_right_shift.Tensor_Scalar",
         "bitwise_xor.Scalar",
         "cat.default",
         "chunk.default",
