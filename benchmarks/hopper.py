@@ -9,7 +9,7 @@ the runtime: on its stream, recorded by its device, replayed. Times are medians 
     python benchmarks/hopper.py --attempt 'fp8 max-autotune' --out hopper.json
     python benchmarks/hopper.py --device cpu --layers 1 --width small --out /tmp/hopper.json
 
-The file is written after every attempt, and attempts that are in it are not made again.
+The file is written after every attempt, and attempts that it has times of are not made again.
 """
 
 from __future__ import annotations
@@ -352,6 +352,7 @@ def main(
     step = _truth(model, *_inputs(config, side, _TEXT if width == "large" else 45, device))
     recorder = _Recorder(device)
     rows = json.loads(out.read_text())["rows"] if out.exists() else {}
+    rows = {name: row for name, row in rows.items() if "failed" not in row}
     print(f"{'':28}{'ms':>9}{'error':>10}{'compile s':>11}{'GB':>7}")
     for attempt in ATTEMPTS:
         if attempt.name in rows or (names and attempt.name not in names):
