@@ -353,9 +353,9 @@ def test_options_and_libraries_that_are_not_there(run, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     cases = {
         ("--gpu", "ada"): (1, "pip install 'sd35-trt[rtx]'"),
-        ("--gpu", "hopper"): (1, "pip install 'sd35-trt[tensorrt]'"),
+        ("--gpu", "hopper", "--builder", "tensorrt"): (1, "pip install 'sd35-trt[tensorrt]'"),
         ("--gpu", "hopper", "--builder", "tensorrt-rtx"): (2, "use tensorrt"),
-        ("--gpu", "cpu", "--refit"): (2, "leave out --weight-streaming and --refit"),
+        ("--gpu", "cpu", "--refit"): (2, "leave out --weight-streaming, --refit"),
     }
     for arguments, (expected, words) in cases.items():
         status, out, err = run("build", *arguments)
