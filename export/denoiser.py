@@ -166,10 +166,9 @@ class _Tail(ComponentModule):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = image.shape[1:3]
         patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
-        patches = patches.reshape(-1, rows, columns, self.patch, self.patch, self.channels)
-        velocity = patches.permute(0, 5, 1, 3, 2, 4).reshape(
-            -1, self.channels, rows * self.patch, columns * self.patch
-        )
+        patches = patches.reshape(-1, rows, columns, self.patch**2, self.channels)
+        channels = patches.permute(0, 4, 3, 1, 2).flatten(1, 2)
+        velocity = nn.functional.pixel_shuffle(channels, self.patch)
         if guidance is not None:
             # Sliced apart, not chunked: chunk() would fix the batch at the example's.
             uncond, cond = velocity[: latents.shape[0]], velocity[latents.shape[0] :]

@@ -77,6 +77,7 @@ OPERATORS = frozenset(
         "mul.Tensor",
         "pad.default",
         "permute.default",
+        "pixel_shuffle.default",
         "pow.Tensor_Scalar",
         "reshape.default",
         "rms_norm.default",
