@@ -25,6 +25,7 @@ from sd35_trt.policy import Policy
 from .checkpoint import Weights
 from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
+from .fused_block import fuse_blocks
 from .guard import guard
 from .layers import Linear, replace_layers
 from .modules import (
@@ -64,12 +65,15 @@ class ExportOptions:
         guided: whether the denoiser computes the unconditional branch too.
         form: what is written, one of :data:`sd35_trt.components.FORMS`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
+        fuse: whether a program has the joined products, and others, as one operator each with what
+            follows them.
     """
 
     clip_tokens: int
     guided: bool = True
     form: str = "onnx"
     join: bool = True
+    fuse: bool = True
 
 
 # Builds the part's module from its configuration on fake tensors.
@@ -268,6 +272,8 @@ def export_component(
         places = apply_policy(part, name, policy, scales)
         if options.form == "program":
             use_torch_layers(part, options.join)
+            if options.fuse:
+                fuse_blocks(part)
         largest = max(map(stored_bytes, component_layers(part, name).values()))
         module = MODULES[name](part, options).eval()
         if options.form == "program":

@@ -7,53 +7,26 @@ weight as the checkpoint has it, [out, in], which is how tensor cores take E4M3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from sd35_trt.calibration_file import E4M3_MAX
 from sd35_trt.errors import UsageError
+from sd35_trt.fused import E4M3, quantize, scaled_product
 
 from .fp8 import IMAGE_PROJECTIONS, TEXT_PROJECTIONS, AttentionProcessor, Fp8Linear, fp8_attention
 from .layers import Layer, Sources
 from .quantized import WeightOnlyLinear, pack_int4
 
-_E4M3 = torch.float8_e4m3fn
-
 # Dimensions of an FP8 product are multiples of this (cuBLASLt).
 _MULTIPLE = 16
-
-
-def quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """``x / scale`` in E4M3, saturating, rounded to nearest even."""
-    return (x.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX).to(_E4M3)
 
 
 def round_trip(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Quantized and dequantized, in the scale's dtype."""
     return quantize(x, scale).to(scale.dtype) * scale
-
-
-def _scaled_product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    input_scale: torch.Tensor,
-    weight_scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """``x`` quantized, times an E4M3 weight [out, in]; any leading dimensions."""
-    rows = quantize(x, input_scale).flatten(0, -2)
-    # cuBLASLt adds no bias to FP32 results.
-    inside = None if dtype == torch.float32 else bias
-    y = torch._scaled_mm(
-        rows, weight.t(), scale_a=input_scale, scale_b=weight_scale, bias=inside, out_dtype=dtype
-    )
-    if bias is not None and inside is None:
-        y = y + bias
-    return y.unflatten(0, x.shape[:-1])
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -81,7 +54,7 @@ class ScaledLinear(Layer):
         self.wide, self.follows = layer.wide, layer.follows
         self.input_amax = layer.input_amax
         self._within = layer.weight_scale.dtype
-        self.weight = _parameter((layer.out_features, layer.in_features), _E4M3)
+        self.weight = _parameter((layer.out_features, layer.in_features), E4M3)
         self.weight_scale = _parameter((), torch.float32)
         self.input_scale = _parameter((), torch.float32)
         self.bias = layer.bias
@@ -118,8 +91,8 @@ class ScaledLinear(Layer):
         return self._within
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _scaled_product(
-            x.to(self.compute_dtype(x)),
+        return scaled_product(
+            quantize(x.to(self.compute_dtype(x)), self.input_scale),
             self.weight,
             self.input_scale,
             self.weight_scale,
@@ -145,7 +118,7 @@ class JoinedLinear(nn.Module):
         self.names = names
         self._sizes = [layer.weight.shape[0] for layer in layers]
         width = sum(self._sizes)
-        self.weight = _parameter((width, layers[0].weight.shape[1]), _E4M3)
+        self.weight = _parameter((width, layers[0].weight.shape[1]), E4M3)
         self.weight_scale = _parameter((), torch.float32)
         self.input_scale = _parameter((), torch.float32)
         self.factor = _parameter((width,), torch.float32)
@@ -162,12 +135,24 @@ class JoinedLinear(nn.Module):
             for layer in layers
         )
 
+    def add_norms(self, names: Sequence[str], like: torch.Tensor) -> None:
+        """Hold the weights of the normalizations behind query and key too, as ``norm``.
+
+        Args:
+            names: of the normalizations beside the linears.
+            like: the weights of one of them.
+        """
+        self._norms = tuple(names)
+        self.norm = _parameter((len(names), *like.shape), like.dtype)
+
     def compose(self, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """The value of a parameter.
 
         Args:
             read: the value of a parameter of the module that this one is in.
         """
+        if parameter == "norm":
+            return torch.stack([read(f"{name}.weight") for name in self._norms])
         if parameter == "input_scale":
             return read(f"{self.names[0]}.input_scale")
         if parameter in ("weight", "bias"):
@@ -180,9 +165,8 @@ class JoinedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         half = torch.float16
-        y = _scaled_product(
-            x.to(half), self.weight, self.input_scale, self.weight_scale, None, half
-        )
+        rows = quantize(x.to(half), self.input_scale)
+        y = scaled_product(rows, self.weight, self.input_scale, self.weight_scale, None, half)
         y = y * self.factor
         y = (y if self.bias is None else y + self.bias).to(half)
         return y.split(self._sizes, dim=-1)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import fused
 from .errors import BundleError, Sd35Error
 from .program import Call, Graph, Node, Program, View
 
@@ -106,6 +107,9 @@ OPERATORS = frozenset(
     ]
 )
 
+# Operators that sum FP8 products.
+_SUMS = ("aten._scaled_mm.default", *(f"sd35.{name}.default" for name in ("qkv", "gelu", "gated")))
+
 # What torch.export adds about shapes and types: checks, and results that nobody reads.
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
 
@@ -187,7 +191,8 @@ def graph_data(graph: fx.Graph, weights: Sequence[str], inputs: Sequence[str]) -
             kept.append(item)
             needed.update(_values([item.args, item.kwargs]))
     for item in kept:
-        if item.target.startswith("aten.") and item.target.removeprefix("aten.") not in OPERATORS:
+        known = item.target in _FUNCTIONS or fused.is_fused(item.target)
+        if not known and item.target.removeprefix("aten.") not in OPERATORS:
             raise NotImplementedError(f"the operator {item.target}")
     used = tuple(name for name in weights if name in needed)
     return Graph(used, tuple(inputs), tuple(reversed(kept)), outputs)
@@ -266,8 +271,8 @@ def graph_module(graph: Graph, device: torch.device, fast_accumulation: bool) ->
         for index, name in enumerate((*graph.weights, *graph.inputs)):
             values[name] = result.placeholder(f"p{index}")
         for node in graph.nodes:
-            target, kwargs = _target(node.target), dict(node.kwargs)
-            if node.target == "aten._scaled_mm.default":
+            target, kwargs = _target(node.target, device), dict(node.kwargs)
+            if node.target in _SUMS:
                 kwargs["use_fast_accum"] = fast_accumulation
             values[node.name] = result.call_function(
                 target,
@@ -280,9 +285,11 @@ def graph_module(graph: Graph, device: torch.device, fast_accumulation: bool) ->
     return fx.GraphModule(torch.nn.Module(), result)
 
 
-def _target(name: str) -> Callable[..., Any]:
+def _target(name: str, device: torch.device) -> Callable[..., Any]:
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
+    if fused.is_fused(name):
+        return fused.find(name, device)
     namespace, _, rest = name.partition(".")
     if namespace != "aten" or rest not in OPERATORS:
         raise ValueError(f"the operator {name!r}")

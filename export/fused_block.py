@@ -1,0 +1,183 @@
+"""Blocks of the MMDiT on the operators of :mod:`sd35_trt.fused`, for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sd35_trt import fused
+
+from .guard import carries_fp32
+from .layers import Layer, Linear, RMSNorm
+from .torch_layers import JoinedLinear, ScaledLinear
+
+
+class _OutLinear(Layer):
+    """A half-precision linear whose weight is as the checkpoint has it, [out, in]."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        shape = (linear.out_features, linear.in_features)
+        self.weight = nn.Parameter(
+            torch.empty(shape, dtype=linear.weight.dtype), requires_grad=False
+        )
+        self.bias = linear.bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+
+def _is_plain(layer: Any, kind: type[Layer]) -> bool:
+    """Whether a layer is of a kind and computes in FP16, with a bias where it can have one."""
+    return (
+        isinstance(layer, kind)
+        and not layer.wide
+        and (kind is RMSNorm or (not layer.follows and layer.bias is not None))
+        and (kind is ScaledLinear or layer.dtype == torch.float16)
+    )
+
+
+def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> bool:
+    return not hasattr(attention, "q_scale") and all(
+        isinstance(getattr(attention, joined, None), JoinedLinear)
+        and all(_is_plain(getattr(attention, norm), RMSNorm) for norm in norms)
+        and (
+            not out
+            or _is_plain(attention.to_out[0] if out == "to_out" else attention.to_add_out, Linear)
+        )
+        for joined, *norms, out in names
+    )
+
+
+def _fuses_feed_forward(layer: Any) -> bool:
+    return all(_is_plain(linear, ScaledLinear) for linear in (layer.net[0].proj, layer.net[2]))
+
+
+_IMAGE = ("joined", "norm_q", "norm_k", "to_out")
+_TEXT = ("joined_added", "norm_added_q", "norm_added_k", "to_add_out")
+
+
+def fuses(block: Any) -> bool:
+    """Whether a block, its policy applied and its layers replaced, is FP8 where the operators are,
+    and FP16 where they are that."""
+    text = (*_TEXT[:3], "") if block.context_pre_only else _TEXT
+    return (
+        not carries_fp32(block)
+        and _fuses_attention(block.attn, [_IMAGE, text])
+        and (block.attn2 is None or _fuses_attention(block.attn2, [_IMAGE]))
+        and _fuses_feed_forward(block.ff)
+        and (block.context_pre_only or _fuses_feed_forward(block.ff_context))
+    )
+
+
+class FusedBlock(nn.Module):
+    """diffusers' JointTransformerBlock; layers keep their names.
+
+    Args:
+        block: one that :func:`fuses`.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.context_pre_only = block.context_pre_only
+        self.use_dual_attention = block.use_dual_attention
+        for name, child in block.named_children():
+            self.add_module(name, child)
+        attentions: list[Any] = (
+            [block.attn, block.attn2] if block.attn2 is not None else [block.attn]
+        )
+        for attention in attentions:
+            for joined, *norms, _ in (_IMAGE, _TEXT):
+                if hasattr(attention, joined):
+                    getattr(attention, joined).add_norms(norms, getattr(attention, norms[0]).weight)
+            attention.to_out[0] = _OutLinear(attention.to_out[0])
+            if getattr(attention, "to_add_out", None) is not None:
+                attention.to_add_out = _OutLinear(attention.to_add_out)
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """As the block that it replaces."""
+        image, text = hidden_states, encoder_hidden_states
+        norm1: Any = self.norm1
+        normed, gate, shift2, scale2, gate2, *dual = norm1(image, emb=temb)
+        streams = [(image, gate, self.norm2, shift2, scale2, gate2, self.ff)]
+        norm1_context: Any = self.norm1_context
+        if self.context_pre_only:
+            normed_text = norm1_context(text, temb)
+        else:
+            normed_text, *rest = norm1_context(text, emb=temb)
+            gate_text, shift_text, scale_text, gate2_text = rest
+            streams.append(
+                (text, gate_text, self.norm2_context, shift_text, scale_text, gate2_text,
+                 self.ff_context)
+            )  # fmt: skip
+        old = [stream[0] for stream in streams]
+        gates = [stream[1] for stream in streams]
+        states = _attend(self.attn, [_IMAGE, _TEXT], [normed, normed_text], old, gates)
+        if self.use_dual_attention:
+            normed2, gate2_msa = dual
+            states[:1] = _attend(self.attn2, [_IMAGE], [normed2], states[:1], [gate2_msa])
+        forwards: list[Any] = [stream[6] for stream in streams]
+        first: list[Any] = [forward.net[0].proj for forward in forwards]
+        second: list[Any] = [forward.net[2] for forward in forwards]
+        inner = []
+        for linear, state, (_, _, norm, shift, scale, _, _) in zip(
+            first, states, streams, strict=True
+        ):
+            x = norm(state) * (1 + scale[:, None]) + shift[:, None]  # type: ignore[operator]
+            inner.append(fused.quantize(x.half(), linear.input_scale))
+        inner = fused.gelu(inner, *_parameters(first), [linear.input_scale for linear in second])
+        states = fused.gated(inner, *_parameters(second), [stream[5] for stream in streams], states)
+        image, *texts = states
+        return (texts[0] if texts else None), image
+
+
+def _parameters(linears: list[Any]) -> tuple[list[torch.Tensor], ...]:
+    """Weights, input scales, weight scales and biases."""
+    names = ("weight", "input_scale", "weight_scale", "bias")
+    return tuple([getattr(linear, name) for linear in linears] for name in names)
+
+
+def _attend(
+    attention: Any,
+    names: list[tuple[str, str, str, str]],
+    normed: list[torch.Tensor],
+    states: list[torch.Tensor],
+    gates: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The streams after an attention, those that it has an output for."""
+    joined = [getattr(attention, name) for name, *_ in names]
+    x = [
+        fused.quantize(part.half(), linear.input_scale)
+        for part, linear in zip(normed, joined, strict=True)
+    ]
+    weights, input_scales, weight_scales, biases = _parameters(joined)
+    packed = fused.qkv(
+        x, weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
+        [linear.norm for linear in joined], attention.norm_q.eps,
+    )  # fmt: skip
+    packed = packed.unflatten(-1, (3, attention.heads, -1))
+    query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+    outs = [attention.to_out[0], getattr(attention, "to_add_out", None)][: len(states)]
+    return list(
+        fused.gated_half(
+            mixed.transpose(1, 2).flatten(2),
+            [out.weight for out in outs],
+            [out.bias for out in outs],
+            gates,
+            states,
+        )
+    )
+
+
+def fuse_blocks(part: nn.Module) -> None:
+    """Put fused blocks in place of a transformer's that can be; other parts stay as they are."""
+    blocks: Any = getattr(part, "transformer_blocks", ())
+    for k, block in enumerate(blocks):
+        if fuses(block):
+            blocks[k] = FusedBlock(block)

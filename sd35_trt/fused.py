@@ -1,0 +1,240 @@
+"""Products of a transformer block with what follows them, each as one operator of programs.
+
+A product writes its sums, and what follows reads them: where it is done before the sums are
+written, that memory traffic is gone. Here the operators are what they mean, by PyTorch's own;
+:mod:`sd35_trt.fused_triton` has the kernels for Hopper GPUs, where graphs call the operators
+themselves. Everywhere else graphs get these functions, and the compiler sees through them.
+
+Lists have an entry for each stream, the image's first; the text's may be missing. Activations are
+[N, tokens, channels], weights [out, in].
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .calibration_file import E4M3_MAX
+
+E4M3 = torch.float8_e4m3fn
+
+
+def quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """``x / scale`` in E4M3, saturating, rounded to nearest even."""
+    return (x.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+
+
+def scaled_product(
+    x: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    use_fast_accum: bool = False,
+) -> Tensor:
+    """E4M3 ``x`` [..., in] times an E4M3 weight [out, in], in ``dtype``."""
+    # cuBLASLt adds no bias to FP32 results.
+    inside = None if dtype == torch.float32 else bias
+    y = torch._scaled_mm(
+        x.flatten(0, -2),
+        weight.t(),
+        scale_a=input_scale,
+        scale_b=weight_scale,
+        bias=inside,
+        out_dtype=dtype,
+        use_fast_accum=use_fast_accum,
+    )
+    if bias is not None and inside is None:
+        y = y + bias
+    return y.unflatten(0, x.shape[:-1])
+
+
+def _qkv(
+    x: list[Tensor],
+    weight: list[Tensor],
+    input_scale: list[Tensor],
+    weight_scale: list[Tensor],
+    factor: list[Tensor],
+    bias: list[Tensor],
+    norm: list[Tensor],
+    eps: float,
+    use_fast_accum: bool = False,
+) -> Tensor:
+    """Query, key and value of all tokens, the image's before the text's: FP16 [N, tokens, 3 D].
+
+    Args:
+        x: E4M3 [N, tokens, D].
+        weight: E4M3 [3 D, D].
+        factor: FP32 [3 D], by which columns are multiplied before the bias FP16 [3 D].
+        norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key.
+    """
+    found = []
+    for i, rows in enumerate(x):
+        y = scaled_product(
+            rows, weight[i], input_scale[i], weight_scale[i], None, torch.float16, use_fast_accum
+        )
+        y = (y * factor[i] + bias[i]).half()
+        head = norm[i].shape[1:]
+        query, key, value = y.unflatten(-1, (3, -1, *head)).unbind(2)
+        query, key = (
+            functional.rms_norm(part, head, norm[i][k], eps) for k, part in enumerate((query, key))
+        )
+        found.append(torch.stack([query, key, value], dim=2).flatten(2))
+    return torch.cat(found, dim=1)
+
+
+def _gelu(
+    x: list[Tensor],
+    weight: list[Tensor],
+    input_scale: list[Tensor],
+    weight_scale: list[Tensor],
+    bias: list[Tensor],
+    output_scale: list[Tensor],
+    use_fast_accum: bool = False,
+) -> list[Tensor]:
+    """GELU (by tanh) of linears, divided by ``output_scale``: E4M3 [N, tokens, out].
+
+    Args:
+        x: E4M3 [N, tokens, in].
+        weight: E4M3 [out, in].
+    """
+    found = []
+    for i, rows in enumerate(x):
+        y = scaled_product(
+            rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
+        )
+        found.append(quantize(functional.gelu(y, approximate="tanh"), output_scale[i]))
+    return found
+
+
+def _gated(
+    x: list[Tensor],
+    weight: list[Tensor],
+    input_scale: list[Tensor],
+    weight_scale: list[Tensor],
+    bias: list[Tensor],
+    gate: list[Tensor],
+    residual: list[Tensor],
+    use_fast_accum: bool = False,
+) -> list[Tensor]:
+    """``residual + gate * linear``, of the residual's dtype.
+
+    Args:
+        x: E4M3 [N, tokens, in].
+        weight: E4M3 [out, in].
+        gate: [N, out].
+        residual: [N, tokens, out].
+    """
+    found = []
+    for i, rows in enumerate(x):
+        y = scaled_product(
+            rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
+        )
+        found.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype))
+    return found
+
+
+def _gated_half(
+    x: Tensor,
+    weight: list[Tensor],
+    bias: list[Tensor],
+    gate: list[Tensor],
+    residual: list[Tensor],
+) -> list[Tensor]:
+    """As ``gated``, of FP16 operands, for tokens that follow each other.
+
+    Args:
+        x: FP16 [N, tokens, in], the image's before the text's; without a text in the other lists,
+            its tokens are left out.
+        weight: FP16 [out, in].
+    """
+    found = []
+    first = 0
+    for i, old in enumerate(residual):
+        rows = x[:, first : first + old.shape[1]]
+        first += old.shape[1]
+        y = functional.linear(rows, weight[i], bias[i])
+        found.append((old + gate[i][:, None] * y).to(old.dtype))
+    return found
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "qkv": _qkv,
+    "gelu": _gelu,
+    "gated": _gated,
+    "gated_half": _gated_half,
+}
+
+_NAMESPACE = "sd35"
+
+# Operators, so that a traced graph has them as one node.
+OPERATORS = {
+    name: torch.library.custom_op(f"{_NAMESPACE}::{name}", function, mutates_args=())
+    for name, function in FUNCTIONS.items()
+}
+qkv, gelu, gated, gated_half = OPERATORS.values()
+
+
+@qkv.register_fake
+def _(x: list[Tensor], weight: list[Tensor], *_: Any, **__: Any) -> Tensor:
+    tokens = sum(rows.shape[1] for rows in x)
+    return x[0].new_empty((x[0].shape[0], tokens, weight[0].shape[0]), dtype=torch.float16)
+
+
+@gelu.register_fake
+def _(x: list[Tensor], weight: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
+    return [rows.new_empty((*rows.shape[:-1], weight[0].shape[0])) for rows in x]
+
+
+@gated.register_fake
+def _(
+    x: list[Tensor], weight: list[Tensor], input_scale: list[Tensor], weight_scale: list[Tensor],
+    bias: list[Tensor], gate: list[Tensor], residual: list[Tensor], use_fast_accum: bool = False,
+) -> list[Tensor]:  # fmt: skip
+    return [torch.empty_like(old, memory_format=torch.contiguous_format) for old in residual]
+
+
+@gated_half.register_fake
+def _(
+    x: Tensor, weight: list[Tensor], bias: list[Tensor], gate: list[Tensor], residual: list[Tensor]
+) -> list[Tensor]:
+    return [torch.empty_like(old, memory_format=torch.contiguous_format) for old in residual]
+
+
+def is_fused(target: str) -> bool:
+    """Whether a graph's target names one of these operators."""
+    namespace, _, rest = target.partition(".")
+    return namespace == _NAMESPACE and rest.removesuffix(".default") in FUNCTIONS
+
+
+def find(target: str, device: torch.device) -> Callable[..., Any]:
+    """What computes an operator on a device.
+
+    Args:
+        target: ``sd35.<operator>.default``, one that :func:`is_fused` accepts.
+    """
+    name = target.split(".")[1]
+    if not _has_kernels(device):
+        return FUNCTIONS[name]
+    found: Callable[..., Any] = getattr(getattr(torch.ops, _NAMESPACE), name).default
+    return found
+
+
+@functools.cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether a device runs the kernels, which are then registered."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from .fused_triton import register
+
+    register()
+    return True
