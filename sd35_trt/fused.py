@@ -137,7 +137,7 @@ def _gated(
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
         )
-        found.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype))
+        found.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype).contiguous())
     return found
 
 
@@ -161,7 +161,7 @@ def _gated_half(
         rows = x[:, first : first + old.shape[1]]
         first += old.shape[1]
         y = functional.linear(rows, weight[i], bias[i])
-        found.append((old + gate[i][:, None] * y).to(old.dtype))
+        found.append((old + gate[i][:, None] * y).to(old.dtype).contiguous())
     return found
 
 

@@ -1,0 +1,111 @@
+"""The fused operators' kernels: in Triton's interpreter, and on a Hopper GPU where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sd35_trt import fused
+from sd35_trt.fused import E4M3, FUNCTIONS
+
+
+def operands(operator: str, tokens: tuple[int, ...], width: int, device: str) -> tuple[Any, ...]:
+    """What an operator takes: two samples, streams of so many tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def each(make: Any) -> list[torch.Tensor]:
+        return [make(count).to(device) for count in tokens]
+
+    def e4m3(*shape: int) -> torch.Tensor:
+        return (100 * normal(*shape)).clamp(-448, 448).to(E4M3)
+
+    inside = 4 * width if operator == "gated" else width
+    outside = {"qkv": 3, "gelu": 4}.get(operator, 1) * width
+    x = each(lambda n: e4m3(2, n, inside))
+    weight = each(lambda n: e4m3(outside, inside))
+    scales = [each(lambda n, s=s: torch.tensor((1 + n / 99) * s)) for s in (0.01, inside**-0.5 / 9)]
+    bias = each(lambda n: normal(outside).half())
+    # As in a block: rows of the modulation, which are not next to each other.
+    gate = each(lambda n: normal(2, 6, width).half())
+    gate = [modulation[:, 2] for modulation in gate]
+    residual = each(lambda n: normal(2, n, width).half())
+    if operator == "qkv":
+        factor = each(lambda n: 1 + normal(outside).abs())
+        norm = each(lambda n: (1 + normal(2, 64) / 9).half())
+        return x, weight, *scales, factor, bias, norm, 1e-6
+    if operator == "gelu":
+        return x, weight, *scales, bias, each(lambda n: torch.tensor(0.01))
+    if operator == "gated":
+        return x, weight, *scales, bias, gate, residual
+    joint = normal(2, sum(tokens) + 3, width).half().to(device)
+    half = [(normal(width, width) * width**-0.5).half().to(device) for _ in tokens]
+    return joint, half, bias, gate, residual
+
+
+def errors(
+    kernel: Any, operator: str, tokens: tuple[int, ...], width: int, device: str, **options: bool
+) -> list[float]:
+    """‖kernel − reference‖ / ‖reference‖ by stream; NaN where something was not written."""
+    given = operands(operator, tokens, width, device)
+    found, expected = kernel(*given, **options), FUNCTIONS[operator](*given)
+    if operator == "qkv":
+        found, expected = [found], [expected]
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True)]
+    return [float((a - b).norm() / b.norm()) for a, b in pairs]
+
+
+# E4M3 results may be rounded to the other neighbour where FP16 rounded the sums before.
+LIMITS = {"qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3}
+
+
+def test_kernels_compute_what_the_operators_mean() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(Path(__file__).with_name("interpret_kernels.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 4 * len(FUNCTIONS)
+    for key, values in found.items():
+        assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
+
+
+@pytest.mark.parametrize("operator", FUNCTIONS)
+@pytest.mark.parametrize("tokens", [(256, 45), (4096, 333), (1000,)])
+@pytest.mark.parametrize("fast", [True, False])
+def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool) -> None:
+    if not torch.cuda.is_available() or not fused._has_kernels(torch.device("cuda", 0)):
+        pytest.skip("no Hopper GPU")
+    kernel = fused.find(f"sd35.{operator}.default", torch.device("cuda", 0))
+    options = {} if operator == "gated_half" else {"use_fast_accum": fast}
+    found = errors(kernel, operator, tokens, 1536, "cuda:0", **options)
+    assert all(error <= 2 * LIMITS[operator] for error in found), found
+
+
+@pytest.mark.parametrize("operator", FUNCTIONS)
+def test_traced_shapes_are_the_results(operator: str) -> None:
+    """Layouts too: the compiler relies on them."""
+    given = operands(operator, (48, 20), 128, "cpu")
+    # Not "test_schema": it compares inputs in a way that E4M3 does not have.
+    torch.library.opcheck(fused.OPERATORS[operator], given, test_utils="test_faketensor")
+
+
+def test_other_devices_get_the_functions() -> None:
+    for name, function in FUNCTIONS.items():
+        assert fused.is_fused(f"sd35.{name}.default")
+        assert fused.find(f"sd35.{name}.default", torch.device("cpu")) is function
+    assert not fused.is_fused("sd35.exec.default")
+    assert not fused.is_fused("aten.add.Tensor")
