@@ -70,6 +70,12 @@ _SIGMA, _NEXT = 0.7, 0.65
 
 _FLASH = ("flash", "math")
 
+# Layers of an attention that put out its operands.
+_OPERANDS = {
+    "norm_q": "q", "norm_added_q": "q", "norm_k": "k", "norm_added_k": "k", "to_v": "v",
+    "add_v_proj": "v",
+}  # fmt: skip
+
 Tensors = dict[str, torch.Tensor]
 Compute = Callable[[], torch.Tensor]
 
@@ -231,8 +237,7 @@ def _truth(model: _Model, latents: Any, prompts: Any, pooled: Any) -> _Step:
         if isinstance(module, Attention):
             key = f"denoiser/{name}"
             bmm[f"{key}.p"] = 1.0
-            for child, letter in (("norm_q", "q"), ("norm_added_q", "q"), ("norm_k", "k"),
-                                  ("norm_added_k", "k"), ("to_v", "v"), ("add_v_proj", "v")):  # fmt: skip
+            for child, letter in _OPERANDS.items():
                 if getattr(module, child, None) is not None:
                     layer = getattr(module, child)
                     hooks.append(layer.register_forward_hook(operand(f"{key}.{letter}")))
@@ -527,7 +532,8 @@ def _line(name: str, row: dict[str, Any]) -> str:
         return f"{name:36} {row['failed']}"
     seconds = (row["seconds to make"], row["seconds to compile and measure"])
     memory = row.get("activation GB", 0.0)
-    return f"{name:36}{row['ms']:9.2f}{row['error']:10.5f}{seconds[0]:8.1f}{seconds[1]:8.1f}{memory:7.2f}"
+    times = f"{row['ms']:9.2f}{row['error']:10.5f}{seconds[0]:8.1f}{seconds[1]:8.1f}"
+    return f"{name:36}{times}{memory:7.2f}"
 
 
 if __name__ == "__main__":

@@ -76,11 +76,13 @@ class Engine:
     Attributes:
         folder: of the stage that compiled it; where there is none, the component's own.
         bounds: of the dynamic dimensions of its inputs.
+        activation_bytes: working memory at the largest shapes, where its builder does not say.
     """
 
     component: ExportedComponent
     folder: Path
     bounds: Mapping[str, Bounds]
+    activation_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Builder(Protocol):
 
     #: What the exporter writes for it, one of :data:`sd35_trt.components.FORMS`.
     form: str
+
+    #: Whether :meth:`place` says how much working memory an engine takes.
+    reports_memory: bool
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that compile."""

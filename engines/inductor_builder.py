@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from sd35_trt import fused, torch_program
 from sd35_trt import program as program_module
-from sd35_trt import torch_program
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 from sd35_trt.program import COMPILED, KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE, read_program
@@ -78,6 +78,7 @@ class InductorBuilder:
 
     engine = "inductor"
     form = "program"
+    reports_memory = False
 
     def __init__(self, capabilities: tuple[str, ...], options: EngineOptions) -> None:
         self._capabilities = capabilities
@@ -92,7 +93,7 @@ class InductorBuilder:
             "compute_capabilities": list(self._capabilities),
             "mode": self._mode,
             "attention": list(ATTENTION),
-            "fast_accumulation": False,
+            "fast_accumulation": True,
             "gpu": self._gpu,
         }
 
@@ -110,7 +111,7 @@ class InductorBuilder:
 
         def run(out: Path, progress: Callable[[float, str], None]) -> None:
             progress(0.0, "compiling")
-            kernels = compile_kernels(component, bounds, self._mode, tuple(ATTENTION), False)
+            kernels = compile_kernels(component, bounds, self._mode, tuple(ATTENTION), True)
             (out / KERNELS_FILE).write_bytes(kernels)
 
         return Stage(f"{component.name}-kernels", inputs, run)
@@ -129,7 +130,7 @@ class InductorBuilder:
 def _code_digest() -> str:
     """Hash of what decides how programs are compiled."""
     digest = hashlib.sha256()
-    for path in (__file__, program_module.__file__, torch_program.__file__):
+    for path in (__file__, *(m.__file__ for m in (program_module, torch_program, fused))):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 
@@ -139,7 +140,7 @@ def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> 
     check_version(torch.__version__)
     if options.weight_streaming or options.refit:
         raise UsageError(
-            "PyTorch neither streams nor exchanges weights",
+            "PyTorch streams weights without being built for it, and exchanges none",
             "leave out --weight-streaming and --refit",
         )
     return InductorBuilder(capabilities, options)

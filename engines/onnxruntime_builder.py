@@ -36,6 +36,7 @@ class OnnxRuntimeBuilder:
 
     engine = "onnxruntime"
     form = "onnx"
+    reports_memory = False
 
     def versions(self) -> dict[str, str]:
         return {}

@@ -67,6 +67,7 @@ class TensorRTBuilder:
     ) -> None:
         self.engine = name
         self.form = "onnx"
+        self.reports_memory = True
         self._flavour = FLAVOURS[name]
         self._trt = library
         self._capabilities = capabilities

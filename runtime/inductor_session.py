@@ -34,6 +34,7 @@ from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.program import COMPILED, KERNELS_FILE, TENSORS_FILE, read_program
 from sd35_trt.torch_program import (
     ATTENTION,
+    StreamedProgram,
     TorchProgram,
     check_version,
     collect_kernels,
@@ -156,18 +157,18 @@ class InductorSession:
         files = {Path(file.path).name: bundle.path(file.path) for file in component.files}
         try:
             program = read_program(bundle.path(component.files[0].path))
+            place, path = self._queue.device, files[TENSORS_FILE]
+            attention = chosen.get("attention", tuple(ATTENTION))
+            fast = chosen.get("fast_accumulation", False)
+            held = options.held_bytes
             with self._queue.loading():
-                weights = read_tensors(
-                    files[TENSORS_FILE], program.weights(), str(self._queue.device)
-                )
-            self._run = TorchProgram(
-                program,
-                weights,
-                self._queue.device,
-                mode,
-                chosen.get("attention", tuple(ATTENTION)),
-                chosen.get("fast_accumulation", False),
-            )
+                if held is not None and held < component.weight_bytes and mode == "eager":
+                    self._run: TorchProgram | StreamedProgram = StreamedProgram(
+                        program, path, place, held, attention, fast
+                    )
+                else:
+                    weights = read_tensors(path, program.weights(), str(place))
+                    self._run = TorchProgram(program, weights, place, mode, attention, fast)
         except KeyError as error:
             raise BundleError(
                 f"{bundle.root}: {component.name} lacks or misstates {error}",

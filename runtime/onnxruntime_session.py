@@ -23,7 +23,8 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
     Args:
         threads: for one operator; None takes all cores.
         fp8: whether the graph holds FP8 Q/DQ: ONNX Runtime's fusions of Q/DQ with the operators
-            around them do not know FP8.
+            around them do not know FP8, and without them it would fold weights and their
+            DequantizeLinear into one of four times the bytes.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -33,6 +34,9 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
         options.intra_op_num_threads = threads
     if fp8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry(
+            "optimization.disable_specified_optimizers", "ConstantFolding"
+        )
     return options
 
 

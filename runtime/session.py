@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.program import COMPILED
 
 from .device import Buffer, Device
 
@@ -61,14 +62,15 @@ class _Kind:
         package: what it imports.
         extra: of this package, that installs it.
         devices: kinds of device that it runs on, the usual one first.
-        streams: whether weights may be streamed.
+        streams: whether weights may be streamed: ``never``, ``asked`` (where the bundle was built
+            for it) or ``always`` (all but components that are compiled).
     """
 
     module: str
     package: str
     extra: str
     devices: tuple[str, ...]
-    streams: bool = False
+    streams: str = "never"
 
 
 _TENSORRT = "sd35_trt.runtime.tensorrt_session"
@@ -76,9 +78,11 @@ _KINDS = {
     "onnxruntime": _Kind(
         "sd35_trt.runtime.onnxruntime_session", "onnxruntime", "onnxruntime", ("cpu", "cuda")
     ),
-    "tensorrt-rtx": _Kind(_TENSORRT, "tensorrt_rtx", "rtx", ("cuda",), streams=True),
-    "tensorrt": _Kind(_TENSORRT, "tensorrt", "tensorrt", ("cuda",), streams=True),
-    "inductor": _Kind("sd35_trt.runtime.inductor_session", "torch", "inductor", ("cuda", "cpu")),
+    "tensorrt-rtx": _Kind(_TENSORRT, "tensorrt_rtx", "rtx", ("cuda",), streams="asked"),
+    "tensorrt": _Kind(_TENSORRT, "tensorrt", "tensorrt", ("cuda",), streams="asked"),
+    "inductor": _Kind(
+        "sd35_trt.runtime.inductor_session", "torch", "inductor", ("cuda", "cpu"), streams="always"
+    ),
 }
 
 
@@ -123,8 +127,10 @@ def device_of(bundle: Bundle, asked: str | None = None) -> str:
 
 def can_stream(bundle: Bundle, component: Component) -> bool:
     """Whether a component's weights may stay in the host's memory while it runs."""
-    streams = bundle.manifest.engine_options.get("weight_streaming", False)
-    return bool(streams) and _KINDS[component.engine].streams
+    streams = _KINDS[component.engine].streams
+    if streams == "asked":
+        return bool(bundle.manifest.engine_options.get("weight_streaming", False))
+    return streams == "always" and component.name not in COMPILED
 
 
 def open_session(

@@ -139,10 +139,7 @@ def _stream(
                 sums = tl.dot(a, b.T, sums, max_num_imprecise_acc=DEPTH)
             else:
                 sums = tl.dot(a, b.T, sums)
-        if EPILOGUE == 2:
-            own_extra = extra + sample * extra_stride
-        else:
-            own_extra = extra
+        own_extra = extra + sample * extra_stride
         first = sample * out_rows
         if HALVES:
             HALF: tl.constexpr = COLUMNS // 2

@@ -22,6 +22,7 @@ from .dimensions import MAX_STEPS_AT_ONCE, Bounds
 from .errors import Sd35Error, UsageError
 from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
+from .program import COMPILED
 from .residency import (
     CUDA_CONTEXT,
     LOADED,
@@ -34,7 +35,7 @@ from .residency import (
     plan_residency,
 )
 from .stages import Progress
-from .targets import Target, find_target
+from .targets import Target, choose_builder, find_target
 from .units import format_bytes, format_memory
 from .variants import Variant, recognise
 from .working_memory import check_exact, compiled_activations
@@ -128,9 +129,8 @@ class Plan:
             return f"everything resident takes {whole}; at least {format_bytes(self.least_bytes)}"
         question = f"fits in {format_memory(self.budget)}"
         if not self.residency.fits:
-            streaming = (
-                "" if _streams(self.target) else f" ({self.target.builder} cannot stream weights)"
-            )
+            streams = any(_streams(name, self.target) for name in self.components)
+            streaming = "" if streams else f" ({choose_builder(self.target)} cannot stream weights)"
             return f"{question}: no, it takes at least {format_bytes(self.least_bytes)}{streaming}"
         kinds: dict[str, list[str]] = {RESIDENT: [], LOADED: [], STREAMED: []}
         for name, placement in self.residency.placements.items():
@@ -138,7 +138,8 @@ class Plan:
         if len(kinds[RESIDENT]) == len(self.components):
             return f"{question}: yes, with everything resident"
         how = [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
-        advice = " (build with --weight-streaming)" if kinds[STREAMED] else ""
+        asked = kinds[STREAMED] and _is_tensorrt(self.target)
+        advice = " (build with --weight-streaming)" if asked else ""
         return f"{question}: yes, with {'; '.join(how)}{advice}"
 
     @property
@@ -285,16 +286,20 @@ def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
     )
 
 
-def _streams(target: Target) -> bool:
-    """Whether the target's builder, TensorRT, makes engines that can stream their weights."""
-    return target.builder.startswith("tensorrt")
+def _is_tensorrt(target: Target) -> bool:
+    return choose_builder(target).startswith("tensorrt")
+
+
+def _streams(name: str, target: Target) -> bool:
+    """Whether a component's engine for a target can stream its weights."""
+    return _is_tensorrt(target) or (choose_builder(target) == "inductor" and name not in COMPILED)
 
 
 def _activation_bytes(sizes: Sizes, target: Target) -> int:
     """An engine's working memory: the compiler's figure, or the estimate."""
     if sizes.compiled is not None:
         return sizes.compiled
-    return sizes.activations + (TENSORRT_WORKSPACE if _streams(target) else 0)
+    return sizes.activations + (TENSORRT_WORKSPACE if _is_tensorrt(target) else 0)
 
 
 def _working_bytes(sizes: Sizes, target: Target) -> int:
@@ -315,7 +320,7 @@ def _residency(
             _working_bytes(sizes[name], target),
             steps if name == "denoiser" else 1,
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
-            if _streams(target)
+            if _streams(name, target)
             else None,
         )
         for stage, names in STAGES.items()

@@ -400,6 +400,236 @@ def _view(view: View) -> Callable[[dict[str, torch.Tensor]], None]:
     return run
 
 
+class StreamedProgram:
+    """A program that runs operator by operator, with a part of its weights in its file.
+
+    Weights that stay there are read, in the order of their use, into two buffers by turns: while
+    operators work with the one, the other is filled.
+
+    Args:
+        path: the safetensors file; mapped.
+        device: where the others are.
+        held_bytes: bytes of weights on the device, the buffers included; at least the buffers'.
+        attention, fast_accumulation: as of :class:`TorchProgram`.
+
+    Attributes:
+        device_bytes: what weights and buffers take.
+
+    Raises:
+        BundleError: the program and its weights do not fit.
+        torch.OutOfMemoryError: no room for what is held.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        path: Path,
+        device: torch.device,
+        held_bytes: int,
+        attention: Sequence[str] = tuple(ATTENTION),
+        fast_accumulation: bool = False,
+    ) -> None:
+        (step,) = program.steps
+        assert isinstance(step, Call)
+        self._call = step
+        self._device = device
+        self._module = graph_module(program.graphs[step.graph], device, fast_accumulation)
+        self._backends = [ATTENTION[name] for name in attention]
+        nodes = list(self._module.graph.nodes)
+        index = {node: k for k, node in enumerate(nodes)}
+        places = [node for node in nodes if node.op == "placeholder"]
+        self._weights = dict(zip(places, step.weights, strict=False))
+        self._inputs = places[len(step.weights) :]
+        self._last = {n: max(n.users, key=lambda user: index[user]) for n in nodes if n.users}
+        self._reader: dict[fx.Node, fx.Node] = {}
+        several = []
+        for node in self._weights:
+            readers = _readers(node)
+            if len(readers) == 1:
+                self._reader[node] = readers.pop()
+            else:  # it stays, as it would hold its buffer up
+                several.append(node)
+        order = sorted(self._reader, key=lambda node: index[self._reader[node]])
+        self._file = _open_mapped(path)
+        sizes = {node: self._file.get_slice(name) for node, name in self._weights.items()}
+        nbytes = {node: _slice_bytes(part) for node, part in sizes.items()}
+        self._buffer_bytes = max((_aligned(nbytes[node]) for node in order), default=0)
+        room = held_bytes - 2 * self._buffer_bytes - sum(nbytes[node] for node in several)
+        held = several
+        for node in order:
+            if nbytes[node] <= room:
+                room -= nbytes[node]
+                held.append(node)
+        streamed = [node for node in order if node not in held]
+        self._held = {node: self._read(node).to(device) for node in held}
+        self._groups = self._grouped(streamed, nbytes)
+        self.device_bytes = sum(nbytes[n] for n in held) + (
+            2 * self._buffer_bytes if self._groups else 0
+        )
+        self._read_by: dict[fx.Node, list[fx.Node]] = {}
+        for node in streamed:
+            self._read_by.setdefault(self._reader[node], []).append(node)
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def _read(self, node: fx.Node) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(self._weights[node])
+        return tensor
+
+    def _grouped(self, streamed: list[fx.Node], nbytes: dict[fx.Node, int]) -> list[list[fx.Node]]:
+        """Neighbours that fit a buffer together."""
+        groups: list[list[fx.Node]] = []
+        filled = 0
+        for node in streamed:
+            size = _aligned(nbytes[node])
+            if not groups or filled + size > self._buffer_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(node)
+            filled += size
+        return groups
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs."""
+        names = (name for name in self._call.inputs)
+        values: dict[fx.Node, Any] = {node: inputs[next(names)] for node in self._inputs}
+        values |= self._held
+        feeder = _Feeder(self._device, self._copies, self._buffer_bytes, self._groups, self._read)
+        results: Sequence[torch.Tensor] = ()
+        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True):
+            for node in self._module.graph.nodes:
+                if node.op == "placeholder":
+                    continue
+
+                def value(argument: fx.Node) -> Any:
+                    return feeder.get(argument) if argument not in values else values[argument]
+
+                args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+                if node.op == "output":
+                    (results,) = args
+                    break
+                values[node] = node.target(*args, **kwargs)
+                del args, kwargs
+                for other in node.all_input_nodes:
+                    if self._last[other] is node and other not in self._weights:
+                        del values[other]
+                for weight in self._read_by.get(node, ()):
+                    feeder.done(weight)
+        return dict(zip(self._call.outputs, results, strict=True))
+
+
+class _Feeder:
+    """Brings groups of weights to a device one ahead of their use, into two buffers by turns."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        copies: Any,
+        buffer_bytes: int,
+        groups: list[list[fx.Node]],
+        read: Callable[[fx.Node], torch.Tensor],
+    ) -> None:
+        self._groups = groups
+        self._copies = copies
+        self._read = read
+        count = min(2, len(groups))
+        self._buffers = [
+            torch.empty(buffer_bytes, dtype=torch.uint8, device=device) for _ in range(count)
+        ]
+        self._group_of = {node: k for k, group in enumerate(groups) for node in group}
+        self._left = [len(group) for group in groups]
+        self._tensors: dict[fx.Node, torch.Tensor] = {}
+        self._ready: list[Any] = []  # by group: after its copy
+        self._read_all: dict[int, Any] = {}  # by group: after the operators that read it
+        self._filled = 0
+        if copies is not None:
+            # The buffers' memory was somebody else's, whose work is queued before.
+            copies.wait_stream(torch.cuda.current_stream(device))
+        for _ in range(count):
+            self._fill()
+
+    def get(self, node: fx.Node) -> torch.Tensor:
+        """A weight; what is queued from now on comes after its copy."""
+        group = self._group_of[node]
+        while self._filled <= group:
+            self._fill()
+        if self._copies is not None:
+            torch.cuda.current_stream().wait_event(self._ready[group])
+        return self._tensors[node]
+
+    def done(self, node: fx.Node) -> None:
+        """The operator that reads a weight is queued.
+
+        After a group's last, the buffer of the group before it is filled: the device has this
+        group's work to do meanwhile.
+        """
+        group = self._group_of[node]
+        del self._tensors[node]
+        self._left[group] -= 1
+        if self._left[group] == 0:
+            copies = self._copies
+            self._read_all[group] = torch.cuda.current_stream().record_event() if copies else None
+            if group > 0 and self._filled < len(self._groups):
+                self._fill()
+
+    def _fill(self) -> None:
+        buffer, first = self._buffers[self._filled % 2], 0
+        if self._copies is not None and self._filled >= 2:
+            self._copies.wait_event(self._read_all[self._filled - 2])
+        stream = torch.cuda.stream(self._copies) if self._copies else contextlib.nullcontext()
+        with stream:
+            for node in self._groups[self._filled]:
+                source = self._read(node)
+                part = buffer[first : first + source.nbytes].view(source.dtype)
+                self._tensors[node] = part.view(source.shape).copy_(source, non_blocking=True)
+                first += _aligned(source.nbytes)
+            self._ready.append(self._copies.record_event() if self._copies else None)
+        self._filled += 1
+
+
+# Results that may share the memory of an operand.
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "alias.default", "chunk.default", "contiguous.default", "expand.default",
+        "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
+        "split_with_sizes.default", "t.default", "to.device", "to.dtype", "transpose.int",
+        "unflatten.int", "unsqueeze.default", "view.default",
+    )
+)  # fmt: skip
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """The operators that read a value's memory, through others that only give views of it."""
+    found: set[fx.Node] = set()
+    for user in node.users:
+        is_view = str(user.target) in _VIEWS or user.target is operator.getitem
+        found |= _readers(user) if is_view else {user}
+    return found
+
+
+def _aligned(nbytes: int) -> int:
+    """Up to where a tensor may begin in a buffer."""
+    return -(-nbytes // 256) * 256
+
+
+def _slice_bytes(part: Any) -> int:
+    """Bytes of a tensor of a safetensors file, by its header."""
+    bits = {"F8_E4M3": 8, "I8": 8, "U8": 8, "F16": 16, "BF16": 16, "F32": 32}[part.get_dtype()]
+    return math.prod(part.get_shape()) * bits // 8
+
+
+def _open_mapped(path: Path) -> Any:
+    """A safetensors file whose tensors are views of its pages.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
+
+
 def read_tensors(path: Path, names: Sequence[str], device: str) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, on a device.
 

@@ -1,4 +1,4 @@
-"""Working memory of an engine before it is built, by asking TensorRT for RTX.
+"""Working memory of an engine before it is built: estimated, or by asking TensorRT for RTX.
 
 Its builder needs no GPU, and what it reports depends neither on the values of weights nor, but for
 the modulation, on blocks beyond a few: a few blocks with made-up weights are compiled.
@@ -101,6 +101,50 @@ def compiled_activations(
         "bounds": dict(bounds),
     }
     folder = run_stage(cache, Stage(f"{name}-memory", inputs, run), progress)
+    return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
+
+
+def estimated_activations(
+    name: str,
+    source: AnyCheckpoint | Structure,
+    policy: Policy,
+    clip_tokens: int,
+    guided: bool,
+    dims: Mapping[str, int],
+    cache: StageCache,
+    progress: Progress = lambda *_: None,
+) -> int:
+    """Bytes that a component takes beside its weights, where its builder does not say.
+
+    See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
+
+    Args:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        clip_tokens, guided: as of :class:`sd35_trt.export.component.ExportOptions`.
+        dims: of its inputs' dynamic dimensions, by name.
+        cache: where figures are kept.
+    """
+
+    def run(out: Path, report: Callable[[float, str], None]) -> None:
+        from .export.component import ExportOptions
+        from .export.sizes import component_sizes
+
+        report(0.0, "counting")
+        options = ExportOptions(clip_tokens, guided)
+        found = component_sizes(name, source, policy, options, dims).activations
+        (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
+
+    part = COMPONENTS[name].part
+    inputs: dict[str, Any] = {
+        "exporter": exporter_digest(),
+        "versions": tool_versions(),
+        "config": source.config(part),
+        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "clip_tokens": clip_tokens,
+        "guided": guided,
+        "dims": dict(dims),
+    }
+    folder = run_stage(cache, Stage(f"{name}-activations", inputs, run), progress)
     return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
 
 

@@ -72,17 +72,30 @@ def hopper_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(target="hopper", builder="inductor", policy="fp32")
 
 
+def _check_library(kind: str, device: Device) -> None:
+    """Refuse a machine that has a GPU but not the library, or another GPU than a plan's."""
+    if kind == "onnxruntime":
+        onnxruntime_session._providers(device)
+    if kind == "tensorrt-rtx" and getattr(device, "compute_capability", "") != "8.9":
+        raise Sd35Error("plans are for Ada", "run this there")
+
+
 @pytest.fixture(params=KINDS)
 def stand(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     half_bundle: Path,
-    ada_bundle: Path,
     tmp_path: Path,
 ) -> Iterator[Stand]:
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
     kind, _, where = request.param.rpartition("-")
     fake = install_fake(monkeypatch) if where == "fake" else None
+    try:
+        device = open_device("cpu" if where == "cpu" else "cuda")
+        if where == "cuda":
+            _check_library(kind, device)
+    except Sd35Error as error:
+        pytest.skip(str(error))
     bundles = {"tensorrt-rtx": "ada_bundle", "inductor": "hopper_bundle"}
     bundle = Bundle.open(request.getfixturevalue(bundles.get(kind, "half_bundle")))
     # Programs in FP32, where other arithmetic makes no difference.
@@ -93,14 +106,8 @@ def stand(
     if fake is not None and kind == "queued":
         make = lambda b, c, device, options: QueuedSession(fake, b, c, device)  # noqa: E731
     elif fake is not None:
-        library = FakeTensorRT(kind, fake, ada_bundle, half_bundle)
+        library = FakeTensorRT(kind, fake, bundle.root, half_bundle)
         monkeypatch.setattr(tensorrt_session, "load_library", lambda flavour: library)
-    try:
-        device = open_device("cpu" if where == "cpu" else "cuda")
-        if where == "cuda" and kind == "onnxruntime":
-            onnxruntime_session._providers(device)
-    except Sd35Error as error:
-        pytest.skip(str(error))
     tolerance = 0.02 if where == "cuda" else 2e-4 if kind == "inductor" else 0.0
     yield Stand(bundle, reference, device, make, fake, tolerance)
     device.close()
