@@ -8,6 +8,7 @@ torch.compiler.save_cache_artifacts.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ class InductorBuilder:
 def _code_digest() -> str:
     """Hash of what decides how programs are compiled."""
     digest = hashlib.sha256()
-    for path in (__file__, *(m.__file__ for m in (program_module, torch_program, fused))):
-        digest.update(Path(path).read_bytes())
+    modules = [sys.modules[__name__], program_module, torch_program, fused]
+    for module in modules:
+        assert module.__file__ is not None
+        digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
 

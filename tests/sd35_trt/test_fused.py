@@ -34,7 +34,9 @@ def operands(operator: str, tokens: tuple[int, ...], width: int, device: str) ->
     outside = {"qkv": 3, "gelu": 4}.get(operator, 1) * width
     x = each(lambda n: e4m3(2, n, inside))
     weight = each(lambda n: e4m3(outside, inside))
-    scales = [each(lambda n, s=s: torch.tensor((1 + n % 7 / 99) * s)) for s in (0.01, inside**-0.5 / 9)]
+    scales = [
+        each(lambda n, s=s: torch.tensor((1 + n % 7 / 99) * s)) for s in (0.01, inside**-0.5 / 9)
+    ]
     bias = each(lambda n: normal(outside).half())
     # As in a block: rows of the modulation, which are not next to each other.
     gate = each(lambda n: normal(2, 6, width).half())
