@@ -302,7 +302,9 @@ class _PlainHead(ComponentModule):
         self.outputs = {"grid": denoiser.head.outputs["image"]}
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        return self.head(latents)
+        (image,) = self.head(latents)
+        # Tokens stand together in memory from here on, not channels as the convolution has them.
+        return (image.contiguous(),)
 
 
 class _GuidedHead(ComponentModule):
@@ -332,7 +334,9 @@ class _GuidedHead(ComponentModule):
     ) -> tuple[torch.Tensor, ...]:
         (image,) = self.head(latents)
         context = torch.cat([uncond_context, context])
-        return torch.cat([image, image]), context, torch.cat([uncond_modulation, modulation])
+        # As in _PlainHead, tokens stand together.
+        both = torch.cat([image, image]).contiguous()
+        return both, context, torch.cat([uncond_modulation, modulation])
 
 
 class _Linker:

@@ -101,39 +101,45 @@ class FusedBlock(nn.Module):
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """As the block that it replaces."""
-        image, text = hidden_states, encoder_hidden_states
-        norm1: Any = self.norm1
-        normed, gate, shift2, scale2, gate2, *dual = norm1(image, emb=temb)
-        streams = [(image, gate, self.norm2, shift2, scale2, gate2, self.ff)]
-        norm1_context: Any = self.norm1_context
+        states = [hidden_states, encoder_hidden_states]
+        image = _rows(self.norm1, temb)
+        text = _rows(self.norm1_context, temb)
         if self.context_pre_only:
-            normed_text = norm1_context(text, temb)
+            scale, shift = text
+            attended = [image[:3], [shift, scale]]
+            rest = [image[3:6]]
         else:
-            normed_text, *rest = norm1_context(text, emb=temb)
-            gate_text, shift_text, scale_text, gate2_text = rest
-            streams.append(
-                (text, gate_text, self.norm2_context, shift_text, scale_text, gate2_text,
-                 self.ff_context)
-            )  # fmt: skip
-        old = [stream[0] for stream in streams]
-        gates = [stream[1] for stream in streams]
-        states = _attend(self.attn, [_IMAGE, _TEXT], [normed, normed_text], old, gates)
+            attended = [image[:3], text[:3]]
+            rest = [image[3:6], text[3:6]]
+        eps = self.norm1.norm.eps  # type: ignore[union-attr]
+        old = states[: len(rest)]
+        gates = [rows[2] for rows in attended[: len(rest)]]
+        mixed = _attend(self.attn, [_IMAGE, _TEXT], eps, states, attended)
+        states = _project(self.attn, mixed, gates, old)
         if self.use_dual_attention:
-            normed2, gate2_msa = dual
-            states[:1] = _attend(self.attn2, [_IMAGE], [normed2], states[:1], [gate2_msa])
-        forwards: list[Any] = [stream[6] for stream in streams]
+            dual = image[6:9]
+            mixed = _attend(self.attn2, [_IMAGE], eps, [hidden_states], [dual])
+            states[:1] = _project(self.attn2, mixed, [dual[2]], states[:1])
+        forwards: list[Any] = [self.ff, getattr(self, "ff_context", None)][: len(rest)]
         first: list[Any] = [forward.net[0].proj for forward in forwards]
         second: list[Any] = [forward.net[2] for forward in forwards]
-        inner = []
-        for linear, state, (_, _, norm, shift, scale, _, _) in zip(
-            first, states, streams, strict=True
-        ):
-            x = norm(state) * (1 + scale[:, None]) + shift[:, None]  # type: ignore[operator]
-            inner.append(fused.quantize(x.half(), linear.input_scale))
+        inner = fused.modulated(
+            states, [rows[0] for rows in rest], [rows[1] for rows in rest],
+            [linear.input_scale for linear in first], eps,
+        )  # fmt: skip
         inner = fused.gelu(inner, *_parameters(first), [linear.input_scale for linear in second])
-        states = fused.gated(inner, *_parameters(second), [stream[5] for stream in streams], states)
-        image, *texts = states
-        return (texts[0] if texts else None), image
+        states = fused.gated(inner, *_parameters(second), [rows[2] for rows in rest], states)
+        return (states[1] if len(rest) > 1 else None), states[0]
+
+
+def _rows(norm: Any, modulation: torch.Tensor) -> list[torch.Tensor]:
+    """Rows of the modulation of an adaptive normalization, each [N, D].
+
+    Shift, scale and gate of the attention, of the feed-forward, of a second attention; where a
+    stream ends with the block, scale and shift.
+    """
+    first = norm.linear.start
+    return [modulation[:, first + k] for k in range(norm.linear.count)]
 
 
 def _parameters(linears: list[Any]) -> tuple[list[torch.Tensor], ...]:
@@ -145,34 +151,37 @@ def _parameters(linears: list[Any]) -> tuple[list[torch.Tensor], ...]:
 def _attend(
     attention: Any,
     names: list[tuple[str, str, str, str]],
-    normed: list[torch.Tensor],
+    eps: float,
     states: list[torch.Tensor],
-    gates: list[torch.Tensor],
-) -> list[torch.Tensor]:
-    """The streams after an attention, those that it has an output for."""
+    modulation: list[list[torch.Tensor]],
+) -> torch.Tensor:
+    """What the tokens of the streams make of each other, FP16 [N, tokens, D].
+
+    Args:
+        eps: of the normalization before.
+        modulation: shift and scale, by stream.
+    """
     joined = [getattr(attention, name) for name, *_ in names]
-    x = [
-        fused.quantize(part.half(), linear.input_scale)
-        for part, linear in zip(normed, joined, strict=True)
-    ]
     weights, input_scales, weight_scales, biases = _parameters(joined)
+    shifts, scales = ([rows[k] for rows in modulation] for k in range(2))
     packed = fused.qkv(
-        x, weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
+        fused.modulated(states, shifts, scales, input_scales, eps),
+        weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
         [linear.norm for linear in joined], attention.norm_q.eps,
     )  # fmt: skip
     packed = packed.unflatten(-1, (3, attention.heads, -1))
     query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
     mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _project(
+    attention: Any, mixed: torch.Tensor, gates: list[torch.Tensor], states: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The streams after an attention, those that it has an output for."""
     outs = [attention.to_out[0], getattr(attention, "to_add_out", None)][: len(states)]
-    return list(
-        fused.gated_half(
-            mixed.transpose(1, 2).flatten(2),
-            [out.weight for out in outs],
-            [out.bias for out in outs],
-            gates,
-            states,
-        )
-    )
+    weights, biases = ([getattr(out, name) for out in outs] for name in ("weight", "bias"))
+    return list(fused.gated_half(mixed, weights, biases, gates, states))
 
 
 def fuse_blocks(part: nn.Module) -> None:

@@ -22,6 +22,10 @@ from sd35_trt.units import format_bytes
 
 from .device import Buffer, DeviceMemory, Fetch, Graph
 
+# Streams of devices that were closed, by GPU. They are taken again: libraries keep a workspace for
+# every stream that they have seen.
+_IDLE: dict[int, list[Any]] = {}
+
 # Host memory through which uploads and downloads pass, at least so large.
 _STAGING = 16 << 20
 
@@ -169,7 +173,11 @@ class CudaDevice:
         self._freed_later: list[int] = []
         self._closed = False
         flags = cudart.cudaStreamNonBlocking
-        self.stream_handle = _check(cudart.cudaStreamCreateWithFlags(flags))
+        idle = _IDLE.setdefault(index, [])
+        try:
+            self.stream_handle = idle.pop()
+        except IndexError:
+            self.stream_handle = _check(cudart.cudaStreamCreateWithFlags(flags))
         self._copies = _check(cudart.cudaStreamCreateWithFlags(flags))
         self._pool = _check(cudart.cudaMemPoolCreate(self._pool_properties()))
         # Freed buffers stay with the pool until the device is closed: steps of one size come
@@ -401,7 +409,7 @@ class CudaDevice:
         del self._staging
         _check(cudart.cudaMemPoolDestroy(self._pool))
         _check(cudart.cudaStreamDestroy(self._copies))
-        _check(cudart.cudaStreamDestroy(self.stream_handle))
+        _IDLE[self.index].append(self.stream_handle)
 
 
 def _free(device: weakref.ref[CudaDevice], address: int) -> None:

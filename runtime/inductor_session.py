@@ -246,6 +246,10 @@ class InductorSession:
         del self._run
         del self._queue
         if self._device.kind == "cuda":
+            if not _QUEUES:
+                # PyTorch keeps one for every stream that it has seen. A recorded graph of another
+                # queue would go on using its.
+                torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.empty_cache()
 
 

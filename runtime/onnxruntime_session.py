@@ -16,6 +16,9 @@ from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from .device import Buffer, Device
 from .session import SessionOptions
 
+# Level of what ONNX Runtime prints.
+_ERRORS = 3
+
 
 def session_options(threads: int | None = None, fp8: bool = False) -> ort.SessionOptions:
     """How components are loaded.
@@ -27,7 +30,7 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
             DequantizeLinear into one of four times the bytes.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = _ERRORS
     # Each engine has threads of its own, which would spin on while the next one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
@@ -48,6 +51,8 @@ def _providers(device: Device) -> list[Any]:
             f"this onnxruntime {ort.__version__} has no CUDA provider",
             "pip uninstall onnxruntime, then: pip install onnxruntime-gpu",
         )
+    # Or each load warns that the provider is no plug-in, past the session's own level.
+    ort.set_default_logger_severity(_ERRORS)
     cuda = {
         "device_id": str(device.index),
         "user_compute_stream": str(device.stream),

@@ -61,6 +61,7 @@ _LIBRARIES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
+    "inductor": ("torch", "triton"),
 }
 _PEER_LIBRARIES = ("torch", "diffusers", "transformers")
 

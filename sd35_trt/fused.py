@@ -1,8 +1,9 @@
 """Products of a transformer block with what follows them, each as one operator of programs.
 
 A product writes its sums, and what follows reads them: where it is done before the sums are
-written, that memory traffic is gone. Here the operators are what they mean, by PyTorch's own;
-:mod:`sd35_trt.fused_triton` has the kernels for Hopper GPUs, where graphs call the operators
+written, that memory traffic is gone. What a product reads, normalized, modulated and quantized, is
+an operator too: one pass over both streams. Here the operators are what they mean, by PyTorch's
+own; :mod:`sd35_trt.fused_triton` has the kernels for Hopper GPUs, where graphs call the operators
 themselves. Everywhere else graphs get these functions, and the compiler sees through them.
 
 Lists have an entry for each stream, the image's first; the text's may be missing. Activations are
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,28 @@ def scaled_product(
     if bias is not None and inside is None:
         y = y + bias
     return y.unflatten(0, x.shape[:-1])
+
+
+def _modulated(
+    x: list[Tensor],
+    shift: list[Tensor],
+    scale: list[Tensor],
+    input_scale: list[Tensor],
+    eps: float,
+) -> list[Tensor]:
+    """Layer normalization without parameters, times 1 + ``scale``, plus ``shift``: E4M3.
+
+    Args:
+        x: [N, tokens, D].
+        shift, scale: [N, D].
+        input_scale: by which the result is divided.
+    """
+    found = []
+    for i, rows in enumerate(x):
+        y = functional.layer_norm(rows, rows.shape[-1:], eps=eps).half()
+        y = y * (1 + scale[i][:, None]) + shift[i][:, None]
+        found.append(quantize(y, input_scale[i]))
+    return found
 
 
 def _qkv(
@@ -166,6 +189,7 @@ def _gated_half(
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "modulated": _modulated,
     "qkv": _qkv,
     "gelu": _gelu,
     "gated": _gated,
@@ -179,7 +203,12 @@ OPERATORS = {
     name: torch.library.custom_op(f"{_NAMESPACE}::{name}", function, mutates_args=())
     for name, function in FUNCTIONS.items()
 }
-qkv, gelu, gated, gated_half = OPERATORS.values()
+modulated, qkv, gelu, gated, gated_half = OPERATORS.values()
+
+
+@modulated.register_fake
+def _(x: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
+    return [rows.new_empty(rows.shape, dtype=E4M3) for rows in x]
 
 
 @qkv.register_fake
@@ -232,9 +261,30 @@ def _has_kernels(device: torch.device) -> bool:
     """Whether a device runs the kernels, which are then registered."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return False
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return False
     from .fused_triton import register
 
     register()
     return True
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def compiled_binaries() -> dict[str, bytes]:
+    """What this process compiled of the kernels, by name; see :func:`offer_binaries`."""
+    if not _has_triton():
+        return {}
+    from .fused_triton import compiled
+
+    return compiled()
+
+
+def offer_binaries(binaries: Mapping[str, bytes]) -> None:
+    """Let Triton find what another process compiled."""
+    if binaries and _has_triton():
+        from .fused_triton import offer
+
+        offer(binaries)

@@ -12,13 +12,17 @@ tile shapes are those that were fastest at SD3.5 Large's dimensions.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.cache import get_cache_manager
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import fused
@@ -264,6 +268,69 @@ def _launch(
     )  # fmt: skip
 
 
+@triton.jit
+def _modulate_row(row, x, shift, shift_stride, scale, scale_stride, input_scale, out, tokens, D,
+                  eps, BLOCK: tl.constexpr):  # fmt: skip
+    columns = tl.arange(0, BLOCK)
+    inside = columns < D
+    sample = row // tokens
+    first = row.to(tl.int64) * D
+    values = tl.load(x + first + columns, inside, 0.0).to(tl.float32)
+    factor = tl.load(scale + sample * scale_stride + columns, inside, 0.0).to(tl.float32)
+    added = tl.load(shift + sample * shift_stride + columns, inside, 0.0).to(tl.float32)
+    inverse = 1.0 / tl.load(input_scale).to(tl.float32)
+    centred = tl.where(inside, values - tl.sum(values, axis=0) / D, 0.0)
+    root = tl.rsqrt(tl.sum(centred * centred, axis=0) / D + eps)
+    y = (centred * root * (1.0 + factor) + added) * inverse
+    y = tl.minimum(tl.maximum(y, -448.0), 448.0)
+    tl.store(out + first + columns, y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["rows0", "tokens0", "tokens1"])
+def modulate(
+    rows0, x0, shift0, shift_stride0, scale0, scale_stride0, input_scale0, out0, tokens0,
+    x1, shift1, shift_stride1, scale1, scale_stride1, input_scale1, out1, tokens1,
+    D, eps, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A token's normalization and modulation: the first stream's, then the second's."""
+    row = tl.program_id(0)
+    if row < rows0:
+        _modulate_row(
+            row, x0, shift0, shift_stride0, scale0, scale_stride0, input_scale0, out0, tokens0,
+            D, eps, BLOCK,
+        )  # fmt: skip
+    else:
+        _modulate_row(
+            row - rows0, x1, shift1, shift_stride1, scale1, scale_stride1, input_scale1, out1,
+            tokens1, D, eps, BLOCK,
+        )  # fmt: skip
+
+
+def modulated(
+    x: list[Tensor],
+    shift: list[Tensor],
+    scale: list[Tensor],
+    input_scale: list[Tensor],
+    eps: float,
+) -> list[Tensor]:
+    """See :mod:`sd35_trt.fused`."""
+    out = [rows.new_empty(rows.shape, dtype=fused.E4M3) for rows in x]
+    streams = [
+        [
+            rows.contiguous(), shift[i], shift[i].stride(0), scale[i], scale[i].stride(0),
+            input_scale[i], out[i], rows.shape[1],
+        ]
+        for i, rows in enumerate(x)
+    ]  # fmt: skip
+    samples, first, width = x[0].shape
+    count = samples * sum(rows.shape[1] for rows in x)
+    modulate[(count,)](
+        samples * first, *streams[0], *streams[-1], width, eps,
+        BLOCK=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
 def qkv(
     x: list[Tensor],
     weight: list[Tensor],
@@ -382,5 +449,53 @@ def gated_half(
 @functools.cache
 def register() -> None:
     """Let PyTorch call the kernels for the operators on CUDA devices."""
-    for kernel in (qkv, gelu, gated, gated_half):
+    for kernel in (modulated, qkv, gelu, gated, gated_half):
         fused.OPERATORS[kernel.__name__].register_kernel("cuda", kernel)
+
+
+# Binaries are kept where Triton keeps them, under the hash of all that decides about them: a
+# group of files, of which a GPU needs these.
+_NEEDED = (".cubin", ".json")
+
+
+def compiled() -> dict[str, bytes]:
+    """Binaries that this process made or found for its GPUs: ``hash/file`` → content."""
+    hashes = {
+        kernel: [
+            binary.hash for cache, *_ in kernel.device_caches.values() for binary in cache.values()
+        ]
+        for kernel in (product, modulate)
+    }
+    return stored({k.__name__: found for k, found in hashes.items()})
+
+
+def stored(hashes: Mapping[str, list[str]]) -> dict[str, bytes]:
+    """Binaries in Triton's cache: ``hash/file`` → content.
+
+    Args:
+        hashes: by kernel.
+    """
+    return {
+        f"{digest}/{file}": Path(path).read_bytes()
+        for name, digests in hashes.items()
+        for digest in digests
+        for file, path in (get_cache_manager(digest).get_group(f"{name}.json") or {}).items()
+        if file.endswith(_NEEDED)
+    }
+
+
+def offer(binaries: Mapping[str, bytes]) -> None:
+    """Put binaries into Triton's cache.
+
+    Args:
+        binaries: as :func:`stored` gives them; what is named otherwise is left out.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name, data in binaries.items():
+        if found := re.fullmatch(r"([0-9a-f]{64})/(\w+\.\w+)", name):
+            digest, file = found.groups()
+            groups.setdefault(digest, {})[file] = get_cache_manager(digest).put(data, file)
+    for digest, files in groups.items():
+        for file in files:
+            if file.endswith(".json"):
+                get_cache_manager(digest).put_group(file, files)

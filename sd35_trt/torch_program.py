@@ -8,8 +8,12 @@ support, a size is an operator's result, and a device is wherever the program ru
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import math
 import operator
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import fused
 from .errors import BundleError, Sd35Error
 from .program import Call, Graph, Node, Program, View
+
+logger = logging.getLogger("sd35_trt")
 
 #: Versions of PyTorch that run programs: at least the first, below the second.
 SUPPORTED = ((2, 9), (2, 14))
@@ -644,19 +650,40 @@ def read_tensors(path: Path, names: Sequence[str], device: str) -> dict[str, tor
         raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
 
 
-# The compiler's artifacts: what it compiled for this GPU, in a form that another process takes.
+# What was compiled for this GPU, in a form that another process takes: an archive of the compiler's
+# artifacts, and of the binaries of the fused operators, of which it does not know.
+
+_ARTIFACTS = "torch"
+_BINARIES = "triton/"
 
 
 def collect_kernels() -> bytes | None:
     """Everything that this process has compiled, or None where it has compiled nothing.
 
-    PyTorch's own format, with pickles in it: take it from nobody whom you would not take a
-    program from.
+    PyTorch's part is of its own format, with pickles in it: take it from nobody whom you would not
+    take a program from.
     """
     found = torch.compiler.save_cache_artifacts()
-    return None if found is None else found[0]
+    entries = {} if found is None else {_ARTIFACTS: found[0]}
+    entries |= {f"{_BINARIES}{name}": data for name, data in fused.compiled_binaries().items()}
+    if not entries:
+        return None
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in sorted(entries):
+            # With one date for all, equal kernels are equal archives.
+            file.writestr(zipfile.ZipInfo(name), entries[name], zipfile.ZIP_DEFLATED)
+    return archive.getvalue()
 
 
 def offer_kernels(data: bytes) -> None:
     """Let the compiler find what another process compiled; what it cannot use, it ignores."""
-    torch.compiler.load_cache_artifacts(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            entries = {name: file.read(name) for name in file.namelist()}
+    except (zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("kept kernels are damaged (%s): they are compiled again", error)
+        return
+    if artifacts := entries.pop(_ARTIFACTS, None):
+        torch.compiler.load_cache_artifacts(artifacts)
+    fused.offer_binaries({name.removeprefix(_BINARIES): d for name, d in entries.items()})

@@ -24,6 +24,7 @@ def install_fake(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> FakeCuda:
     """The CUDA device of the tests is the fake."""
     fake = FakeCuda(**arguments)
     monkeypatch.setattr(cuda_device, "cudart", fake)
+    monkeypatch.setattr(cuda_device, "_IDLE", {})
     return fake
 
 

@@ -42,6 +42,9 @@ def operands(operator: str, tokens: tuple[int, ...], width: int, device: str) ->
     gate = each(lambda n: normal(2, 6, width).half())
     gate = [modulation[:, 2] for modulation in gate]
     residual = each(lambda n: normal(2, n, width).half())
+    if operator == "modulated":
+        shift = [rows.roll(1, 0) for rows in gate]
+        return residual, shift, gate, each(lambda n: torch.tensor(0.01 + n % 7 / 99)), 1e-6
     if operator == "qkv":
         factor = each(lambda n: 1 + normal(outside).abs())
         norm = each(lambda n: (1 + normal(2, 64) / 9).half())
@@ -69,7 +72,7 @@ def errors(
 
 
 # E4M3 results may be rounded to the other neighbour where FP16 rounded the sums before.
-LIMITS = {"qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3}
+LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3}
 
 
 def test_kernels_compute_what_the_operators_mean() -> None:
@@ -92,9 +95,41 @@ def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool) -> 
     if not torch.cuda.is_available() or not fused._has_kernels(torch.device("cuda", 0)):
         pytest.skip("no Hopper GPU")
     kernel = fused.find(f"sd35.{operator}.default", torch.device("cuda", 0))
-    options = {} if operator == "gated_half" else {"use_fast_accum": fast}
+    options = {} if operator in ("modulated", "gated_half") else {"use_fast_accum": fast}
     found = errors(kernel, operator, tokens, 1536, "cuda:0", **options)
     assert all(error <= 2 * LIMITS[operator] for error in found), found
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_binaries_are_found_in_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from sd35_trt import fused_triton
+
+    kernel = fused_triton.modulate
+    types = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "BLOCK": "constexpr"}
+    for stream in "01":
+        types |= dict.fromkeys([f"{name}{stream}" for name in ("x", "shift", "scale")], "*fp16")
+        types |= {f"input_scale{stream}": "*fp32", f"out{stream}": "*fp8e4nv"}
+
+    def compile_in(cache: str) -> Any:
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / cache))
+        source = triton.compiler.ASTSource(kernel, types, {"BLOCK": 2048})
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+
+    first = compile_in("one")
+    kept = fused_triton.stored({"modulate": [first.hash]})
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "other"))
+    fused_triton.offer({**kept, "../outside/file.json": b"", "0" * 64 + "/../x.json": b""})
+    found = [path.name for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert sorted(found) == ["__grp__modulate.json", "modulate.cubin", "modulate.json"]
+    again = compile_in("other")
+    # Only what was put there: nothing was compiled.
+    assert list(again.asm) == ["cubin"]
+    assert again.asm["cubin"] == first.asm["cubin"]
 
 
 @pytest.mark.parametrize("operator", FUNCTIONS)

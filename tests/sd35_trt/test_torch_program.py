@@ -23,6 +23,7 @@ from sd35_trt.torch_program import (
     collect_kernels,
     graph_data,
     graph_module,
+    offer_kernels,
     read_tensors,
 )
 
@@ -128,6 +129,13 @@ def test_a_graph_is_compiled_once_for_all_its_calls_and_processes(tmp_path: Path
     compiled, found = map(int, done.stdout.split())
     assert compiled == 0
     assert found > 0
+
+
+def test_damaged_kernels_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch_program.logger, "warning", lambda *words: said.append(str(words)))
+    offer_kernels(b"PK no archive")
+    assert "compiled again" in said[0]
 
 
 def test_views() -> None:
