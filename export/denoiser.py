@@ -292,6 +292,15 @@ class Denoiser(ComponentModule):
         return Program(torch.__version__, graphs, tuple(steps))
 
 
+def _by_tokens(image: torch.Tensor) -> torch.Tensor:
+    """The same, a token's channels beside each other in memory, not as the convolution left them.
+
+    A copy that a compiler merges with what comes before; ``contiguous`` is none where tracing
+    takes another layout for granted than there will be.
+    """
+    return image.clone(memory_format=torch.contiguous_format)
+
+
 class _PlainHead(ComponentModule):
     """What the blocks read that is not given: image tokens on their grid."""
 
@@ -303,8 +312,7 @@ class _PlainHead(ComponentModule):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         (image,) = self.head(latents)
-        # Tokens stand together in memory from here on, not channels as the convolution has them.
-        return (image.contiguous(),)
+        return (_by_tokens(image),)
 
 
 class _GuidedHead(ComponentModule):
@@ -334,8 +342,7 @@ class _GuidedHead(ComponentModule):
     ) -> tuple[torch.Tensor, ...]:
         (image,) = self.head(latents)
         context = torch.cat([uncond_context, context])
-        # As in _PlainHead, tokens stand together.
-        both = torch.cat([image, image]).contiguous()
+        both = _by_tokens(torch.cat([image, image]))
         return both, context, torch.cat([uncond_modulation, modulation])
 
 

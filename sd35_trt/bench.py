@@ -37,8 +37,9 @@ from .runtime.session import device_of
 #: Version of the JSON.
 FORMAT = 1
 
-#: The word for diffusers' pipeline in ``--against``.
+#: The words for diffusers' pipeline in ``--against``: eager, or its blocks compiled.
 DIFFUSERS = "diffusers"
+DIFFUSERS_COMPILED = "diffusers-compiled"
 
 #: Parts of a run. ``loop`` is conditioning and denoising together, which is what a peer that
 #: computes the conditioning in every step can be compared with; text, loop and decode make up
@@ -63,6 +64,7 @@ _LIBRARIES = {
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
     "inductor": ("torch", "triton"),
 }
+_WITH_DIFFUSERS = (DIFFUSERS, DIFFUSERS_COMPILED)
 _PEER_LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -77,7 +79,7 @@ class BenchOptions:
         steps, size, guidance: None takes the bundle's.
         batch: pictures in a run, of one prompt.
         prompt: a number is added for each run.
-        against: None, ``diffusers``, or another bundle's directory.
+        against: None, ``diffusers``, ``diffusers-compiled``, or another bundle's directory.
         model: with ``diffusers``, the checkpoint behind the bundle; None is mini.
         threads: CPU threads of an engine, and of PyTorch; None is all that the process may use.
         device, vram_budget: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
@@ -350,7 +352,7 @@ def _settings(bundle: Bundle, options: BenchOptions) -> Settings:
     Raises:
         UsageError: names the argument and the nearest value that works.
     """
-    if options.model is not None and options.against != DIFFUSERS:
+    if options.model is not None and options.against not in _WITH_DIFFUSERS:
         raise UsageError("--model is for --against diffusers", "leave it out")
     device = device_of(bundle, options.device)
     m = bundle.manifest
@@ -392,7 +394,7 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
     """
     if options.against is None:
         return None
-    if options.against != DIFFUSERS:
+    if options.against not in _WITH_DIFFUSERS:
         other = Bundle.open(options.against)
         device_of(other, options.device)
         check_comparable(other, bundle)
@@ -400,7 +402,9 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
         return EngineContender(other, settings)
     for package in _PEER_LIBRARIES:
         if importlib.util.find_spec(package) is None:
-            raise Sd35Error(f"--against diffusers needs {package}", "pip install 'sd35-trt[build]'")
+            raise Sd35Error(
+                f"--against {options.against} needs {package}", "pip install 'sd35-trt[build]'"
+            )
     check_checkpoint(bundle, options.model, StageCache(default_cache_dir()))
     checkpoint = resolve_model(options.model or "mini")
     if checkpoint.is_file():
@@ -411,7 +415,9 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
     from .peer import DiffusersContender
 
     t5 = bundle.manifest.component("t5") is not None
-    return DiffusersContender(checkpoint, settings, t5, bundle.manifest.policy["name"] == "fp32")
+    single = bundle.manifest.policy["name"] == "fp32"
+    compiled = options.against == DIFFUSERS_COMPILED
+    return DiffusersContender(checkpoint, settings, t5, single, compiled)
 
 
 def _start(
@@ -516,7 +522,7 @@ def _ratio(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
 
 def _versions(manifest: Manifest, options: BenchOptions) -> dict[str, str]:
     names = ["numpy", *_LIBRARIES[manifest.builder]]
-    if options.against == DIFFUSERS:
+    if options.against in _WITH_DIFFUSERS:
         names += _PEER_LIBRARIES
     found = {"sd35-trt": __version__, "python": platform.python_version()}
     for name in names:

@@ -674,8 +674,9 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
 )
 @click.option(
     "--against",
-    metavar="diffusers|BUNDLE",
-    help="Also measure diffusers on the bundle's checkpoint, or another bundle of it, in the same "
+    metavar="diffusers|diffusers-compiled|BUNDLE",
+    help="Also measure diffusers on the bundle's checkpoint (as it is, or the transformer's blocks "
+    "compiled by PyTorch), or another bundle of it, in the same "
     "process on the same device, in turns.",
 )
 @click.option(

@@ -57,11 +57,14 @@ class Tiles:
 
 #: By epilogue, and whether operands are E4M3.
 TILES = {
-    (_QKV, True): Tiles(128, 128, 128, warps=4, stages=3, programs=2),
+    (_QKV, True): Tiles(128, 128, 128, warps=4, stages=3, programs=2, group=4),
     (_GELU, True): Tiles(128, 128, 128, warps=4, stages=3, programs=2),
-    (_GATED, True): Tiles(128, 256, 128, warps=8, stages=3, halves=True),
-    (_GATED, False): Tiles(128, 256, 64, warps=8, stages=3, halves=True),
+    (_GATED, True): Tiles(128, 256, 128, warps=8, stages=3, halves=True, group=4),
+    (_GATED, False): Tiles(128, 256, 64, warps=8, stages=3, halves=True, group=16),
 }
+
+# Of a program that normalizes a token.
+_NORM_WARPS = 4
 
 
 @triton.jit
@@ -326,7 +329,7 @@ def modulated(
     count = samples * sum(rows.shape[1] for rows in x)
     modulate[(count,)](
         samples * first, *streams[0], *streams[-1], width, eps,
-        BLOCK=triton.next_power_of_2(width), num_warps=4,
+        BLOCK=triton.next_power_of_2(width), num_warps=_NORM_WARPS,
     )  # fmt: skip
     return out
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DiffusersContender:
-    """``StableDiffusion3Pipeline``, eager.
+    """``StableDiffusion3Pipeline``.
 
     Its transformer computes the conditioning in every step, so that it has no stages
     ``conditioning`` and ``denoise``, but their sum ``loop``. It encodes the empty negative prompt
@@ -26,14 +26,23 @@ class DiffusersContender:
     Args:
         checkpoint: a diffusers model directory.
         t5: whether to load the T5 encoder.
+        compiled: the transformer's blocks by ``torch.compile``, when they run first.
         single: FP32 on a GPU too; the CPU always computes in FP32. Else BF16, or FP16 where the
             GPU has no BF16.
     """
 
-    def __init__(self, checkpoint: Path, settings: Settings, t5: bool, single: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        settings: Settings,
+        t5: bool,
+        single: bool,
+        compiled: bool = False,
+    ) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
         self._t5 = t5
+        self._compiled = compiled
         self._single = single or settings.device == "cpu"
         self._pipe: Any = None
         self._dtype: torch.dtype | None = None
@@ -73,6 +82,9 @@ class DiffusersContender:
             ).to(self._settings.device)
         self._synchronize()
         seconds = time.perf_counter() - start
+        if self._compiled:
+            for block in self._pipe.transformer.transformer_blocks:
+                block.compile()
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.encode_prompt = self._timed(self._pipe.encode_prompt)
         return seconds
@@ -124,7 +136,7 @@ class DiffusersContender:
     def describe(self) -> dict[str, Any]:
         """Which checkpoint, in which arithmetic."""
         return {
-            "kind": "diffusers",
+            "kind": "diffusers-compiled" if self._compiled else "diffusers",
             "path": str(self._checkpoint),
             "dtype": str(self._dtype).removeprefix("torch."),
         }

@@ -354,7 +354,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
         f"{bundle['builder']}"
     )
     if peer:
-        what = f"in {peer['dtype']}" if peer["kind"] == "diffusers" else peer["policy"]
+        what = f"in {peer['dtype']}" if peer["kind"] != "bundle" else peer["policy"]
         console.print(f"against {_short(peer)}, {what}")
     console.print(
         f"{s['size'][0]}x{s['size'][1]}, batch {s['batch']}, {s['steps']} steps, {guidance}; "
@@ -388,7 +388,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
 
 
 def _short(side: Mapping[str, Any]) -> str:
-    return "diffusers" if side["kind"] == "diffusers" else Path(side["path"]).name
+    return Path(side["path"]).name if side["kind"] == "bundle" else side["kind"]
 
 
 def _bench_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -59,6 +59,7 @@ OPERATORS = frozenset(
         "cat.default",
         "chunk.default",
         "clamp.default",
+        "clone.default",
         "contiguous.default",
         "conv2d.default",
         "cos.default",
@@ -218,6 +219,8 @@ def _encode(argument: Any, names: Mapping[fx.Node, str]) -> Any:
         return [_encode(item, names) for item in argument]
     if isinstance(argument, torch.dtype):
         return {"dtype": str(argument).removeprefix("torch.")}
+    if argument is torch.contiguous_format:
+        return {"contiguous": None}
     if isinstance(argument, torch.device):
         return {"device": None}
     if argument is None or isinstance(argument, (bool, int, str)):
@@ -271,6 +274,8 @@ def graph_module(graph: Graph, device: torch.device, fast_accumulation: bool) ->
             return float(value)
         if kind == "device":
             return device
+        if kind == "contiguous":
+            return torch.contiguous_format
         raise ValueError(f"an argument of kind {kind!r}")
 
     try:

@@ -89,15 +89,16 @@ def test_table(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     assert "ratio" not in out
 
 
-def test_against_diffusers(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("peer_name", ["diffusers", "diffusers-compiled"])
+def test_against_diffusers(run, mini_bundle: Path, peer_name: str) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = run(
-        "bench", mini_bundle, *QUICK, "--batch", 2, "--against", "diffusers", "--json"
+        "bench", mini_bundle, *QUICK, "--batch", 2, "--against", peer_name, "--json"
     )
     assert status == 0
     result = json.loads(out)
     assert {"torch", "diffusers", "transformers"} <= result["versions"].keys()
     peer = result["peer"]
-    assert (peer["kind"], peer["dtype"]) == ("diffusers", "float32")
+    assert (peer["kind"], peer["dtype"]) == (peer_name, "float32")
     assert peer["stages"]["conditioning"] is None
     assert peer["stages"]["denoise"] is None
     assert peer["step"]["n"] == result["bundle"]["step"]["n"]
