@@ -10,6 +10,7 @@ are in them. The bundle's engine must be one that can be recorded.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -46,7 +47,7 @@ def host_seconds(pipe: Pipeline, steps: int) -> list[float]:
         _CudaGraph.replay = replay  # type: ignore[method-assign]
     if len(calls) < steps:
         raise click.ClickException("this bundle's engine is not recorded")
-    return [later[0] - earlier[1] for earlier, later in zip(calls, calls[1:], strict=False)]
+    return [later[0] - earlier[1] for earlier, later in itertools.pairwise(calls)]
 
 
 def replays(pipe: Pipeline, steps: int) -> list[tuple[float, float]]:
@@ -83,7 +84,7 @@ def main(bundle: Path, steps: int, out: Path) -> None:
             pipe.generate(_PROMPT, steps=steps)
         host = host_seconds(pipe, steps)
         spans = replays(pipe, steps)
-    gaps = [later[0] - earlier[1] for earlier, later in zip(spans, spans[1:], strict=False)]
+    gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(spans)]
     lasting = [end - begin for begin, end in spans]
     rows = {"host_us": host, "gap_us": gaps, "replay_us": lasting}
     result: dict[str, Any] = {"bundle": bundle.name, "steps": steps, "replays": len(spans)}

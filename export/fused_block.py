@@ -111,7 +111,8 @@ class FusedBlock(nn.Module):
         else:
             attended = [image[:3], text[:3]]
             rest = [image[3:6], text[3:6]]
-        eps = self.norm1.norm.eps  # type: ignore[union-attr]
+        norm: Any = self.norm1.norm
+        eps = norm.eps
         old = states[: len(rest)]
         gates = [rows[2] for rows in attended[: len(rest)]]
         mixed = _attend(self.attn, [_IMAGE, _TEXT], eps, states, attended)
