@@ -463,13 +463,16 @@ _NEEDED = (".cubin", ".json")
 
 def compiled() -> dict[str, bytes]:
     """Binaries that this process made or found for its GPUs: ``hash/file`` → content."""
-    hashes = {
-        kernel: [
-            binary.hash for cache, *_ in kernel.device_caches.values() for binary in cache.values()
-        ]
-        for kernel in (product, modulate)
-    }
-    return stored({k.__name__: found for k, found in hashes.items()})
+    return stored(
+        {
+            kernel.__name__: [
+                binary.hash
+                for cache, *_ in kernel.device_caches.values()
+                for binary in cache.values()
+            ]
+            for kernel in (product, modulate)
+        }
+    )
 
 
 def stored(hashes: Mapping[str, list[str]]) -> dict[str, bytes]:
