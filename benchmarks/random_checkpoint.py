@@ -30,6 +30,9 @@ _BUILD: dict[str, Callable[[dict[str, Any], None], nn.Module]] = {
 
 _TABLE = "pos_embed.pos_embed"
 
+# Published lengths of texts.
+_TOKENS = {"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 512}
+
 # Bytes after which a new file is begun.
 _SHARD = 1 << 30
 
@@ -118,7 +121,8 @@ def write_transformer(root: Path, config: dict[str, Any], seed: int = 0) -> int:
 
 
 def write_checkpoint(root: Path, name: str, blocks: int | None = None) -> dict[str, int]:
-    """Write every part of a published model; tokenizers are the packaged model's.
+    """Write every part of a published model; tokenizers are the packaged model's, for texts as long
+    as the published ones take.
 
     Args:
         root: the model directory.
@@ -139,6 +143,10 @@ def write_checkpoint(root: Path, name: str, blocks: int | None = None) -> dict[s
     mini = checkpoint_path()
     for folder in ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"):
         shutil.copytree(mini / folder, root / folder)
+        if folder in _TOKENS:
+            path = root / folder / "tokenizer_config.json"
+            settings = json.loads(path.read_text("utf-8"))
+            path.write_text(json.dumps({**settings, "model_max_length": _TOKENS[folder]}))
     _write_index(root, [*_BUILD, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"])
     return sizes
 

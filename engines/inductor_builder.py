@@ -54,8 +54,9 @@ def compile_kernels(
         What the compiler made, for :func:`sd35_trt.torch_program.offer_kernels`.
     """
     program = read_program(component.folder / PROGRAM_FILE)
-    weights = read_tensors(component.folder / TENSORS_FILE, program.weights(), device)
-    run = TorchProgram(program, weights, torch.device(device), mode, attention, fast_accumulation)
+    place = torch.device(device)
+    weights = read_tensors(component.folder / TENSORS_FILE, program.weights(), place)
+    run = TorchProgram(program, weights, place, mode, attention, fast_accumulation)
     usual = {dim: bound[1] for dim, bound in bounds.items()}
     run(
         {

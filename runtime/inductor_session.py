@@ -167,7 +167,7 @@ class InductorSession:
                         program, path, place, held, attention, fast
                     )
                 else:
-                    weights = read_tensors(path, program.weights(), str(place))
+                    weights = read_tensors(path, program.weights(), place)
                     self._run = TorchProgram(program, weights, place, mode, attention, fast)
         except KeyError as error:
             raise BundleError(

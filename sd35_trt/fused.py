@@ -31,6 +31,25 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
+def reference_scaled_mm(
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias: Tensor | None = None,
+    scale_result: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    use_fast_accum: bool = False,
+) -> Tensor:
+    """``aten._scaled_mm`` for the CPU, in FP32, where PyTorch's own takes a thousand times as long.
+
+    Args:
+        scale_result, use_fast_accum: not used.
+    """
+    y = (a.float() @ b.float()) * (scale_a * scale_b)
+    return (y if bias is None else y + bias).to(out_dtype or a.dtype)
+
+
 def scaled_product(
     x: Tensor,
     weight: Tensor,
@@ -43,7 +62,9 @@ def scaled_product(
     """E4M3 ``x`` [..., in] times an E4M3 weight [out, in], in ``dtype``."""
     # cuBLASLt adds no bias to FP32 results.
     inside = None if dtype == torch.float32 else bias
-    y = torch._scaled_mm(
+    # An exported graph has aten's operator.
+    by_aten = x.device.type != "cpu" or torch.compiler.is_exporting()
+    y = (torch._scaled_mm if by_aten else reference_scaled_mm)(
         x.flatten(0, -2),
         weight.t(),
         scale_a=input_scale,

@@ -80,7 +80,7 @@ def run_reference(folder: Path, feeds: Arrays) -> Arrays:
 def run_program(folder: Path, feeds: Arrays) -> Arrays:
     """Run a component's program, operator by operator."""
     program = read_program(folder / PROGRAM_FILE)
-    weights = read_tensors(folder / TENSORS_FILE, program.weights(), "cpu")
+    weights = read_tensors(folder / TENSORS_FILE, program.weights(), torch.device("cpu"))
     run = TorchProgram(program, weights, torch.device("cpu"), mode="eager")
     values = run({k: torch.from_numpy(v) for k, v in _cast(folder, feeds).items()})
     description = json.loads((folder / "component.json").read_text())

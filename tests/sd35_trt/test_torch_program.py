@@ -67,7 +67,7 @@ def two_calls(tmp_path: Path) -> tuple[Program, dict[str, torch.Tensor]]:
     weights = {name: torch.randn(4, 4, generator=generator) for name in "ab"}
     save_file(weights, tmp_path / "weights.safetensors")
     program = read_program(path)
-    return program, read_tensors(tmp_path / "weights.safetensors", program.weights(), "cpu")
+    return program, read_tensors(tmp_path / "weights.safetensors", program.weights(), torch.device("cpu"))
 
 
 def test_a_program_computes_what_was_traced(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ folder = Path(sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))  # kernels for the CPU are for so many threads
 offer_kernels((folder / "kernels").read_bytes())
 program = read_program(folder / "program.json")
-weights = read_tensors(folder / "weights.safetensors", program.weights(), "cpu")
+weights = read_tensors(folder / "weights.safetensors", program.weights(), torch.device("cpu"))
 TorchProgram(program, weights, torch.device("cpu"))({"x": torch.ones(3, 5, 4)})
 counters = torch._dynamo.utils.counters
 hits = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
@@ -198,10 +198,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     for broken in (content[:-8], content[:20], b""):
         tensors.write_bytes(broken)
         with pytest.raises(BundleError, match=r"weights\.safetensors cannot be read"):
-            read_tensors(tensors, ["a"], "cpu")
+            read_tensors(tensors, ["a"], torch.device("cpu"))
     tensors.write_bytes(content)
     with pytest.raises(BundleError, match=r"cannot be read.*nothing"):
-        read_tensors(tensors, ["nothing"], "cpu")
+        read_tensors(tensors, ["nothing"], torch.device("cpu"))
 
 
 @pytest.mark.parametrize("version", ["2.8.1", "2.14.0", "3.0.0+cu140"])
