@@ -153,8 +153,9 @@ def write_checkpoint(root: Path, name: str, blocks: int | None = None) -> dict[s
 
 def _write_index(root: Path, parts: list[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {part: ["-", "-"] for part in parts}
-    if "text_encoder_3" not in parts:
-        index["text_encoder_3"] = [None, None]
-    index["_class_name"] = "StableDiffusion3Pipeline"
+    published: dict[str, Any] = json.loads((checkpoint_path() / "model_index.json").read_text())
+    index = {
+        part: kind if part in parts or part.startswith("_") else [None, None]
+        for part, kind in published.items()
+    }
     (root / "model_index.json").write_text(json.dumps(index))

@@ -3,7 +3,8 @@
 The component is built on fake tensors with its policy applied, so weights count exactly as they
 are stored later. Activations are the largest sum of tensors alive at once while the component
 runs, operator by operator: attention is one operator, and dequantized operands count nothing, as
-engines fuse both. An engine that fuses more needs less; its kernels' workspaces come on top.
+engines fuse both. An engine that fuses more needs less. Of its kernels' workspaces, only cuDNN's
+convolutions have large ones.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Sizes:
     Attributes:
         weights: as stored.
         activations: working memory at the shapes asked for, inputs and outputs included.
+        with_cudnn: the same where convolutions are cuDNN's, which copies what is not NHWC.
         largest_layer: weights of its largest layer.
         ports: inputs and outputs alone, at these shapes.
         compiled: working memory that the compiler reports, without ``ports``; None where it was
@@ -49,6 +51,7 @@ class Sizes:
 
     weights: int
     activations: int
+    with_cudnn: int
     largest_layer: int
     ports: int
     compiled: int | None = None
@@ -86,7 +89,7 @@ def component_sizes(
             else:
                 outputs = module(*_tensors(module.inputs, dims).values())
         ports += sum(tensor.nbytes for tensor in outputs)
-    return Sizes(sum(layers), tracker.peak, max(layers), ports)
+    return Sizes(sum(layers), tracker.peak, tracker.peak_with_cudnn, max(layers), ports)
 
 
 def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -136,6 +139,7 @@ class _Tracker(TorchDispatchMode):
     def __init__(self, fixed: set[int]) -> None:
         super().__init__()
         self.peak = 0
+        self.peak_with_cudnn = 0
         self._fixed = fixed
         self._live = 0
         self._tensors: dict[int, int] = {}  # storage → tensors that share it
@@ -156,6 +160,8 @@ class _Tracker(TorchDispatchMode):
                 self.peak = max(self.peak, self._live)
             self._tensors[key] = self._tensors.get(key, 0) + 1
             weakref.finalize(tensor, self._release, key, size)
+        copies = args[0].nbytes + result.nbytes if _is_convolution(func) else 0
+        self.peak_with_cudnn = max(self.peak_with_cudnn, self._live + copies)
         return result
 
     def _release(self, key: int, size: int) -> None:
@@ -167,6 +173,10 @@ class _Tracker(TorchDispatchMode):
 
 def _is_dequantize(func: Any, args: tuple[Any, ...]) -> bool:
     return func.namespace == "onnx_symbolic" and "DequantizeLinear" in args
+
+
+def _is_convolution(func: Any) -> bool:
+    return func.namespace == "aten" and "conv" in func.__name__
 
 
 def _flatten(result: Any) -> Iterator[torch.Tensor]:

@@ -7,15 +7,17 @@ outside PyTorch, which then must neither use another stream nor hand out memory 
 graph still writes to. So a session runs
 
 - on the device's stream, which PyTorch knows as an ``ExternalStream``;
-- with intermediate results in a ``torch.cuda.MemPool``, which is used for nothing else. All
-  sessions of a device share it: they run one after another in the order of the stream, and nothing
-  in it outlives a run. A recorded graph finds its addresses there as long as a session is open,
-  since PyTorch returns a pool's memory only when the pool is gone;
+- with intermediate results in a ``torch.cuda.MemPool``, which is used for nothing else: nothing in
+  it outlives a run. A recorded graph finds its addresses there as long as a session is open, since
+  PyTorch returns a pool's memory only when the pool is gone;
 - after products that make cuBLAS take its workspace, once per stream, outside the pool, where
   the workspace stays.
 
 The first runs compile, tune and allocate; recorded is what comes after them (see
 :class:`sd35_trt.runtime.denoise.DenoiseLoop`). Weights are in PyTorch's own memory.
+
+What is not compiled runs once per picture. Its working memory is many times the step's, and is
+taken for the run alone, in one piece: of pieces of many sizes, PyTorch keeps twice as much.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from sd35_trt.torch_program import (
 
 from .device import Buffer, Device
 from .kernels import kernel_file, read_kernels, write_kernels
-from .session import SessionOptions
+from .session import SessionOptions, working_bytes
 
 
 class TorchQueue:
@@ -68,14 +70,28 @@ class TorchQueue:
             self._pool = torch.cuda.MemPool()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """What PyTorch is asked for inside is queued here."""
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(self.stream),
-            torch.cuda.use_mem_pool(self._pool, self.device),
-        ):
-            yield
+    def running(self, own_bytes: int | None = None) -> Iterator[None]:
+        """What PyTorch is asked for inside is queued here.
+
+        Args:
+            own_bytes: of memory for this alone, which is given back after it; None takes what is
+                kept for recorded graphs.
+        """
+        pool = self._pool if own_bytes is None else torch.cuda.MemPool()
+        try:
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.stream(self.stream),
+                torch.cuda.use_mem_pool(pool, self.device),
+            ):
+                if own_bytes:
+                    whole = torch.empty(own_bytes, dtype=torch.uint8, device=self.device)
+                    del whole
+                yield
+        finally:
+            if own_bytes is not None:
+                del pool
+                torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -95,7 +111,7 @@ class _Host:
 
     device = torch.device("cpu")
 
-    def running(self) -> Any:
+    def running(self, own_bytes: int | None = None) -> Any:
         return contextlib.nullcontext()
 
     loading = running
@@ -150,7 +166,8 @@ class InductorSession:
             self._queue = _QUEUES[key] = queue or TorchQueue(device)
         self.recordable = device.kind == "cuda"
         usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
-        mode = (mode or usual) if component.name in COMPILED else "eager"
+        self._compiled = component.name in COMPILED
+        mode = (mode or usual) if self._compiled else "eager"
         self._kernels: Path | None = None
         if device.kind == "cuda" and mode != "eager":
             self._kernels = self._offer_kernels(bundle)
@@ -203,6 +220,7 @@ class InductorSession:
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """See :class:`sd35_trt.runtime.session.Session`."""
         name = self._component.name
+        dims: dict[str, int] = {}
         for port in self._component.inputs:
             shape = inputs[port.name].shape
             fits = len(shape) == len(port.shape) and all(
@@ -213,8 +231,12 @@ class InductorSession:
                 raise Sd35Error(
                     f"{name} refuses {port.name} as {list(shape)}", "try another size or batch"
                 )
+            dims |= {
+                d: size for d, size in zip(port.shape, shape, strict=True) if isinstance(d, str)
+            }
+        own_bytes = None if self._compiled else working_bytes(self._component, dims)
         try:
-            with self._queue.running():
+            with self._queue.running(own_bytes):
                 results = self._run({key: self._tensor(b) for key, b in inputs.items()})
                 for key, buffer in outputs.items():
                     self._tensor(buffer).copy_(results[key])

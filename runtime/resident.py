@@ -10,24 +10,22 @@ from itertools import chain
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, OutOfMemory
 from sd35_trt.residency import (
-    CUDA_CONTEXT,
     RESIDENT,
     STAGES,
     STREAM_BUFFERS,
     STREAMED,
     Engine,
     Residency,
+    context_bytes,
+    keeps_activations,
     plan_residency,
 )
 from sd35_trt.units import format_memory
 
 from .device import Device, DeviceMemory
-from .session import Session, SessionOptions, can_stream
+from .session import Session, SessionOptions, can_stream, working_bytes
 
 OpenSession = Callable[[Bundle, Component, Device, SessionOptions], Session]
-
-# Dimensions that every tensor of a component grows with, texts and steps excepted.
-_SCALING = ("batch", "samples", "height", "width", "image_height", "image_width")
 
 
 @dataclass(frozen=True)
@@ -164,10 +162,12 @@ class EngineSet:
         self._ahead[name] = self._opener.submit(self._open, name)
 
     def open_all(self) -> None:
-        """Open every engine that stays."""
-        for name in self._components:
-            if self._stays(name):
-                self.use(name)
+        """Open every engine that stays; the denoiser, which takes longest, beside the others."""
+        stays = [name for name in self._components if self._stays(name)]
+        if "denoiser" in stays:
+            self.load_ahead("denoiser", "denoiser")
+        for name in stays:
+            self.use(name)
 
     def keeps(self, *names: str) -> bool:
         """Whether all of these stay in memory."""
@@ -227,7 +227,8 @@ class EngineSet:
 
     @property
     def _reserve(self) -> int:
-        return CUDA_CONTEXT if self._device.kind == "cuda" else 0
+        builder = self._bundle.manifest.builder
+        return context_bytes(builder) if self._device.kind == "cuda" else 0
 
     def _engines(self, dims: Mapping[str, int]) -> list[Engine]:
         steps = int(self._bundle.manifest.defaults["steps"])
@@ -236,9 +237,10 @@ class EngineSet:
                 name,
                 name,
                 component.weight_bytes,
-                int(_share(component, dims) * (component.activation_bytes or 0)),
+                working_bytes(component, dims),
                 steps if name == "denoiser" else 1,
                 self._stream_bytes(component),
+                keeps_activations(component.engine, name),
             )
             for name, component in self._components.items()
         ]
@@ -255,15 +257,6 @@ class EngineSet:
         ):
             return ", or less if it is built with: --weight-streaming"
         return ""
-
-
-def _share(component: Component, dims: Mapping[str, int]) -> float:
-    """Of the working memory at the largest shapes, how much other shapes take."""
-    share = 1.0
-    for name, (low, high) in component.bounds.items():
-        if name in _SCALING:
-            share *= min(dims.get(name, low), high) / high
-    return share
 
 
 def _round_up(count: int) -> int:

@@ -125,6 +125,23 @@ def device_of(bundle: Bundle, asked: str | None = None) -> str:
     return name
 
 
+# Dimensions that every tensor of a component grows with, texts and steps excepted.
+_SCALING = ("batch", "samples", "height", "width", "image_height", "image_width")
+
+
+def working_bytes(component: Component, dims: Mapping[str, int]) -> int:
+    """Memory that an engine takes beside its weights while it runs; 0 where nothing is known.
+
+    Args:
+        dims: sizes of its dynamic dimensions; those left out count as least.
+    """
+    share = 1.0
+    for name, (low, high) in component.bounds.items():
+        if name in _SCALING:
+            share *= min(dims.get(name, low), high) / high
+    return int(share * (component.activation_bytes or 0))
+
+
 def can_stream(bundle: Bundle, component: Component) -> bool:
     """Whether a component's weights may stay in the host's memory while it runs."""
     streams = _KINDS[component.engine].streams

@@ -24,7 +24,6 @@ from .hub import model_name, resolve_model
 from .policy import Policy, load_policy
 from .program import COMPILED
 from .residency import (
-    CUDA_CONTEXT,
     LOADED,
     RESIDENT,
     STAGES,
@@ -32,6 +31,8 @@ from .residency import (
     STREAMED,
     Engine,
     Residency,
+    context_bytes,
+    keeps_activations,
     plan_residency,
 )
 from .stages import Progress
@@ -189,7 +190,9 @@ class Plan:
             "first_load_seconds": self.seconds_from_disk(weights),
             "load_seconds_per_image": self.seconds_from_host(result.bus_bytes),
             "assumed": {
-                "cuda_context_bytes": 0 if self.target.name == "cpu" else CUDA_CONTEXT,
+                "cuda_context_bytes": 0
+                if self.target.name == "cpu"
+                else context_bytes(choose_builder(self.target)),
                 "disk_bandwidth": DISK_BANDWIDTH,
                 "bus_efficiency": BUS_EFFICIENCY,
             },
@@ -299,7 +302,9 @@ def _activation_bytes(sizes: Sizes, target: Target) -> int:
     """An engine's working memory: the compiler's figure, or the estimate."""
     if sizes.compiled is not None:
         return sizes.compiled
-    return sizes.activations + (TENSORRT_WORKSPACE if _is_tensorrt(target) else 0)
+    if _is_tensorrt(target):
+        return sizes.activations + TENSORRT_WORKSPACE
+    return sizes.activations if target.name == "cpu" else sizes.with_cudnn
 
 
 def _working_bytes(sizes: Sizes, target: Target) -> int:
@@ -312,6 +317,7 @@ def _residency(
     sizes: Mapping[str, Sizes], steps: int, target: Target, budget: int | None
 ) -> tuple[Residency, int]:
     """The plan within a budget, and the lowest peak that there is."""
+    builder = choose_builder(target)
     engines = [
         Engine(
             name,
@@ -322,12 +328,13 @@ def _residency(
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
             if _streams(name, target)
             else None,
+            keeps_activations(builder, name),
         )
         for stage, names in STAGES.items()
         for name in names
         if name in sizes
     ]
-    reserve = 0 if target.name == "cpu" else CUDA_CONTEXT
+    reserve = 0 if target.name == "cpu" else context_bytes(builder)
     least = plan_residency(engines, 0, reserve).peak_bytes
     return plan_residency(engines, budget, reserve), least
 

@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .program import COMPILED
+
 #: Stages of a picture in their order → their components.
 STAGES = {
     "text": ("clip_l", "clip_g", "t5"),
@@ -18,8 +20,11 @@ STAGES = {
     "decoding": ("vae_decoder",),
 }
 
-#: What a process takes before its first engine: the CUDA context, the libraries' code and handles.
-CUDA_CONTEXT = 400_000_000
+# What a process takes beside its engines: the CUDA context, the libraries' code and handles.
+_CUDA_CONTEXT = 400_000_000
+
+# The same with PyTorch, measured on an H100 with version 2.11.
+_PYTORCH_CONTEXT = 900_000_000
 
 #: TensorRT streams through two buffers: a layer computes from one while the next fills the other.
 STREAM_BUFFERS = 2
@@ -40,6 +45,7 @@ class Engine:
         runs: how often it runs per picture.
         stream_bytes: the least device memory that its weights need when they stream from the
             host's memory; None where the engine cannot stream.
+        keeps_activations: whether its working memory stays its own when it has run.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Engine:
     activation_bytes: int
     runs: int = 1
     stream_bytes: int | None = None
+    keeps_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,16 @@ class Residency:
     fits: bool
 
 
+def context_bytes(builder: str) -> int:
+    """Device memory that a process with this kind of engines takes beside them."""
+    return _PYTORCH_CONTEXT if builder == "inductor" else _CUDA_CONTEXT
+
+
+def keeps_activations(builder: str, name: str) -> bool:
+    """Whether an engine's working memory stays its own: a recorded graph of PyTorch has it."""
+    return builder == "inductor" and name in COMPILED
+
+
 def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int = 0) -> Residency:
     """The plan that moves the fewest bytes per picture within a budget.
 
@@ -119,10 +136,12 @@ def _place(
     engines: Sequence[Engine], kept: frozenset[str], budget: int | None, reserve: int
 ) -> Residency:
     resident = sum(e.weight_bytes for e in engines if e.name in kept)
+    reserve += sum(e.activation_bytes for e in engines if e.keeps_activations)
+    working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
     placements: dict[str, Placement] = {}
     streamed: list[Engine] = []
     for engine in engines:
-        weights, others = engine.weight_bytes, resident + reserve + engine.activation_bytes
+        weights, others = engine.weight_bytes, resident + reserve + working[engine.name]
         if engine.name in kept:
             placements[engine.name] = Placement(RESIDENT, weights, 0, others)
         elif budget is None or others + weights <= budget or engine.stream_bytes is None:
@@ -135,7 +154,7 @@ def _place(
     for engine in streamed:
         assert budget is not None
         assert engine.stream_bytes is not None
-        others = resident + reserve + engine.activation_bytes
+        others = resident + reserve + working[engine.name]
         room = (budget if engine.runs > 1 else peak) - others
         held = min(max(room, engine.stream_bytes), engine.weight_bytes)
         # What streams goes through buffers of this size, beside what is held.

@@ -131,7 +131,7 @@ def estimated_activations(
 
         report(0.0, "counting")
         options = ExportOptions(clip_tokens, guided)
-        found = component_sizes(name, source, policy, options, dims).activations
+        found = component_sizes(name, source, policy, options, dims).with_cudnn
         (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
 
     part = COMPONENTS[name].part

@@ -166,9 +166,10 @@ def test_the_transformer_errs_no_more_than_modelopts(case: Case) -> None:
     import modelopt.torch.quantization as mtq
 
     model = load_transformer(case.checkpoint)
-    arguments = transformer_inputs(model)
+    calibrating = transformer_inputs(model)
+    arguments = [transformer_inputs(model, seed) for seed in range(8)]
     with torch.no_grad():
-        exact = model(**arguments).sample.numpy()
+        exact = [model(**a).sample.numpy() for a in arguments]
         names = [name.partition("/")[2] for name in case.calibration.inputs]
         e4m3 = {"num_bits": (4, 3), "axis": None}
         config = [{"quantizer_name": "*", "enable": False}] + [
@@ -176,10 +177,17 @@ def test_the_transformer_errs_no_more_than_modelopts(case: Case) -> None:
             for name in names
             for kind in ("input", "weight")
         ]
-        mtq.quantize(model, {"quant_cfg": config, "algorithm": "max"}, lambda m: m(**arguments))
-        theirs = model(**arguments).sample.numpy()
-    ours = relative_error(velocity(case.root, arguments), exact)
-    assert 1e-3 < ours <= relative_error(theirs, exact) * 1.01
+        mtq.quantize(model, {"quant_cfg": config, "algorithm": "max"}, lambda m: m(**calibrating))
+        theirs = [
+            relative_error(model(**a).sample.numpy(), truth)
+            for a, truth in zip(arguments, exact, strict=True)
+        ]
+    ours = [
+        relative_error(velocity(case.root, a), truth)
+        for a, truth in zip(arguments, exact, strict=True)
+    ]
+    # Of the same scales: only the order of sums differs.
+    assert 1e-3 < np.mean(ours) <= np.mean(theirs) * 1.0002
 
 
 @pytest.mark.parametrize("amax", [1e-6, 0.01, 3.0, 1e4])

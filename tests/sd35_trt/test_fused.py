@@ -140,6 +140,19 @@ def test_traced_shapes_are_the_results(operator: str) -> None:
     torch.library.opcheck(fused.OPERATORS[operator], given, test_utils="test_faketensor")
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_product_on_the_cpu_is_that_of_pytorch(biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 32, generator=generator).to(E4M3) for n in (3, 16))
+    scale = torch.tensor(0.01)
+    bias = torch.randn(16, generator=generator).half() if biased else None
+    arguments = (x, weight.t(), scale, 2 * scale, bias)
+    expected = torch._scaled_mm(*arguments, out_dtype=torch.float16)
+    found = fused.reference_scaled_mm(*arguments, out_dtype=torch.float16)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
 def test_other_devices_get_the_functions() -> None:
     for name, function in FUNCTIONS.items():
         assert fused.is_fused(f"sd35.{name}.default")

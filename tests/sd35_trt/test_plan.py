@@ -257,6 +257,8 @@ def test_the_largest_activation_of_the_decoder_is_accounted_for() -> None:
     sizes = measured(Structure("medium"), "half", "vae_decoder", (512, 512))
     # Its last up-block has 256 channels at full size in FP16: input, norm and activation.
     assert sizes.activations >= 3 * 256 * 512 * 512 * 2
+    # Besides, what cuDNN copies of its widest convolution: input and output.
+    assert 4 * 256 * 512 * 512 * 2 < sizes.with_cudnn < 5 * 256 * 512 * 512 * 2
 
 
 def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -> None:

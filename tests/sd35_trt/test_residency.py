@@ -117,3 +117,13 @@ def test_names_are_kept_in_order() -> None:
 @pytest.mark.parametrize("budget", [0, 61, 100, None])
 def test_the_same_question_has_the_same_answer(budget: int | None) -> None:
     assert plan_residency(ENGINES, budget) == plan_residency(ENGINES, budget)
+
+
+def test_memory_of_a_recorded_graph_stays() -> None:
+    kept = Engine("step", "denoise", 50, 10, 20, 10, keeps_activations=True)
+    plan = plan_residency((TEXT, kept, DECODE), None)
+    # Decoding has its own activations and the step's.
+    assert plan.peak_bytes == 115 + 10 + 30
+    assert plan.placements["step"].peak_bytes == 115 + 10
+    # As little as possible: text and decoding stream, and the step's memory is there even so.
+    assert plan_residency((TEXT, kept, DECODE), 0).peak_bytes == 10 + 30 + 4

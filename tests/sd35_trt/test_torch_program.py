@@ -67,7 +67,7 @@ def two_calls(tmp_path: Path) -> tuple[Program, dict[str, torch.Tensor]]:
     weights = {name: torch.randn(4, 4, generator=generator) for name in "ab"}
     save_file(weights, tmp_path / "weights.safetensors")
     program = read_program(path)
-    return program, read_tensors(tmp_path / "weights.safetensors", program.weights(), torch.device("cpu"))
+    return program, read_tensors(tmp_path / "weights.safetensors", program.weights(), CPU)
 
 
 def test_a_program_computes_what_was_traced(tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     for broken in (content[:-8], content[:20], b""):
         tensors.write_bytes(broken)
         with pytest.raises(BundleError, match=r"weights\.safetensors cannot be read"):
-            read_tensors(tensors, ["a"], torch.device("cpu"))
+            read_tensors(tensors, ["a"], CPU)
     tensors.write_bytes(content)
     with pytest.raises(BundleError, match=r"cannot be read.*nothing"):
-        read_tensors(tensors, ["nothing"], torch.device("cpu"))
+        read_tensors(tensors, ["nothing"], CPU)
 
 
 @pytest.mark.parametrize("version", ["2.8.1", "2.14.0", "3.0.0+cu140"])
