@@ -2,8 +2,9 @@
 
     python benchmarks/loop.py bundles/large-h200 --out loop.json
 
-Host time is from the return of one replay to the call of the next, without waits for the device:
-the loop queues steps ahead. Gaps are on the device, by CUPTI through PyTorch's profiler, from the
+Host time is from the return of one replay to the call of the next, less the waits for the device:
+somebody looks at every step, so that no more are queued than CUDA takes without making the caller
+wait. Gaps are on the device, by CUPTI through PyTorch's profiler, from the
 end of one replay's last kernel to the start of the next one's first; the copies of a step's inputs
 are in them. The bundle's engine must be one that can be recorded.
 """
@@ -17,12 +18,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
 
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.cuda_device import _CudaGraph
+from sd35_trt.runtime.cuda_device import _CudaFetch, _CudaGraph
 
 # A replay has more kernels than this; what else is queued has one each.
 _KERNELS = 8
@@ -31,23 +33,34 @@ _PROMPT = "a lighthouse at dusk"
 
 
 def host_seconds(pipe: Pipeline, steps: int) -> list[float]:
-    """From the end of each replay's launch to the beginning of the next."""
-    replay = _CudaGraph.replay
-    calls: list[tuple[float, float]] = []
+    """From the end of each replay's launch to the beginning of the next, less what was waited."""
+    replay, wait = _CudaGraph.replay, _CudaFetch.wait
+    calls: list[tuple[float, float, float]] = []
+    waited = 0.0
 
     def timed(graph: _CudaGraph) -> None:
         start = time.perf_counter()
         replay(graph)
-        calls.append((start, time.perf_counter()))
+        calls.append((start, time.perf_counter(), waited))
 
-    _CudaGraph.replay = timed  # type: ignore[method-assign]
-    try:
-        pipe.generate(_PROMPT, steps=steps)
-    finally:
-        _CudaGraph.replay = replay  # type: ignore[method-assign]
+    def timed_wait(fetch: _CudaFetch) -> np.ndarray:
+        nonlocal waited
+        start = time.perf_counter()
+        found = wait(fetch)
+        waited += time.perf_counter() - start
+        return found
+
+    with (
+        mock.patch.multiple(_CudaGraph, replay=timed),
+        mock.patch.multiple(_CudaFetch, wait=timed_wait),
+    ):
+        pipe.generate(_PROMPT, steps=steps, callback=lambda _: None)
     if len(calls) < steps:
         raise click.ClickException("this bundle's engine is not recorded")
-    return [later[0] - earlier[1] for earlier, later in itertools.pairwise(calls)]
+    return [
+        later[0] - earlier[1] - (later[2] - earlier[2])
+        for earlier, later in itertools.pairwise(calls)
+    ]
 
 
 def replays(pipe: Pipeline, steps: int) -> list[tuple[float, float]]:

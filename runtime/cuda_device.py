@@ -96,6 +96,11 @@ class CudaBuffer:
         index = range(self.shape[0])[key]
         return CudaBuffer(self.address + index * row, self.shape[1:], self.dtype, self._memory)
 
+    def reshape(self, shape: tuple[int, ...], /) -> CudaBuffer:
+        if math.prod(shape) != math.prod(self.shape):
+            raise ValueError(f"a buffer of shape {self.shape} cannot have {shape}")
+        return CudaBuffer(self.address, tuple(shape), self.dtype, self._memory)
+
 
 class _Memory:
     """An allocation; freed when the last buffer on it is gone."""

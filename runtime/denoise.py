@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,8 +80,7 @@ class DenoiseLoop:
         """
         device, total = self._device, len(schedule.coefficients)
         count = len(latents)
-        sigmas = device.upload(np.repeat(schedule.sigmas[:-1, None], count, axis=1))
-        coefficients = device.upload(np.repeat(schedule.coefficients[:, None], count, axis=1))
+        constants = device.upload(_constants(schedule, count))
         guidance = None if schedule.guidance is None else device.upload(schedule.guidance)
         steps = self._steps(session, latents, guidance)
         depth = _depth(device, latents.nbytes, total, watched)
@@ -101,15 +101,7 @@ class DenoiseLoop:
                 if i == 0:
                     device.synchronize()  # so that the clock tells conditioning from denoising
                 clock.lap("conditioning")
-                inputs = {
-                    "sigma": sigmas[i],
-                    "coefficients": coefficients[i],
-                    "context": context[-count:],
-                    "modulation": modulation[-count:],
-                }
-                if guidance is not None:
-                    inputs["uncond_context"] = context[:count]
-                    inputs["uncond_modulation"] = modulation[:count]
+                inputs = _Inputs(constants[i], context, modulation)
                 if i >= 2:
                     fetches[i - 2].fence()  # this step overwrites what was copied then
                 current = steps.run(i, inputs)
@@ -153,6 +145,40 @@ class DenoiseLoop:
             self._recorded.popitem()[1].close()
 
 
+class _Inputs(NamedTuple):
+    """What differs from step to step, in as few buffers as can be: each is a copy before a replay.
+
+    Attributes:
+        constants: float32 [4 B], of each image sigma, then of each image the three coefficients.
+        context, modulation: of both branches, the unconditional one first where there is one.
+    """
+
+    constants: Buffer
+    context: Buffer
+    modulation: Buffer
+
+    def ports(self, count: int, guidance: Buffer | None) -> dict[str, Buffer]:
+        """Inputs of the engine for ``count`` images."""
+        found: dict[str, Buffer] = {
+            "sigma": self.constants[:count],
+            "coefficients": self.constants[count:].reshape((count, 3)),
+            "context": self.context[-count:],
+            "modulation": self.modulation[-count:],
+        }
+        if guidance is not None:
+            found["uncond_context"] = self.context[:count]
+            found["uncond_modulation"] = self.modulation[:count]
+            found["guidance"] = guidance
+        return found
+
+
+def _constants(schedule: Schedule, count: int) -> np.ndarray:
+    """Those of every step [S, 4 B]; see :class:`_Inputs`."""
+    sigmas = np.repeat(schedule.sigmas[:-1, None], count, axis=1)
+    coefficients = np.tile(schedule.coefficients, (1, count))
+    return np.concatenate([sigmas, coefficients], axis=1).astype(np.float32)
+
+
 def _depth(device: Device, nbytes: int, total: int, watched: bool) -> int:
     """How many steps are queued before the host looks at the oldest."""
     if not device.queues:
@@ -175,16 +201,14 @@ class _Direct:
         self._denoised = [device.empty(latents.shape, np.float32),
                           device.upload(np.zeros_like(latents))]  # fmt: skip
 
-    def run(self, index: int, inputs: Mapping[str, Buffer]) -> Buffer:
+    def run(self, index: int, inputs: _Inputs) -> Buffer:
         """Queue a step; returns the buffer of its latents."""
         read, write = index % 2, 1 - index % 2
         feed = {
-            **inputs,
+            **inputs.ports(self._latents[read].shape[0], self._guidance),
             "latents": self._latents[read],
             "previous_denoised": self._denoised[write],
         }
-        if self._guidance is not None:
-            feed["guidance"] = self._guidance
         outputs = {"next_latents": self._latents[write], "denoised": self._denoised[read]}
         self._session.run(feed, outputs)
         return self._latents[write]
@@ -205,8 +229,8 @@ class _Recorded:
         self._latents = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._guidance = None if guidance is None else device.empty(guidance.shape, guidance.dtype)
-        self._inputs: dict[str, Buffer] = {}
-        self._placed: dict[str, int] = {}  # input → address of what it was copied from
+        self._inputs: _Inputs | None = None
+        self._placed: list[int] = []  # addresses of what they were copied from
         self._graphs: list[Graph | None] = [None, None]
         self._ran = [False, False]
         self._scratch_version = device.scratch_version
@@ -221,7 +245,7 @@ class _Recorded:
             assert self._guidance is not None
             device.copy(guidance, self._guidance)
 
-    def run(self, index: int, inputs: Mapping[str, Buffer]) -> Buffer:
+    def run(self, index: int, inputs: _Inputs) -> Buffer:
         """Queue a step; returns the buffer of its latents."""
         self._place(inputs)
         turn = index % 2
@@ -237,26 +261,26 @@ class _Recorded:
             graph.replay()
         return self._latents[1 - turn]
 
-    def _place(self, inputs: Mapping[str, Buffer]) -> None:
+    def _place(self, inputs: _Inputs) -> None:
         """Copy a step's inputs to where the graphs read them."""
-        shapes = {name: buffer.shape for name, buffer in inputs.items()}
-        if shapes != {name: buffer.shape for name, buffer in self._inputs.items()}:
-            self._forget()  # another length of text
-            self._inputs = {n: self._device.empty(b.shape, b.dtype) for n, b in inputs.items()}
-        for name, buffer in inputs.items():
-            address = self._device.pointer(buffer)
-            if self._placed.get(name) != address:  # the text is the same in every step
-                self._device.copy(buffer, self._inputs[name])
-                self._placed[name] = address
+        # The text may be of another length.
+        if self._inputs is None or self._inputs.context.shape != inputs.context.shape:
+            self._forget()
+            self._inputs = _Inputs(*(self._device.empty(b.shape, b.dtype) for b in inputs))
+            self._placed = []
+        addresses = [self._device.pointer(buffer) for buffer in inputs]
+        for k, address in enumerate(addresses):
+            if not self._placed or self._placed[k] != address:  # the text's is the same
+                self._device.copy(inputs[k], self._inputs[k])
+        self._placed = addresses
 
     def _compute(self, turn: int) -> None:
+        assert self._inputs is not None
         feed = {
-            **self._inputs,
+            **self._inputs.ports(self._latents[turn].shape[0], self._guidance),
             "latents": self._latents[turn],
             "previous_denoised": self._denoised[1 - turn],
         }
-        if self._guidance is not None:
-            feed["guidance"] = self._guidance
         outputs = {
             "next_latents": self._latents[1 - turn],
             "denoised": self._denoised[turn],

@@ -18,8 +18,8 @@ from sd35_trt.errors import Sd35Error, UsageError
 class Buffer(Protocol):
     """Memory of a device, C-contiguous. A numpy array is one, of the CPU.
 
-    An index or a slice of step 1 of the first axis is a buffer that shares the memory; it is
-    freed with the last of them.
+    An index or a slice of step 1 of the first axis, and another shape of as many elements, is a
+    buffer that shares the memory; it is freed with the last of them.
     """
 
     @property
@@ -30,6 +30,7 @@ class Buffer(Protocol):
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, key: Any, /) -> Any: ...
+    def reshape(self, shape: tuple[int, ...], /) -> Any: ...
 
 
 class Fetch(Protocol):

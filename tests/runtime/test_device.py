@@ -52,6 +52,11 @@ def test_parts_share_memory(device: Device) -> None:
         part = buffer[key]
         assert part.shape == array[key].shape
         np.testing.assert_array_equal(device.download(part), array[key])
+    shaped = buffer[1:].reshape((6, 8))
+    assert shaped.shape == (6, 8)
+    np.testing.assert_array_equal(device.download(shaped), array[1:].reshape(6, 8))
+    with pytest.raises(ValueError, match="shape"):
+        buffer.reshape((7, 8))
     device.copy(buffer[0], buffer[4])
     np.testing.assert_array_equal(device.download(buffer)[4], array[0])
     assert len(buffer) == 5
