@@ -1,4 +1,7 @@
-"""Random checkpoints of SD3.5's exact structure, written file by file in bounded memory."""
+"""Random checkpoints of SD3.5's exact structure, written file by file in bounded memory.
+
+python benchmarks/random_checkpoint.py large /tmp/large
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from sd35_trt.export.component import fake_tensors
 from sd35_trt.export.modules import build_clip, build_t5, build_transformer, build_vae
-from sd35_trt.export.structure import Structure
+from sd35_trt.export.structure import PUBLISHED, Structure
 from sd35_trt.mini import checkpoint_path
 
 #: SD3.5 Large's transformer/config.json; depth is ``num_layers``.
@@ -159,3 +163,19 @@ def _write_index(root: Path, parts: list[str]) -> None:
         for part, kind in published.items()
     }
     (root / "model_index.json").write_text(json.dumps(index))
+
+
+@click.command()
+@click.argument("name", type=click.Choice(sorted(PUBLISHED)))
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--blocks", type=int, help="Of the transformer and of T5. Default: all.")
+def main(name: str, root: Path, blocks: int | None) -> None:
+    """Write a checkpoint of a published structure; its tokenizers are mini's."""
+    if root.exists():
+        raise click.ClickException(f"{root} exists: name another folder")
+    for part, size in write_checkpoint(root, name, blocks).items():
+        print(f"{part:16}{size / 1e9:8.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
