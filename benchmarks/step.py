@@ -146,6 +146,12 @@ class _Model:
     def weights(self, part: str) -> Weights:
         return self.tensors
 
+    def attentions(self) -> list[str]:
+        """Names of its attentions."""
+        from diffusers.models.attention_processor import Attention
+
+        return [name for name, part in self.module.named_modules() if isinstance(part, Attention)]
+
 
 class _Tensors(Weights):
     """A state dictionary.
@@ -316,12 +322,17 @@ def _diffusers(model: _Model, step: _Step, attempt: Attempt, device: str) -> Com
     return lambda: _diffusers_step(module, step.latents, step.prompts, step.pooled)
 
 
-def _policy(attempt: Attempt) -> Policy:
+def _policy(attempt: Attempt, model: _Model) -> Policy:
     policy = load_policy(attempt.policy)
     if not attempt.fp8_attention:
         return policy
-    rule = Rule("denoiser", "transformer_blocks.*.attn*", "fp8", "the matmuls too")
-    return Policy(policy.name, policy.description, (*policy.rules, rule))
+    # Medium has two in some blocks.
+    names = {name.rpartition(".")[2] for name in model.attentions()}
+    rules = [
+        Rule("denoiser", f"transformer_blocks.*.{name}", "fp8", "the matmuls too")
+        for name in sorted(names)
+    ]
+    return Policy(policy.name, policy.description, (*policy.rules, *rules))
 
 
 def _conditioner_inputs(step: _Step, dtype: torch.dtype) -> Tensors:
@@ -352,7 +363,7 @@ def _program(
 ) -> tuple[Program, Tensors]:
     with fake_tensors():
         part = build_part("transformer", model)  # type: ignore[arg-type]
-        apply_policy(part, name, _policy(attempt), scales)
+        apply_policy(part, name, _policy(attempt, model), scales)
         use_torch_layers(part, attempt.join)
         if attempt.fuse:
             fuse_blocks(part)
@@ -387,7 +398,7 @@ def _onnxruntime(
         out.mkdir()
         model.tensors.on_host = True
         options = ExportOptions(_CLIP_TOKENS)
-        export_component(name, model, _policy(attempt), options, out, scales=step.scales)  # type: ignore[arg-type]
+        export_component(name, model, _policy(attempt, model), options, out, scales=step.scales)  # type: ignore[arg-type]
         model.tensors.on_host = False
         component = ExportedComponent.read(out)
         settings = session_options(fp8=bool(component.precisions.get("fp8")))

@@ -12,6 +12,7 @@ from sd35_trt.policy import Policy
 from .component import (
     apply_policy,
     build_part,
+    component_attentions,
     component_layers,
     fake_tensors,
     stored_bytes,
@@ -22,11 +23,12 @@ from .single_file import AnyCheckpoint
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One layer of one component.
+    """One layer of one component, or an attention whose own matrix products a rule names.
 
     Attributes:
         linear: whether it is a matrix product.
-        shape: [in, out] of a linear; of another layer, the shape of its weight.
+        shape: [in, out] of a linear; of another layer, the shape of its weight; none of an
+            attention.
         precision: what the policy asks for.
         rule: the glob that decided, and ``reason`` why.
         bytes: weights, scales and biases as stored.
@@ -58,6 +60,7 @@ def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
             before = component_layers(part, component)
             apply_policy(part, component, policy)
             after = component_layers(part, component)
+            attentions = component_attentions(part, component)
         for name, layer in before.items():
             linear = isinstance(layer, Linear)
             rule = policy.rule(component, name, linear)
@@ -76,4 +79,11 @@ def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
                     stored_bytes(after[name]),
                 )
             )
+        for name in attentions:
+            if (named := policy.attention_rule(component, name)) is not None:
+                entries.append(
+                    LayerEntry(
+                        component, name, True, (), named.precision, named.match, named.reason, 0
+                    )
+                )
     return entries

@@ -268,7 +268,7 @@ def print_inventory(entries: Sequence[LayerEntry]) -> None:
     groups: dict[tuple[str, ...], list[LayerEntry]] = {}
     for e in entries:
         pattern = re.sub(r"\b\d+\b", "N", e.layer, count=1) if e.linear else "other layers"
-        shape = "×".join(map(str, e.shape)) if e.linear else ""
+        shape = ("×".join(map(str, e.shape)) or "Q·Kᵀ, P·V") if e.linear else ""
         key = (e.component, pattern, shape, e.precision, e.rule if e.linear else "")
         groups.setdefault(key, []).append(e)
     for (component, pattern, shape, kind, rule), members in groups.items():

@@ -132,6 +132,11 @@ def test_policy_show(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped
     for component in manifest["components"]:
         listed = sum(e["bytes"] for e in entries if e["component"] == component["name"])
         assert listed == pytest.approx(component["weight_bytes"], rel=0.001)
+    attention = Path(__file__).parents[2] / "benchmarks" / "attention-fp8.toml"
+    status, out, _ = run("policy", "show", "--policy", str(attention), "--json")
+    matmuls = [e for e in json.loads(out) if not e["shape"]]
+    assert [(e["precision"], e["bytes"]) for e in matmuls] == [("fp8", 0)] * 6
+    assert {e["rule"] for e in matmuls} == {"transformer_blocks.*.attn"}
     status, _, err = run("policy", "show", "--policy", "none")
     assert status == 2
     assert "unknown policy" in one_error_line(err)
