@@ -23,6 +23,7 @@ taken for the run alone, in one piece: of pieces of many sizes, PyTorch keeps tw
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,17 @@ class TorchQueue:
 
 # One for the sessions of a device that are open, by the handle of its stream.
 _QUEUES: weakref.WeakValueDictionary[tuple[int, int], TorchQueue] = weakref.WeakValueDictionary()
+_QUEUES_LOCK = threading.Lock()
+
+
+def _queue(device: Device) -> TorchQueue:
+    """The queue of a device; engines are opened in two threads."""
+    key = (device.index, device.stream)
+    with _QUEUES_LOCK:
+        found = _QUEUES.get(key)
+        if found is None:
+            found = _QUEUES[key] = TorchQueue(device)
+        return found
 
 
 class _Host:
@@ -161,9 +173,7 @@ class InductorSession:
             if options.threads is not None:
                 torch.set_num_threads(options.threads)
         else:
-            key = (device.index, device.stream)
-            queue = _QUEUES.get(key)
-            self._queue = _QUEUES[key] = queue or TorchQueue(device)
+            self._queue = _queue(device)
         self.recordable = device.kind == "cuda"
         usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
         self._compiled = component.name in COMPILED
@@ -240,6 +250,7 @@ class InductorSession:
                 results = self._run({key: self._tensor(b) for key, b in inputs.items()})
                 for key, buffer in outputs.items():
                     self._tensor(buffer).copy_(results[key])
+                del results  # before the memory that they are in
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{self._device.name} has no room to run {name}", "try a smaller size or batch"
@@ -268,10 +279,11 @@ class InductorSession:
         del self._run
         del self._queue
         if self._device.kind == "cuda":
-            if not _QUEUES:
-                # PyTorch keeps one for every stream that it has seen. A recorded graph of another
-                # queue would go on using its.
-                torch._C._cuda_clearCublasWorkspaces()
+            with _QUEUES_LOCK:
+                if not _QUEUES:
+                    # PyTorch keeps one for every stream that it has seen. A recorded graph of
+                    # another queue would go on using its.
+                    torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.empty_cache()
 
 
