@@ -7,10 +7,11 @@
 The transformer is made on the device, in FP32; its largest activations in one step are the
 calibration, and what it computes then is what errors are against: relative to what the step changes
 and, in the file, to the latents after it. The step has guidance, as of a 1024×1024 picture with 333
-text tokens unless other sizes are asked for. Our engines run as in the runtime: on its stream, recorded by its device where the backend can be, replayed. Peers are
-diffusers' transformer in BF16, as it is and compiled, and with torchao's FP8. Times are medians by
-CUDA events. The weights are random, so that the error is that of the arithmetic, not of pictures.
-Large takes 50 GB of the GPU's memory, and with ONNX Runtime 17 GB of --work.
+text tokens unless other sizes are asked for. Our engines run as in the runtime: on its stream,
+recorded by its device where the backend can be, replayed. Peers are diffusers' transformer in BF16,
+as it is and compiled, and with torchao's FP8. Times are medians by CUDA events. The weights are
+random, so that the error is that of the arithmetic, not of pictures. Large takes 50 GB of the GPU's
+memory, and with ONNX Runtime 17 GB of --work.
 
 The file is written after every attempt, and attempts that it has are not made again.
 """
