@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from sd35_trt.cli import main
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
     logging.getLogger("sd35_trt").setLevel(logging.ERROR)
+
+
+#: For copies of ``stage_cache``: what another test is just writing there.
+UNFINISHED = shutil.ignore_patterns(".tmp-*")
 
 
 @pytest.fixture(scope="session")

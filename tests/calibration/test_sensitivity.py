@@ -111,7 +111,7 @@ def analysis(
     large_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[CalibrateOptions, Sensitivity]:
     options = CalibrateOptions(
-        model=str(large_checkpoint), steps=4, limit=2, sizes=((64, 64),), guidance=3.0,
+        model=str(large_checkpoint), steps=2, limit=1, sizes=((64, 64),), guidance=3.0,
         out=tmp_path_factory.mktemp("sensitivity") / "out", command="sd35-trt calibrate …",
     )  # fmt: skip
     return options, analyse_sensitivity(options, BUDGET)[0]

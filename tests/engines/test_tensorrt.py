@@ -311,7 +311,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_killed_build_leaves_no_plan(ada_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
     cache, out = tmp_path / "cache", tmp_path / "bundles" / "mini"
-    ignore = shutil.ignore_patterns("*-plan")
+    ignore = shutil.ignore_patterns("*-plan", ".tmp-*")
     shutil.copytree(stage_cache, cache, copy_function=os.link, ignore=ignore)
     command = ["build", "--gpu", "ada", "--out", str(out), "--cache-dir", str(cache), "--json"]
     with subprocess.Popen([sys.executable, "-m", "sd35_trt", *command]) as process:

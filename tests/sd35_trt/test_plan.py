@@ -59,10 +59,8 @@ def test_activations_are_those_that_tensorrt_reports(make_bundle: Callable[..., 
         assert low <= ratio <= high, component.name
 
 
-@pytest.mark.parametrize(
-    ("target", "policy"),
-    [("ada", "fp8"), ("turing", "int8-weight"), ("ampere", "int8-weight"), ("blackwell", "fp8")],
-)
+# Ampere's plans are for two capabilities.
+@pytest.mark.parametrize(("target", "policy"), [("ada", "fp8"), ("ampere", "int8-weight")])
 def test_the_compiler_tells_what_the_manifest_holds(
     make_bundle: Callable[..., Path], stage_cache: Path, target: str, policy: str
 ) -> None:
@@ -99,7 +97,8 @@ def test_what_left_out_blocks_would_add(stage_cache: Path, monkeypatch: pytest.M
         options, cache = ExportOptions(32, guided), StageCache(stage_cache / f"{blocks}-blocks")
         return compiled_activations(name, mini, load_policy("half"), options, bounds, ada, cache)
 
-    cases = [("conditioner", True), ("denoiser", True), ("denoiser", False)]
+    # With guidance, the manifest's figure is the test.
+    cases = [("conditioner", True), ("denoiser", False)]
     results = []
     for blocks in (6, 4):  # of mini's six
         monkeypatch.setitem(weightless._BLOCKS, "transformer", ("transformer_blocks", blocks))
