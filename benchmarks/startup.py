@@ -69,10 +69,10 @@ pipe({_PROMPT!r}, generator=torch.Generator("cpu").manual_seed(0), callback_on_s
 
 def _run(code: str, argument: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", code, argument], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise click.ClickException("a run failed, see above")
+        raise click.ClickException(f"a run failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
