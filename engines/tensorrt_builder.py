@@ -19,7 +19,13 @@ from typing import Any, BinaryIO
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.stages import Stage, stage_files
-from sd35_trt.tensorrt_library import FLAVOURS, load_library, make_logger, without_noise
+from sd35_trt.tensorrt_library import (
+    FLAVOURS,
+    freed_on_error,
+    load_library,
+    make_logger,
+    without_noise,
+)
 
 from .builder import (
     MODEL_FILE,
@@ -141,6 +147,7 @@ class TensorRTBuilder:
             raise Sd35Error(f"{self._title} reports no working memory", "leave out --exact")
         return int(found)
 
+    @freed_on_error
     def _compile(
         self,
         component: ExportedComponent,

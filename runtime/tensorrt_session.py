@@ -13,7 +13,7 @@ from typing import Any
 
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
-from sd35_trt.tensorrt_library import FLAVOURS, load_library, make_logger
+from sd35_trt.tensorrt_library import FLAVOURS, freed_on_error, load_library, make_logger
 
 from .device import Buffer, Device
 from .kernels import kernel_file, read_kernels, write_kernels
@@ -146,6 +146,7 @@ def _present(device: Device) -> str:
     return str(getattr(device, "title", device.name))
 
 
+@freed_on_error
 def open_session(
     bundle: Bundle, component: Component, device: Device, options: SessionOptions
 ) -> TensorRTSession:

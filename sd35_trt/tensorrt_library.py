@@ -5,9 +5,12 @@ Imported by the builder and by the runtime; the libraries themselves only when t
 
 from __future__ import annotations
 
+import functools
 import importlib
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import Sd35Error
 
@@ -59,6 +62,32 @@ def without_noise(message: str) -> str:
     """A message on one line, without the lines that complain about a GPU that is not there."""
     lines = (line.strip() for line in message.splitlines())
     return " ".join(line for line in lines if line and "cudaError" not in line)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def freed_on_error(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what makes objects of a library: where it raises, they are freed at once.
+
+    The error's traceback would keep them until the garbage collector finds it. That may be in the
+    library's call of a logger, where the library holds the lock that it takes to free a builder:
+    it would wait for itself, forever.
+    """
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__cause__ or cause.__context__
+            raise
+
+    return run
 
 
 def make_logger(trt: Any) -> Any:
