@@ -6,6 +6,7 @@ What it draws is compared bit by bit with the same graphs on the CPU.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,45 @@ def test_a_step_is_one_replay_and_nobody_waits(mini_bundle: Path, fake: FakeCuda
         inside = fake.calls[launches[0] : launches[-1]]
         assert not [call for call in inside if call.endswith("Synchronize")]
         assert not [call for call in inside if "Malloc" in call or "Create" in call]
+        # Into where the graph reads: modulation and constants; out of it: the latents.
+        assert inside.count("cudaMemcpyAsync") == 3 * 7
+
+
+def test_preloading_opens_each_engine_once_and_the_denoiser_beside_the_others(
+    mini_bundle: Path, fake: FakeCuda
+) -> None:
+    names = [component.name for component in Bundle.open(mini_bundle).manifest.components]
+    with on_gpu(mini_bundle, fake) as gpu:
+        threads = {}
+        open_session = gpu._engines._open_session
+
+        def noted(bundle: Any, component: Any, device: Any, options: Any) -> Any:
+            threads[component.name] = threading.current_thread()
+            return open_session(bundle, component, device, options)
+
+        gpu._engines._open_session = noted
+        gpu.preload()
+        assert sorted(name for name, _ in gpu.log) == sorted(names)  # type: ignore[attr-defined]
+        beside = [name for name in names if threads[name] is not threading.current_thread()]
+        assert beside == ["denoiser"]
+        gpu.preload()
+        assert len(gpu.log) == len(names)  # type: ignore[attr-defined]
+
+
+def test_what_fails_beside_the_others_is_told(mini_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(mini_bundle, fake) as gpu:
+        open_session = gpu._engines._open_session
+
+        def failing(bundle: Any, component: Any, device: Any, options: Any) -> Any:
+            if component.name == "denoiser":
+                raise OutOfMemory("no room for denoiser", "load with a vram_budget")
+            return open_session(bundle, component, device, options)
+
+        gpu._engines._open_session = failing
+        with pytest.raises(OutOfMemory, match="no room for denoiser"):
+            gpu.preload()
+        gpu._engines._open_session = open_session
+        assert len(gpu.generate("a red star", steps=2).images) == 1
 
 
 def test_a_callback_sees_each_step_while_the_next_is_queued(
