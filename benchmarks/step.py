@@ -54,7 +54,7 @@ from sd35_trt.export.torch_layers import use_torch_layers
 from sd35_trt.policy import Policy, Rule, load_policy
 from sd35_trt.program import Program
 from sd35_trt.runtime.device import CpuDevice, Device, open_device
-from sd35_trt.torch_program import MODES, TorchProgram
+from sd35_trt.torch_program import ATTENTION, MODES, TorchProgram
 
 _SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -69,7 +69,7 @@ _GUIDANCE = 3.5
 # Of the flow's time, 1 to 0: a step in the middle.
 _SIGMA, _NEXT = 0.7, 0.65
 
-_FLASH = ("flash", "math")
+_CUDNN = ("cudnn", "math")
 
 # Layers of an attention that put out its operands.
 _OPERANDS = {
@@ -103,7 +103,7 @@ class Attempt:
     record: bool = True
     join: bool = True
     fuse: bool = True
-    attention: tuple[str, ...] = ("cudnn", "flash", "math")
+    attention: tuple[str, ...] = tuple(ATTENTION)
     fast: bool = True
     fp8_attention: bool = False
 
@@ -116,7 +116,8 @@ ATTEMPTS = (
     Attempt("programs fp8, exact sums", "program", fast=False),
     Attempt("programs fp8, not fused", "program", fuse=False),
     Attempt("programs fp8, not joined", "program", fuse=False, join=False),
-    Attempt("programs fp8, flash attention", "program", attention=_FLASH),
+    Attempt("programs fp8, cuDNN's attention", "program", attention=_CUDNN),
+    Attempt("programs half, cuDNN's attention", "program", "half", attention=_CUDNN),
     Attempt("programs fp8, eager", "program", mode="eager"),
     Attempt("onnxruntime half", "onnxruntime", "half", record=False),
     Attempt("onnxruntime fp8", "onnxruntime", record=False),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sd35_trt import fused, torch_program
+from sd35_trt import flash_attention, fused, torch_program
 from sd35_trt import program as program_module
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
@@ -88,7 +88,10 @@ class InductorBuilder:
         self._gpu = present_gpu(capabilities)
 
     def versions(self) -> dict[str, str]:
-        return {"torch": str(torch.__version__)}
+        found = {"torch": str(torch.__version__)}
+        if flash := flash_attention.installed_version():
+            found[flash_attention.PACKAGE] = flash
+        return found
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -132,7 +135,7 @@ class InductorBuilder:
 def _code_digest() -> str:
     """Hash of what decides how programs are compiled."""
     digest = hashlib.sha256()
-    modules = [sys.modules[__name__], program_module, torch_program, fused]
+    modules = [sys.modules[__name__], program_module, torch_program, flash_attention, fused]
     paths = [Path(str(module.__file__)) for module in modules]
     # By name: to import it takes Triton.
     for path in (*paths, paths[-1].with_name("fused_triton.py")):

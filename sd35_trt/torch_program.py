@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import fused
+from . import flash_attention, fused
 from .errors import BundleError, Sd35Error
 from .program import Call, Graph, Node, Program, View
 
@@ -116,11 +116,18 @@ OPERATORS = frozenset(
 # Operators that sum FP8 products.
 _SUMS = ("aten._scaled_mm.default", *(f"sd35.{name}.default" for name in ("qkv", "gelu", "gated")))
 
+_ATTENTION = "aten.scaled_dot_product_attention.default"
+
 # What torch.export adds about shapes and types: checks, and results that nobody reads.
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
 
-#: Attention kernels of CUDA by name, the preferred one first; the last takes everything.
-ATTENTION = {
+#: Of :data:`ATTENTION`: the kernels of :mod:`sd35_trt.flash_attention`, for what is compiled.
+FLASH_4 = "flash4"
+
+#: Attention kernels of CUDA by name, the preferred one first; the last takes everything. PyTorch's
+#: own have their name in it too.
+ATTENTION: dict[str, SDPBackend | None] = {
+    FLASH_4: None,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -249,12 +256,15 @@ def _values(data: Any) -> Iterator[str]:
 # Data to functions.
 
 
-def graph_module(graph: Graph, device: torch.device, fast_accumulation: bool) -> fx.GraphModule:
+def graph_module(
+    graph: Graph, device: torch.device, fast_accumulation: bool, flash_4: bool = False
+) -> fx.GraphModule:
     """A module whose ``forward`` takes the graph's weights, then its inputs; returns a tuple.
 
     Args:
         fast_accumulation: FP8 products may be summed with less than FP32's precision inside
             tensor cores.
+        flash_4: whether attentions are :func:`sd35_trt.flash_attention.attention`.
 
     Raises:
         BundleError: an operator that programs do not have.
@@ -285,6 +295,8 @@ def graph_module(graph: Graph, device: torch.device, fast_accumulation: bool) ->
             values[name] = result.placeholder(f"p{index}")
         for node in graph.nodes:
             target, kwargs = _target(node.target, device), dict(node.kwargs)
+            if flash_4 and node.target == _ATTENTION and len(node.args) == 3 and not kwargs:
+                target = flash_attention.OPERATOR
             if node.target in _SUMS:
                 kwargs["use_fast_accum"] = fast_accumulation
             values[node.name] = result.call_function(
@@ -345,8 +357,9 @@ class TorchProgram:
         fast_accumulation: bool = False,
     ) -> None:
         functions: dict[str, Callable[..., Any]] = {}
+        flash_4 = mode != "eager" and FLASH_4 in attention and flash_attention.is_usable(device)
         for name, graph in program.graphs.items():
-            functions[name] = _function(graph, device, mode, fast_accumulation)
+            functions[name] = _function(graph, device, mode, fast_accumulation, flash_4)
         self._steps: list[Callable[[dict[str, torch.Tensor]], None]] = []
         for step in program.steps:
             if isinstance(step, View):
@@ -357,7 +370,7 @@ class TorchProgram:
                 raise BundleError(f"{step.graph} takes {len(graph.weights)} weights", _AGAIN)
             given = [weights[name] for name in step.weights]
             self._steps.append(_call(step, functions[step.graph], given))
-        self._backends = [ATTENTION[name] for name in attention]
+        self._backends = _backends(attention)
         self._variants = contextlib.nullcontext if mode == "eager" else _many_variants
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -370,18 +383,23 @@ class TorchProgram:
 
 
 # Functions have no weights in them: a component that is closed and opened again needs no new ones.
-_COMPILED: dict[tuple[str, str, str, bool], Callable[..., Any]] = {}
+_COMPILED: dict[tuple[str, str, str, bool, bool], Callable[..., Any]] = {}
 
 
 def _function(
-    graph: Graph, device: torch.device, mode: str, fast_accumulation: bool
+    graph: Graph, device: torch.device, mode: str, fast_accumulation: bool, flash_4: bool
 ) -> Callable[..., Any]:
-    key = (repr(graph), str(device), mode, fast_accumulation)
+    key = (repr(graph), str(device), mode, fast_accumulation, flash_4)
     if key not in _COMPILED:
-        module = graph_module(graph, device, fast_accumulation)
+        module = graph_module(graph, device, fast_accumulation, flash_4)
         compiled = module if mode == "eager" else torch.compile(module, mode=MODES[mode])
         _COMPILED[key] = compiled
     return _COMPILED[key]
+
+
+def _backends(attention: Sequence[str]) -> list[SDPBackend]:
+    """PyTorch's own among the kernels of these names."""
+    return [backend for name in attention if (backend := ATTENTION[name]) is not None]
 
 
 @contextlib.contextmanager
@@ -449,7 +467,7 @@ class StreamedProgram:
         self._call = step
         self._device = device
         self._module = graph_module(program.graphs[step.graph], device, fast_accumulation)
-        self._backends = [ATTENTION[name] for name in attention]
+        self._backends = _backends(attention)
         nodes = list(self._module.graph.nodes)
         index = {node: k for k, node in enumerate(nodes)}
         places = [node for node in nodes if node.op == "placeholder"]
@@ -714,10 +732,11 @@ def read_tensors(path: Path, names: Sequence[str], device: torch.device) -> dict
 
 
 # What was compiled for this GPU, in a form that another process takes: an archive of the compiler's
-# artifacts, and of the binaries of the fused operators, of which it does not know.
+# artifacts, and of the kernels of the fused operators and of attention, of which it does not know.
 
 _ARTIFACTS = "torch"
 _BINARIES = "triton/"
+_FLASH_4 = "flash4/"
 
 
 def collect_kernels() -> bytes | None:
@@ -729,6 +748,7 @@ def collect_kernels() -> bytes | None:
     found = torch.compiler.save_cache_artifacts()
     entries = {} if found is None else {_ARTIFACTS: found[0]}
     entries |= {f"{_BINARIES}{name}": data for name, data in fused.compiled_binaries().items()}
+    entries |= {f"{_FLASH_4}{name}": data for name, data in flash_attention.compiled().items()}
     if not entries:
         return None
     archive = io.BytesIO()
@@ -749,4 +769,9 @@ def offer_kernels(data: bytes) -> None:
     except Exception as error:  # noqa: BLE001 (pickles of PyTorch's own may fail in any way)
         logger.warning("kept kernels are damaged (%s): they are compiled again", error)
         return
-    fused.offer_binaries({name.removeprefix(_BINARIES): d for name, d in entries.items()})
+    fused.offer_binaries(_below(_BINARIES, entries))
+    flash_attention.offer(_below(_FLASH_4, entries))
+
+
+def _below(folder: str, entries: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name.removeprefix(folder): d for name, d in entries.items() if name.startswith(folder)}
