@@ -314,10 +314,12 @@ def _diffusers(model: _Model, step: _Step, attempt: Attempt, device: str) -> Com
             quantize_,
         )
 
-        quantize_(
-            module.transformer_blocks,
-            Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+        # Its own settings of the compiler would stay for what is measured after it; their tuning
+        # takes minutes.
+        plain = Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), set_inductor_config=False
         )
+        quantize_(module.transformer_blocks, plain)
     if attempt.mode != "eager":
         for block in module.transformer_blocks:
             block.compile(mode=MODES[attempt.mode])

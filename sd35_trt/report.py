@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from . import __version__
 from .bundle import Bundle, Manifest, Port
 from .cache import default_cache_dir
-from .targets import Target, choose_builder, targets
+from .targets import Target, choose_builder, present_gpus, targets
 from .units import format_bytes, format_memory, format_seconds
 
 if TYPE_CHECKING:
@@ -106,14 +107,18 @@ _LIBRARIES = {
     "inductor": (("torch",), "inductor"),
 }
 
-# Builders whose engines this version runs.
-_RUNS = ("onnxruntime",)
+# What every session on a GPU needs.
+_CUDA = "cuda-bindings"
+
+# What makes an engine's attention faster on a family's GPUs: the package, and the extra with it.
+_FASTER = {"hopper": ("inductor", "flash-attn-4", "hopper")}
 
 
 def examine() -> dict[str, Any]:
     """What is installed here, and what follows for each target."""
     build = {package: _version(package) for package in _BUILD_PACKAGES}
     missing = [package for package, version in build.items() if version is None]
+    gpus, no_gpu = present_gpus()
     found = {}
     for target in targets().values():
         if target.name != target.family:
@@ -121,28 +126,35 @@ def examine() -> dict[str, Any]:
         builder = choose_builder(target)
         packages, extra = _LIBRARIES[builder]
         library = next((f"{p} {_version(p)}" for p in packages if _version(p)), None)
-        runs = library if builder in _RUNS else None
+        gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
+        on_cpu = not target.compute_capabilities
+        runs = library is not None and (on_cpu or (gpu is not None and bool(_version(_CUDA))))
+        faster, package, with_it = _FASTER.get(target.name, ("", "", ""))
+        notes = []
         if missing:
-            note = "to build: pip install 'sd35-trt[build]'"
-        elif library is None:
-            note = f"needs: pip install 'sd35-trt[{extra}]'"
-        elif runs is None:
-            note = "this version builds for it, but does not run there yet"
-        else:
-            note = ""
+            notes.append("to build: pip install 'sd35-trt[build]'")
+        if library is None:
+            notes.append(f"needs: pip install 'sd35-trt[{extra}]'")
+        elif gpu is not None and not _version(_CUDA):
+            notes.append("to run: pip install 'sd35-trt[cuda]'")
+        elif runs and faster == builder and not _version(package):
+            notes.append(f"faster with: pip install 'sd35-trt[{with_it}]'")
         # ONNX Runtime compiles when it loads: to build, it is not needed.
         found[target.name] = {
             "builder": builder,
             "builds": not missing and (library is not None or builder == "onnxruntime"),
-            "runs": runs is not None,
-            "runtime": runs,
-            "note": note,
+            "runs": runs,
+            "runtime": library if runs else None,
+            "gpu": gpu.name if gpu else None,
+            "note": "; ".join(notes),
         }
     return {
         "sd35-trt": __version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "cache": str(default_cache_dir()),
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "no gpu": no_gpu,
         "packages": build,
         "targets": found,
     }
@@ -156,15 +168,22 @@ def print_findings(findings: dict[str, Any]) -> None:
         f"{findings['cores']} CPU cores, cache in {findings['cache']}"
     )
     packages = ", ".join(f"{k} {v or '[red]missing[/]'}" for k, v in findings["packages"].items())
-    console.print(f"to build: {packages}\n")
+    console.print(f"to build: {packages}")
+    gpus = (
+        f"{gpu['name']} (compute capability {gpu['compute_capability']}, "
+        f"{format_memory(gpu['memory_bytes'])})"
+        for gpu in findings["gpus"]
+    )
+    console.print(f"GPUs: {', '.join(gpus) or escape(findings['no gpu'])}\n")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("target", "builds here", "runs here", "note"):
         table.add_column(column)
     for name, target in findings["targets"].items():
+        why_not = "no" if target["gpu"] or not target["builds"] else "no such GPU"
         table.add_row(
             name,
             f"yes, {target['builder']}" if target["builds"] else "no",
-            f"yes, {target['runtime']}" if target["runs"] else "no",
+            f"yes, {target['runtime']}" if target["runs"] else why_not,
             escape(target["note"]),
         )
     console.print(table)

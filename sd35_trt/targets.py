@@ -254,46 +254,74 @@ def choose_builder(target: Target, name: str | None = None) -> str:
     return builder
 
 
+@dataclass(frozen=True)
+class PresentGpu:
+    """A GPU of this machine, as the driver's management library (NVML) reports it.
+
+    Attributes:
+        name: as its maker spells it.
+        compute_capability: ``"8.9"``.
+        memory_bytes: device memory.
+        bus: link to the host at its fastest, ``"PCIe 4.0 x16"``.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    bus: str
+
+
+def present_gpus() -> tuple[list[PresentGpu], str]:
+    """The GPUs of this machine; and, where there are none, why."""
+    try:
+        import pynvml as nvml
+    except ImportError:
+        return [], "the GPU is not known without nvidia-ml-py (pip install nvidia-ml-py)"
+    try:
+        nvml.nvmlInit()
+        try:
+            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+            found = [_present_gpu(nvml, handle) for handle in handles]
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        return [], f"no NVIDIA GPU can be asked here ({error})"
+    return found, "" if found else "this machine has no NVIDIA GPU"
+
+
+def _present_gpu(nvml: Any, handle: Any) -> PresentGpu:
+    generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
+    lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
+    return PresentGpu(
+        str(nvml.nvmlDeviceGetName(handle)),
+        "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        f"PCIe {generation}.0 x{lanes}",
+    )
+
+
 def present_target() -> Target:
-    """The family of the first GPU of this machine, narrowed to it: its compute capability,
-    memory and bus, as the driver's management library (NVML) reports them.
+    """The family of the first GPU of this machine, narrowed to it.
 
     Raises:
         Sd35Error: no GPU, no NVIDIA driver, no package to ask it, or a GPU of no known family.
     """
-    name_it = "name the GPU to build for, e.g. --gpu ada"
-    try:
-        import pynvml as nvml
-    except ImportError as error:
-        raise Sd35Error(
-            "--gpu auto needs nvidia-ml-py", f"pip install nvidia-ml-py, or {name_it}"
-        ) from error
-    try:
-        nvml.nvmlInit()
-        try:
-            if not nvml.nvmlDeviceGetCount():
-                raise Sd35Error("this machine has no NVIDIA GPU", name_it)
-            device = nvml.nvmlDeviceGetHandleByIndex(0)
-            title = str(nvml.nvmlDeviceGetName(device))
-            capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(device))
-            memory = int(nvml.nvmlDeviceGetMemoryInfo(device).total)
-            generation = nvml.nvmlDeviceGetMaxPcieLinkGeneration(device)
-            lanes = nvml.nvmlDeviceGetMaxPcieLinkWidth(device)
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError as error:
-        raise Sd35Error(f"no NVIDIA GPU can be asked here ({error})", name_it) from error
+    gpus, why_not = present_gpus()
+    if not gpus:
+        raise Sd35Error(f"--gpu auto: {why_not}", "name the GPU to build for, e.g. --gpu ada")
+    gpu = gpus[0]
+    capability = gpu.compute_capability
     for family in targets().values():
         if family.memory_bytes is None and capability in family.compute_capabilities:
             return replace(
                 family,
-                title=title,
+                title=gpu.name,
                 compute_capabilities=(capability,),
                 builders={n: (capability,) for n, c in family.builders.items() if capability in c},
-                memory_bytes=memory,
-                bus=f"PCIe {generation}.0 x{lanes}",
+                memory_bytes=gpu.memory_bytes,
+                bus=gpu.bus,
             )
     raise Sd35Error(
-        f"{title} has compute capability {capability}, which no target has",
+        f"{gpu.name} has compute capability {capability}, which no target has",
         "build for another GPU, see: sd35-trt gpus",
     )

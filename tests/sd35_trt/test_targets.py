@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import one_error_line
 
+from sd35_trt import report
 from sd35_trt import targets as module
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.policy import PRECISIONS, Policy, Rule, builtin_policies, load_policy
@@ -165,8 +166,34 @@ def test_auto_without_a_gpu_that_is_known(monkeypatch: pytest.MonkeyPatch) -> No
         (_Nvml((8, 6), count=0), "this machine has no NVIDIA GPU"),
         (_Nvml((6, 1)), "has compute capability 6.1, which no target has"),
         (without_driver, "no NVIDIA GPU can be asked here"),
-        (None, "--gpu auto needs nvidia-ml-py"),
+        (None, "--gpu auto: the GPU is not known without nvidia-ml-py"),
     ):
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
         with pytest.raises(Sd35Error, match=words):
             find_target("auto")
+
+
+def test_doctor_knows_the_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((8, 6)))
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert "GPUs: NVIDIA RTX A2000 (compute capability 8.6, 6 GiB)" in out
+    findings = json.loads(run("doctor", "--json")[1])
+    runs = {name: target["runs"] for name, target in findings["targets"].items()}
+    assert runs == {
+        "cpu": True, "turing": False, "ampere": True, "ada": False, "hopper": False,
+        "blackwell": False,
+    }  # fmt: skip
+    monkeypatch.setattr(report, "_CUDA", "not-installed")
+    assert "to run: pip install 'sd35-trt[cuda]'" in run("doctor")[1]
+
+
+def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((9, 0)))
+    hint = "faster with: pip install 'sd35-trt[hopper]'"
+    assert hint in run("doctor")[1]
+    installed = report._version
+    monkeypatch.setattr(
+        report, "_version", lambda name: "4.0" if name == "flash-attn-4" else installed(name)
+    )
+    assert hint not in run("doctor")[1]
