@@ -86,11 +86,12 @@ def _run(code: str, argument: str) -> dict[str, float]:
     default=checkpoint_path(),
     help="The checkpoint behind BUNDLE. Default: mini.",
 )
+@click.option("--alone", is_flag=True, help="Without diffusers.")
 @click.option("--runs", default=7, show_default=True, help="Counted runs of each, after one more.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/startup.json")
 )
-def main(bundle: Path, device: str, model: Path, runs: int, out: Path) -> None:
+def main(bundle: Path, device: str, model: Path, alone: bool, runs: int, out: Path) -> None:
     """Measure, print a table, and write it as JSON."""
     defaults = json.loads((bundle / "bundle.json").read_text())["defaults"]
     arguments = {
@@ -101,9 +102,10 @@ def main(bundle: Path, device: str, model: Path, runs: int, out: Path) -> None:
         "max_sequence_length": defaults["t5_tokens"],
     }
     argument = json.dumps([str(bundle), str(model), device, arguments])
-    rows: dict[str, list[dict[str, float]]] = {"sd35-trt": [], "diffusers": []}
+    codes = {"sd35-trt": _OURS} if alone else {"sd35-trt": _OURS, "diffusers": _PEER}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in codes}
     for i in range(runs + 1):
-        for name, code in (("sd35-trt", _OURS), ("diffusers", _PEER)):
+        for name, code in codes.items():
             result = _run(code, argument)
             if i:
                 rows[name].append(result)
@@ -111,10 +113,12 @@ def main(bundle: Path, device: str, model: Path, runs: int, out: Path) -> None:
         name: {key: statistics.median(row[key] for row in results) for key in results[0]}
         for name, results in rows.items()
     }
-    print(f"{'seconds, median of ' + str(runs):<24}{'sd35-trt':>10}{'diffusers':>11}{'ratio':>8}")
-    for key, ours in medians["sd35-trt"].items():
-        theirs = medians["diffusers"][key]
-        print(f"{key:<24}{ours:>10.3f}{theirs:>11.3f}{ours / theirs:>8.2f}")
+    heads = "".join(f"{name:>11}" for name in codes)
+    print(f"{'seconds, median of ' + str(runs):<24}{heads}{'' if alone else '   ratio'}")
+    for key in medians["sd35-trt"]:
+        found = [medians[name][key] for name in codes]
+        ratio = "" if alone else f"{found[0] / found[1]:>8.2f}"
+        print(f"{key:<24}{''.join(f'{seconds:>11.3f}' for seconds in found)}{ratio}")
     facts = {"device": device, "medians": medians, "runs": rows, "defaults": defaults}
     out.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -62,7 +62,7 @@ _LIBRARIES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
-    "inductor": ("torch", "triton"),
+    "inductor": ("torch", "triton", "flash-attn-4"),
 }
 _WITH_DIFFUSERS = (DIFFUSERS, DIFFUSERS_COMPILED)
 _PEER_LIBRARIES = ("torch", "diffusers", "transformers")

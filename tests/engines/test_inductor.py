@@ -38,10 +38,15 @@ PROMPT = {"seed": 7, "steps": 8}
 
 @pytest.fixture(scope="module")
 def h200_bundle(make_bundle: Callable[..., Path]) -> Callable[[str], Path]:
-    """What ``sd35-trt build --gpu h200 --builder inductor`` makes; never write to it."""
-    return functools.cache(
-        lambda policy: make_bundle(target="h200", builder="inductor", policy=policy)
-    )
+    """What ``sd35-trt build --gpu h200 --builder inductor`` makes where no such GPU is; never
+    write to it."""
+
+    def build(policy: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inductor_builder, "present_gpu", lambda capabilities: None)
+            return make_bundle(target="h200", builder="inductor", policy=policy)
+
+    return functools.cache(build)
 
 
 def test_the_bundle_holds_data_and_no_pickle(h200_bundle: Callable[[str], Path]) -> None:
