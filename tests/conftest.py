@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,12 @@ def large_bundle(make_bundle: Callable[..., Path], large_checkpoint: Path) -> Pa
 @pytest.fixture(scope="session")
 def medium_bundle(make_bundle: Callable[..., Path], medium_checkpoint: Path) -> Path:
     return make_bundle(model=str(medium_checkpoint))
+
+
+def alone_on_a_gpu() -> None:
+    """Skip where other processes of this run use the GPU too: its memory is counted for all."""
+    if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
+        pytest.skip("other workers use the GPU's memory too: run it with -n 0")
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:

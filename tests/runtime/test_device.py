@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from conftest import alone_on_a_gpu
 from fake_cuda import FakeCuda, host_array
 from fake_gpu import install_fake
 
@@ -90,7 +91,9 @@ def test_a_fetch_is_behind_the_queue_and_before_what_follows(device: Device) -> 
     assert seen == [10, 11, 12, 13, 14, 15]
 
 
-def test_memory_is_counted(device: Device) -> None:
+def test_memory_is_counted(device: Device, request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["device"] == "cuda":
+        alone_on_a_gpu()
     before = device.memory()
     buffer = device.upload(np.ones(500_000_000, np.uint8))
     during = device.memory()

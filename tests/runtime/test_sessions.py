@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import alone_on_a_gpu, relative_error
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
 
@@ -202,6 +202,8 @@ def test_engines_take_turns(stand: Stand) -> None:
 def test_closing_gives_the_memory_back(stand: Stand) -> None:
     if stand.device.kind == "cpu":
         pytest.skip("the CPU's allocator keeps what was freed")
+    if stand.fake is None:
+        alone_on_a_gpu()
     check(stand, (first := stand.session("clip_l")), "clip_l", **SHAPES["clip_l"][1])
     first.close()
     del first
