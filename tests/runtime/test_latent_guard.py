@@ -125,6 +125,7 @@ def test_runs_unlike_calibration_must_only_be_finite(
 ) -> None:
     guard = guard_for(Bundle.open(mini_bundle).manifest, BAND, **arguments)
     guard.look(0, 0.0, noise(0.0, 50.0))
+    guard.look(0, 0.0, noise(1e30, 1.0))  # its squares are not finite
     assert guard.anomalies == {}
     guard.look(1, 0.0, noise(np.nan, 1.0))
     assert list(guard.anomalies) == [1]
