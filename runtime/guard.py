@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +103,13 @@ class Band:
         return mean, deviation * np.array([1 / _DEVIATION_FACTOR, _DEVIATION_FACTOR])
 
 
-def _products(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def _ones(count: int) -> np.ndarray:
+    """Kept: to make them takes longer than what they are for."""
+    return np.ones(count, np.float32)
+
+
+def _products(rows: np.ndarray, others: Iterable[np.ndarray]) -> np.ndarray:
     """Scalar product of each two rows, float64 [B] of float32 sums.
 
     By BLAS: NumPy's own ways to a mean and a deviation take several times as long, in every step.
@@ -130,8 +137,6 @@ class Guard:
         self._band = band if comparable else None
         self._request = request
         self.anomalies: dict[int, Anomaly] = {}
-        # Kept: to make them takes longer than what they are for.
-        self._ones = functools.cache(lambda count: np.ones(count, np.float32))
 
     def look(self, step: int, sigma: float, latents: np.ndarray) -> None:
         """Check one step.
@@ -154,7 +159,7 @@ class Guard:
         mean_band, deviation_band = self._band.at(sigma)
         count = values.shape[1]
         with np.errstate(all="ignore"):
-            mean = _products(values, np.broadcast_to(self._ones(count), values.shape))
+            mean = _products(values, [_ones(count)] * len(values))
             mean /= count
             deviation = np.sqrt(np.maximum(squares / count - mean * mean, 0))
         figures: dict[str, tuple[np.ndarray, Any]] = {

@@ -179,7 +179,7 @@ def print_findings(findings: dict[str, Any]) -> None:
     for column in ("target", "builds here", "runs here", "note"):
         table.add_column(column)
     for name, target in findings["targets"].items():
-        why_not = "no" if target["gpu"] or not target["builds"] else "no such GPU"
+        why_not = "no" if target["gpu"] or name == "cpu" else "no such GPU"
         table.add_row(
             name,
             f"yes, {target['builder']}" if target["builds"] else "no",

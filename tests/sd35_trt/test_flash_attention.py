@@ -97,9 +97,8 @@ def test_compiled_programs_take_it(library: Path, monkeypatch: pytest.MonkeyPatc
         found, functional.scaled_dot_product_attention(*_inputs(torch.float16).values())
     )
     assert flash_attention._library().calls == [(2, 7, 4, 16)]
-    assert found.transpose(
-        1, 2
-    ).is_contiguous()  # tokens before heads: the next product copies nothing
+    # Tokens before heads: the next product copies nothing.
+    assert found.transpose(1, 2).is_contiguous()
 
 
 def test_what_it_does_not_do_stays_pytorchs(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
