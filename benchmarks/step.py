@@ -502,6 +502,8 @@ def main(
 ) -> None:  # fmt: skip
     """Measure, print a table, and write it as JSON."""
     torch.backends.cuda.matmul.allow_tf32 = False
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
     config = published_config("transformer", name)
     if width == "small":
         config |= _SMALL

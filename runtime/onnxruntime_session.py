@@ -72,11 +72,6 @@ class OnnxRuntimeSession:
     def __init__(self, path: str, name: str, device: Device, options: ort.SessionOptions) -> None:
         self._name = name
         self._device = device
-        self._run_options = ort.RunOptions()
-        if device.kind != "cpu":
-            # The caller's queue orders the work; nobody waits here.
-            entry = "disable_synchronize_execution_providers"
-            self._run_options.add_run_config_entry(entry, "1")
         providers = _providers(device)
         try:
             self._session = ort.InferenceSession(path, options, providers)
@@ -107,7 +102,10 @@ class OnnxRuntimeSession:
             address = self._device.pointer(buffer)
             binding.bind_output(name, *where, buffer.dtype, buffer.shape, address)
         try:
-            self._session.run_with_iobinding(binding, self._run_options)
+            # On a GPU it waits for the work. Told not to (disable_synchronize_execution_providers),
+            # ONNX Runtime 1.31 keeps the pinned memory of each run until the session is closed,
+            # and then frees it in a callback of CUDA, which ends the process.
+            self._session.run_with_iobinding(binding)
         except Exception as error:
             kind = OutOfMemory if _is_out_of_memory(error) else Sd35Error
             raise kind(

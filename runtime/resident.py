@@ -94,9 +94,9 @@ class EngineSet:
         self._held: dict[str, int | None] = {}
         self._ahead: dict[str, Future[Session]] = {}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt-load")
-        self._dims: dict[str, int] = {}
+        self._dims: dict[str, int] | None = None
         self._plan = self._make_plan({})
-        self._most = self._plan.peak_bytes
+        self._most = 0
 
     def fit(self, dims: Mapping[str, int]) -> None:
         """Make room for requests of this size.

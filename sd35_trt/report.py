@@ -114,6 +114,17 @@ _CUDA = "cuda-bindings"
 _FASTER = {"hopper": ("inductor", "flash-attn-4", "hopper")}
 
 
+def _knows_gpus(builder: str) -> bool:
+    """Whether the library was built with CUDA: PyTorch may not be."""
+    if builder != "inductor":
+        return True
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.version.cuda is not None
+
+
 def examine() -> dict[str, Any]:
     """What is installed here, and what follows for each target."""
     build = {package: _version(package) for package in _BUILD_PACKAGES}
@@ -128,7 +139,8 @@ def examine() -> dict[str, Any]:
         library = next((f"{p} {_version(p)}" for p in packages if _version(p)), None)
         gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
         on_cpu = not target.compute_capabilities
-        runs = library is not None and (on_cpu or (gpu is not None and bool(_version(_CUDA))))
+        ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(builder)
+        runs = library is not None and (on_cpu or ready)
         faster, package, with_it = _FASTER.get(target.name, ("", "", ""))
         notes = []
         if missing:
@@ -137,6 +149,8 @@ def examine() -> dict[str, Any]:
             notes.append(f"needs: pip install 'sd35-trt[{extra}]'")
         elif gpu is not None and not _version(_CUDA):
             notes.append("to run: pip install 'sd35-trt[cuda]'")
+        elif gpu is not None and not ready:
+            notes.append("to run: a PyTorch with CUDA, see pytorch.org/get-started")
         elif runs and faster == builder and not _version(package):
             notes.append(f"faster with: pip install 'sd35-trt[{with_it}]'")
         # ONNX Runtime compiles when it loads: to build, it is not needed.

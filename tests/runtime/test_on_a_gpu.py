@@ -268,8 +268,6 @@ def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) ->
     with on_gpu(mini_bundle, fake, vram_budget=limit) as gpu:
         start = fake.used
         most = [0]
-        append = gpu.log.append  # type: ignore[attr-defined]
-        del append
         for request, other in zip(REQUESTS[:3], expected, strict=True):
             equal(gpu.generate(**request), other)
             held = sum(e.weight_bytes for e in gpu.memory().engines.values() if e.open)
@@ -283,6 +281,25 @@ def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) ->
         assert kinds == ({"resident"} if share == 1.0 else kinds | {"loaded"})
         assert len(opened) == (1 if report.engines["denoiser"].kind == "resident" else 3)
     assert fake.used <= start
+
+
+def test_the_planned_peak_is_that_of_requests(
+    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a plan without working memory, where more could stay."""
+    whole = sum(weights(mini_bundle).values())
+    monkeypatch.setattr(
+        "sd35_trt.runtime.resident.working_bytes",
+        lambda component, dims: whole // 2 if dims and component.name == "denoiser" else 0,
+    )
+    with on_gpu(mini_bundle, fake, vram_budget=CONTEXT + whole) as gpu:
+        gpu.generate("a red star", steps=2)
+        report = gpu.memory()
+    sizes = {name: engine.weight_bytes for name, engine in report.engines.items()}
+    stays = sum(sizes[name] for name, e in report.engines.items() if e.kind == "resident")
+    come = [size for name, size in sizes.items() if report.engines[name].kind == "loaded"]
+    assert report.planned_peak == CONTEXT + stays + max(whole // 2, *come)
+    assert report.planned_peak < CONTEXT + whole
 
 
 def test_weights_in_memory_never_exceed_the_budget(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import one_error_line
 
 from sd35_trt import report
@@ -190,6 +191,7 @@ def test_doctor_knows_the_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:  # 
 
 def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setitem(sys.modules, "pynvml", _Nvml((9, 0)))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     hint = "faster with: pip install 'sd35-trt[hopper]'"
     assert hint in run("doctor")[1]
     installed = report._version
@@ -197,3 +199,12 @@ def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> No
         report, "_version", lambda name: "4.0" if name == "flash-attn-4" else installed(name)
     )
     assert hint not in run("doctor")[1]
+
+
+def test_doctor_knows_a_pytorch_without_cuda(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((9, 0)))
+    for cuda, runs in ((None, False), ("13.0", True)):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        found = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
+        assert found["runs"] == runs
+        assert ("to run: a PyTorch with CUDA" in found["note"]) == (not runs)
