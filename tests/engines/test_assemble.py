@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -97,7 +98,7 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
             status, durations[stages] = run("-")
             assert status == 0
             shutil.rmtree(out)
-        for i in range(12):
+        for i in itertools.count():
             # Half of them while stages are written, half while the bundle is assembled; in half
             # of each there is an older bundle to be replaced.
             stages = ((), ("tokenizers", "clip_l"))[i % 2]
@@ -110,7 +111,10 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
                 shutil.rmtree(out)
             elif i % 4 >= 2:
                 assert run("-")[0] == 0
-        assert killed >= 5, "too few kills hit a running build"
+            # How long a build takes varies, so that some kills come too late.
+            if i >= 11 and killed >= 5:
+                break
+            assert i < 40, "too few kills hit a running build"
         assert run("-")[0] == 0
         zygote.stdin.close()
     assert [path.name for path in folder.iterdir()] == ["mini"]
