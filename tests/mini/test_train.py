@@ -36,8 +36,8 @@ def test_training_without_data_says_how_to_make_it(tmp_path):
 
 
 def test_all_stages_run_are_cut_and_resume(tmp_path):
-    common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--batch", 8, "--vae-batch", 2)
-    result = invoke("data", *common, "--examples", 60, "--workers", 1)
+    common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--batch", 2, "--vae-batch", 2)
+    result = invoke("data", *common, "--examples", 16, "--workers", 1)
     assert result.exit_code == 0, result.output
     result = invoke("vae", *common, "--vae-minutes", 0.05)
     assert result.exit_code == 0, result.output
@@ -50,7 +50,7 @@ def test_all_stages_run_are_cut_and_resume(tmp_path):
         return [row for row in rows if row["stage"] == "joint" and "flow" in row]
 
     first = steps()[-1]
-    assert 4 <= first["seconds"] < 12
+    assert 4 <= first["seconds"] < 12, "a step takes too long to be cut off in time"
     result = invoke(*joint)
     assert result.exit_code == 0, result.output
     last = steps()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,18 @@ def test_without_t5(structure: str, tmp_path: Path, make_bundle: Callable[..., P
             check(pipe, peer, guidance=4.5, negative=NEGATIVE, t5_tokens=tokens)
 
 
-def test_bf16_in_shards(tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
+def test_bf16_in_shards(
+    tmp_path: Path, large_checkpoint: Path, make_bundle: Callable[..., Path]
+) -> None:
+    """The transformer; the other parts, which are read alike, are as built for other tests."""
     from checkpoints import Layout, write_checkpoint
 
     layout = Layout(dtype=torch.bfloat16, shard="2MB")
     checkpoint = write_checkpoint(tmp_path / "model", "large", layout)
     assert len(list((checkpoint / "transformer").glob("*.safetensors"))) > 1
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
+        shutil.rmtree(checkpoint / part)
+        shutil.copytree(large_checkpoint / part, checkpoint / part)
     with Pipeline.load(make_bundle(model=str(checkpoint))) as pipe:
         check(pipe, load_diffusers(checkpoint), guidance=4.5, t5_tokens=77)
 
