@@ -26,6 +26,7 @@ from .checkpoint import Weights
 from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
+from .graphs import KeptGraphs
 from .guard import guard
 from .layers import Linear, replace_layers
 from .modules import (
@@ -246,6 +247,7 @@ def export_component(
     out: Path,
     progress: Callable[[float, str], None] = lambda fraction, note: None,
     scales: Scales | None = None,
+    graphs: KeptGraphs | None = None,
 ) -> None:
     """Write one component: ``model.onnx`` and ``weights.data``, or ``program.json`` and
     ``weights.safetensors``; and ``component.json``.
@@ -258,6 +260,7 @@ def export_component(
         out: an existing directory.
         progress: called with the fraction done (0 to 1) and what is being done.
         scales: of the component's part, where it was calibrated.
+        graphs: where to take the traced graph from; None traces it.
 
     Raises:
         CheckpointError: a tensor is missing, misshapen or not finite in the stored precision.
@@ -277,9 +280,10 @@ def export_component(
         largest = max(map(stored_bytes, component_layers(part, name).values()))
         module = MODULES[name](part, options).eval()
         if options.form == "program":
-            program, ports = module.program(), declared_ports(module)
+            program = graphs.program(name, module) if graphs else module.program()
         else:
-            model, ports = module.trace()
+            model = graphs.model(name, module) if graphs else module.trace()[0]
+        ports = declared_ports(module)
     progress(0.5, "writing weights")
 
     def written(fraction: float) -> None:

@@ -73,6 +73,16 @@ class Scales:
         described: dict[str, Any] = {k: dict(sorted(v.items())) for k, v in values.items() if v}
         return {**described, "wide_text": True} if self.wide_text else described
 
+    def structure(self, component: str) -> dict[str, Any]:
+        """What a component's graph depends on, JSON-serializable: names, as values are weights.
+
+        An input beyond :data:`HALF_LIMIT` matters to the layers of all the part.
+        """
+        described: dict[str, Any] = {k: sorted(v) for k, v in self.describe(component).items()
+                                     if isinstance(v, Mapping)}  # fmt: skip
+        beyond = sorted(name for name, amax in self.inputs.items() if amax > HALF_LIMIT)
+        return {**described, "beyond": beyond, "wide_text": self.wide_text}
+
 
 def _wide_modulation(activations: Mapping[str, float]) -> dict[str, float]:
     """Adaptive norms whose output may exceed FP16, by name, with the bound.

@@ -31,9 +31,11 @@ from .component import (
     build_part,
     fake_tensors,
 )
+from .graphs import KeptGraphs
 from .modules import modulated_norms, modulation_rows
 from .single_file import AnyCheckpoint
 from .structure import Structure
+from .trace import declared_ports
 from .weights import onnx_type
 
 # Part → its list of blocks, and how many of them are kept: with fewer, TensorRT for RTX 1.7 shares
@@ -60,12 +62,14 @@ def export_weightless(
     policy: Policy,
     options: ExportOptions,
     out: Path,
+    graphs: KeptGraphs | None = None,
 ) -> int:
     """Write a component as :func:`~.component.export_component` does, with few blocks.
 
     Args:
         name: a key of :data:`sd35_trt.components.COMPONENTS`.
         out: an existing directory.
+        graphs: where to take the traced graph from; None traces it.
 
     Returns:
         Bytes of modulation, per sample and step, of the blocks that were left out.
@@ -82,7 +86,8 @@ def export_weightless(
         _leave_out_blocks(part, folder)
         rows -= _rows(part, folder)
         module = MODULES[name](part, options).eval()
-        model, ports = module.trace()
+        model = graphs.model(name, module) if graphs else module.trace()[0]
+    ports = declared_ports(module)
     total = _write_weights(model, module, len(module.inputs), out)
     description = {
         "name": name,

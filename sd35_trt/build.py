@@ -344,9 +344,14 @@ def _component_stage(
 
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
         from .export.component import ExportOptions, export_component
+        from .export.graphs import KeptGraphs
 
         options = ExportOptions(clip_tokens, guided, form)
-        export_component(name, inputs.checkpoint, policy, options, out, progress, scales)
+        graph = {k: v for k, v in described.items() if k not in ("files", "calibration")}
+        if scales:
+            graph["calibration"] = scales.structure(name)
+        graphs = KeptGraphs(inputs.cache, graph)
+        export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
 
     described = {**inputs.describe(part), "form": form}
     # A single file's configuration is not among the files.

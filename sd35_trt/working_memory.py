@@ -78,26 +78,32 @@ def compiled_activations(
 
     def run(out: Path, report: Callable[[float, str], None]) -> None:
         from .engines.builder import ExportedComponent
+        from .export.graphs import KeptGraphs
         from .export.weightless import export_weightless
 
+        graphs = KeptGraphs(cache, {**exported, "weightless": True})
         with tempfile.TemporaryDirectory(dir=out) as temporary:
             folder = Path(temporary)
             report(0.0, "tracing")
-            left_out = export_weightless(name, source, policy, options, folder)
+            left_out = export_weightless(name, source, policy, options, folder, graphs)
             component = ExportedComponent.read(folder)
             reported = builder.working_memory(component, bounds, folder, report)
         found = reported + left_out * _copies(name, options, bounds)
         (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
 
     part = COMPONENTS[name].part
-    inputs: dict[str, Any] = {
+    exported: dict[str, Any] = {
         "exporter": exporter_digest(),
-        "builder": builder.describe(),
-        "code": builder.code_digest(),
-        "versions": {**tool_versions(), **builder.versions()},
+        "versions": tool_versions(),
         "config": source.config(part),
         "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
         "options": asdict(options),
+    }
+    inputs = {
+        **exported,
+        "builder": builder.describe(),
+        "code": builder.code_digest(),
+        "versions": {**tool_versions(), **builder.versions()},
         "bounds": dict(bounds),
     }
     folder = run_stage(cache, Stage(f"{name}-memory", inputs, run), progress)

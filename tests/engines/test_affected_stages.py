@@ -162,7 +162,7 @@ def test_two_builds_at_once(mini_bundle: Path, stage_cache: Path, tmp_path: Path
     """Into one cache that lacks some stages, killing neither and corrupting nothing."""
     cache = tmp_path / "cache"
     shutil.copytree(stage_cache, cache, copy_function=os.link, ignore=UNFINISHED)
-    for name in ("tokenizers", "clip_l"):
+    for name in ("tokenizers", "clip_l", "clip_l-graph"):
         shutil.rmtree(cache / name)
     script = (
         "import sys; from pathlib import Path; from sd35_trt.build import BuildOptions, build;"

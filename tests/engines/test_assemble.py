@@ -89,7 +89,8 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
 
         def forget(*stages: str) -> None:
             for stage in stages:
-                shutil.rmtree(cache / stage, ignore_errors=True)
+                for kind in (stage, f"{stage}-graph"):
+                    shutil.rmtree(cache / kind, ignore_errors=True)
 
         assert zygote.stdout.readline() == "ready\n"
         durations = {}

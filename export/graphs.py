@@ -1,0 +1,66 @@
+"""Traced graphs, kept in the stage cache: models that differ in their weights alone share them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from sd35_trt.cache import StageCache
+from sd35_trt.program import PROGRAM_FILE, Program, read_program
+from sd35_trt.stages import Stage, run_stage
+
+from .modules import ComponentModule
+
+_MODEL = "graph.onnx"
+
+
+@dataclass(frozen=True)
+class KeptGraphs:
+    """Traces what is not in the cache yet. Use it inside ``FakeTensorMode``.
+
+    Attributes:
+        cache: where the graphs are.
+        inputs: what a graph depends on besides the modules' own structure: the exporter, versions,
+            configuration, policy, options and scales, as in the component's stage.
+    """
+
+    cache: StageCache
+    inputs: Mapping[str, Any]
+
+    def model(self, name: str, module: ComponentModule) -> ir.Model:
+        """The graph of :meth:`ComponentModule.trace`."""
+
+        def run(out: Path) -> None:
+            model, _ = module.trace()
+            with unset_fake_temporarily():
+                ir.save(model, out / _MODEL)
+
+        return ir.load(self._folder(name, module, run) / _MODEL)
+
+    def program(self, name: str, module: ComponentModule) -> Program:
+        """What :meth:`ComponentModule.program` gives."""
+
+        def run(out: Path) -> None:
+            (out / PROGRAM_FILE).write_text(module.program().to_json(), "utf-8")
+
+        return read_program(self._folder(name, module, run) / PROGRAM_FILE)
+
+    def _folder(self, name: str, module: ComponentModule, run: Callable[[Path], None]) -> Path:
+        inputs = {**self.inputs, "component": name, "structure": _structure(module)}
+        stage = Stage(f"{name}-graph", inputs, lambda out, progress: run(out))
+        return run_stage(self.cache, stage, lambda *_: None)
+
+
+def _structure(module: ComponentModule) -> str:
+    """Digest of a module's layers and parameters: some depend on a checkpoint's weights."""
+    parameters = [
+        f"{name} {tuple(parameter.shape)} {parameter.dtype}"
+        for name, parameter in module.named_parameters()
+    ]
+    return hashlib.sha256("\n".join([repr(module), *parameters]).encode()).hexdigest()

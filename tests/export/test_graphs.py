@@ -1,0 +1,138 @@
+"""Traced graphs are kept for models that differ in their weights alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibrations import checkpoint_files
+from safetensors.torch import load_file, save_file
+
+from sd35_trt.build import BuildOptions, build
+from sd35_trt.cache import StageCache
+from sd35_trt.calibration_file import Calibration
+from sd35_trt.export import trace
+from sd35_trt.export.component import ExportOptions, export_component, fake_tensors
+from sd35_trt.export.graphs import KeptGraphs
+from sd35_trt.export.layers import PositionTable, SeparablePositionTable
+from sd35_trt.export.scales import HALF_LIMIT, Scales
+from sd35_trt.export.single_file import open_checkpoint
+from sd35_trt.mini import calibration_path, checkpoint_path
+from sd35_trt.policy import load_policy
+
+
+def tuned(tmp_path: Path) -> tuple[Path, Path]:
+    """mini with other weights, and a calibration of it with other scales."""
+    root = tmp_path / "model"
+    shutil.copytree(checkpoint_path(), root)
+    for file in root.rglob("*.safetensors"):
+        tensors = {name: 1.01 * tensor for name, tensor in load_file(file).items()}
+        table = tensors.get("pos_embed.pos_embed")
+        if table is not None:
+            tensors["pos_embed.pos_embed"] = table / 1.01
+        save_file(tensors, file, metadata={"format": "pt"})
+    known = Calibration.load(calibration_path())
+    scales = {name: 1.5 * amax for name, amax in known.inputs.items()}
+    provenance = {**known.provenance, "files": checkpoint_files(root)}
+    replace(known, inputs=scales, provenance=provenance).save(tmp_path / "calibration")
+    return root, tmp_path / "calibration"
+
+
+def test_a_tuned_model_takes_the_graphs_of_its_base(
+    make_bundle: Callable[..., Path],
+    stage_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_bundle(policy="fp8")
+    cache = tmp_path / "cache"
+    for folder in stage_cache.glob("*-graph"):
+        shutil.copytree(folder, cache / folder.name, copy_function=os.link)
+    model, calibration = tuned(tmp_path)
+
+    def refuse(module: Any) -> Any:
+        raise AssertionError(f"{type(module).__name__} is traced again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trace, "trace_program", refuse)
+        bundle = build(
+            BuildOptions(
+                model=str(model), policy="fp8", calibration=calibration,
+                out=tmp_path / "bundle", cache_dir=cache,
+            )
+        )  # fmt: skip
+    scales = Scales.of(Calibration.load(calibration), "transformer")
+    (tmp_path / "out").mkdir()
+    export_component(
+        "denoiser", open_checkpoint(model), load_policy("fp8"), ExportOptions(32),
+        tmp_path / "out", scales=scales,
+    )  # fmt: skip
+    for name in ("model.onnx", "weights.data"):
+        made = (bundle / "denoiser" / name).read_bytes()
+        assert made == (tmp_path / "out" / name).read_bytes(), name
+    base = make_bundle(policy="fp8") / "denoiser" / "weights.data"
+    assert base.read_bytes() != (bundle / "denoiser" / "weights.data").read_bytes()
+
+
+class _Traced(torch.nn.Module):
+    """Counts how often it is traced."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.count = 0
+
+    def program(self) -> Any:
+        self.count += 1
+        return self
+
+    def to_json(self) -> str:
+        return "{}"
+
+
+def test_what_a_graph_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sd35_trt.export.graphs.read_program", lambda path: path.read_text("utf-8"))
+    graphs = KeptGraphs(StageCache(tmp_path), {"policy": "half"})
+    others = {
+        "another policy": (replace(graphs, inputs={"policy": "fp8"}), torch.nn.Linear(4, 4)),
+        "another shape": (graphs, torch.nn.Linear(4, 5)),
+        "another type": (graphs, torch.nn.Linear(4, 4).half()),
+        "another position table": (graphs, SeparablePositionTable(4, 8)),
+        "and the other": (graphs, PositionTable(4, 8)),
+    }
+    with fake_tensors():
+        first, again = _Traced(torch.nn.Linear(4, 4)), _Traced(torch.nn.Linear(4, 4))
+        for module in (first, again):
+            assert graphs.program("clip_l", module) == "{}"  # type: ignore[arg-type]
+        assert (first.count, again.count) == (1, 0)
+        for name, (kept, layer) in others.items():
+            module = _Traced(layer)
+            kept.program("clip_l", module)  # type: ignore[arg-type]
+            assert module.count == 1, name
+        graphs.program("clip_g", again)  # type: ignore[arg-type]
+        assert again.count == 1
+
+
+def test_of_scales_it_matters_which_there_are_and_which_exceed_fp16() -> None:
+    def structure(**values: Any) -> dict[str, Any]:
+        return Scales(**values).structure("denoiser")
+
+    plain = structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2.0})
+    assert plain == structure(inputs={"denoiser/b": 9.0, "denoiser/a": 3.0})
+    different = [
+        structure(inputs={"denoiser/a": 1.0}),
+        structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2 * HALF_LIMIT}),
+        structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2.0}, wide={"denoiser/c": 7e4}),
+        structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2.0}, wide_text=True),
+        structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2.0}, bmm={"denoiser/c.q": 1.0}),
+        # Of the part's other component, an input that exceeds it.
+        structure(inputs={"denoiser/a": 1.0, "denoiser/b": 2.0, "conditioner/a": 2 * HALF_LIMIT}),
+    ]
+    assert plain not in different
+    assert all(different.count(other) == 1 for other in different)
