@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from sd35_trt.units import format_memory
 
 from .device import Device, DeviceMemory
 from .session import Session, SessionOptions, can_stream, working_bytes
+
+logger = logging.getLogger("sd35_trt")
 
 OpenSession = Callable[[Bundle, Component, Device, SessionOptions], Session]
 
@@ -95,6 +98,12 @@ class EngineSet:
         self._ahead: dict[str, Future[Session]] = {}
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt-load")
         self._dims: dict[str, int] | None = None
+        unknown = any(c.activation_bytes is None for c in self._components.values())
+        if budget is not None and device.kind != "cpu" and unknown:
+            logger.warning(
+                "%s does not know what its engines work with: vram_budget counts their weights "
+                "alone, leave room for the rest", bundle.root,
+            )  # fmt: skip
         self._plan = self._make_plan({})
         self._most = 0
 

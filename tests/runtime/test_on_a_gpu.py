@@ -6,6 +6,7 @@ What it draws is compared bit by bit with the same graphs on the CPU.
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,20 @@ def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) ->
         assert kinds == ({"resident"} if share == 1.0 else kinds | {"loaded"})
         assert len(opened) == (1 if report.engines["denoiser"].kind == "resident" else 3)
     assert fake.used <= start
+
+
+def test_a_budget_without_working_memory_is_noted(
+    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    logger = logging.getLogger("sd35_trt")
+    monkeypatch.setattr(logger, "warning", lambda text, *rest: notes.append(text % rest))
+    on_gpu(mini_bundle, fake).close()
+    with Pipeline.load(mini_bundle, vram_budget="1GiB"):
+        assert not notes
+    on_gpu(mini_bundle, fake, vram_budget=1 << 30).close()
+    (note,) = notes
+    assert "vram_budget counts their weights alone" in note
 
 
 def test_the_planned_peak_is_that_of_requests(
