@@ -19,6 +19,18 @@ from .modules import ComponentModule
 
 _MODEL = "graph.onnx"
 
+# Of a configuration, who saved it, and how: of no effect on what is built from it.
+_ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def described_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a graph depends on of a part's configuration."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in _ABOUT_THE_FILE
+    }
+
 
 @dataclass(frozen=True)
 class KeptGraphs:

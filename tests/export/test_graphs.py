@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from sd35_trt.policy import load_policy
 
 
 def tuned(tmp_path: Path) -> tuple[Path, Path]:
-    """mini with other weights, and a calibration of it with other scales."""
+    """mini with other weights, saved by others, and a calibration of it with other scales."""
     root = tmp_path / "model"
     shutil.copytree(checkpoint_path(), root)
     for file in root.rglob("*.safetensors"):
@@ -37,6 +38,12 @@ def tuned(tmp_path: Path) -> tuple[Path, Path]:
         if table is not None:
             tensors["pos_embed.pos_embed"] = table / 1.01
         save_file(tensors, file, metadata={"format": "pt"})
+    for config in root.glob("*/config.json"):
+        values = json.loads(config.read_text("utf-8"))
+        saved = (
+            {"dtype": "bfloat16"} if "text" in config.parent.name else {"_diffusers_version": "0"}
+        )
+        config.write_text(json.dumps({**values, **saved}), "utf-8")
     known = Calibration.load(calibration_path())
     scales = {name: 1.5 * amax for name, amax in known.inputs.items()}
     provenance = {**known.provenance, "files": checkpoint_files(root)}
