@@ -282,7 +282,7 @@ def export_component(
         if options.form == "program":
             program = graphs.program(name, module) if graphs else module.program()
         else:
-            model = graphs.model(name, module) if graphs else module.trace()[0]
+            model = graphs.model(name, module) if graphs else module.trace()
         ports = declared_ports(module)
     progress(0.5, "writing weights")
 

@@ -18,7 +18,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.bundle import Port
 from sd35_trt.program import Call, Graph, Program, View
 
 from .guard import carries_fp32
@@ -31,7 +30,7 @@ from .modules import (
     modulation_rows,
 )
 from .program import traced_graph
-from .trace import empty_model, trace
+from .trace import declared_ports, empty_model, trace
 
 # Attributes of a layer that change its graph.
 _FLAGS = ("wide", "follows", "output_dtype")
@@ -218,9 +217,9 @@ class Denoiser(ComponentModule):
             self.blocks.append(block)
         self.tail = _Tail(transformer, dtypes, self.dtype, self.inputs, self.outputs, guided)
 
-    def trace(self) -> tuple[ir.Model, list[Port]]:
+    def trace(self) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
-        model, ports = empty_model(self)
+        model = empty_model(self)
         link = _Linker(model.graph)
         values: dict[str, ir.Value] = {str(v.name): v for v in model.graph.inputs}
         context, modulation = values["context"], values["modulation"]
@@ -228,7 +227,7 @@ class Denoiser(ComponentModule):
         if self.guided:
             context = link.node("Concat", values["uncond_context"], context, axis=0)
             modulation = link.node("Concat", values["uncond_modulation"], modulation, axis=0)
-        head = trace(self.head)[0].graph
+        head = trace(self.head).graph
         (image,) = link.segment(head, {"latents": latents}, "head", "part.")
         if self.guided:
             image = link.node("Concat", image, image, axis=0)
@@ -239,7 +238,7 @@ class Denoiser(ComponentModule):
         for k, block in enumerate(self.blocks):
             signature = block.signature()
             if signature not in traced:
-                traced[signature] = trace(block)[0].graph
+                traced[signature] = trace(block).graph
             rows = link.rows(modulation, first, block.rows)
             inputs = {"image": image, "context": context, "modulation": rows}
             *_, image = out = link.segment(
@@ -252,12 +251,12 @@ class Denoiser(ComponentModule):
             "image": link.node("Reshape", image, grid),
             "modulation": link.rows(modulation, first, self.tail.rows),
         }
-        outputs = link.segment(trace(self.tail)[0].graph, inputs, "tail", "part.")
-        for value, port in zip(outputs, ports[-len(outputs) :], strict=True):
+        outputs = link.segment(trace(self.tail).graph, inputs, "tail", "part.")
+        for value, port in zip(outputs, declared_ports(self)[-len(outputs) :], strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)
             model.graph.outputs.append(value)
-        return model, ports
+        return model
 
     def program(self) -> Program:
         """See :class:`sd35_trt.export.modules.ComponentModule`."""

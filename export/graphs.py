@@ -23,33 +23,26 @@ _MODEL = "graph.onnx"
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def described_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a graph depends on of a part's configuration."""
-    return {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and key not in _ABOUT_THE_FILE
-    }
-
-
 @dataclass(frozen=True)
 class KeptGraphs:
     """Traces what is not in the cache yet. Use it inside ``FakeTensorMode``.
 
     Attributes:
         cache: where the graphs are.
-        inputs: what a graph depends on besides the modules' own structure: the exporter, versions,
-            configuration, policy, options and scales, as in the component's stage.
+        config: of the part.
+        inputs: what else a graph depends on besides the modules' own structure: the exporter,
+            versions, policy, options and scales, as in the component's stage.
     """
 
     cache: StageCache
+    config: Mapping[str, Any]
     inputs: Mapping[str, Any]
 
     def model(self, name: str, module: ComponentModule) -> ir.Model:
         """The graph of :meth:`ComponentModule.trace`."""
 
         def run(out: Path) -> None:
-            model, _ = module.trace()
+            model = module.trace()
             with unset_fake_temporarily():
                 ir.save(model, out / _MODEL)
 
@@ -64,7 +57,13 @@ class KeptGraphs:
         return read_program(self._folder(name, module, run) / PROGRAM_FILE)
 
     def _folder(self, name: str, module: ComponentModule, run: Callable[[Path], None]) -> Path:
-        inputs = {**self.inputs, "component": name, "structure": _structure(module)}
+        config = {
+            key: value
+            for key, value in self.config.items()
+            if not key.startswith("_") and key not in _ABOUT_THE_FILE
+        }
+        own = {"component": name, "config": config, "structure": _structure(module)}
+        inputs = {**self.inputs, **own}
         stage = Stage(f"{name}-graph", inputs, lambda out, progress: run(out))
         return run_stage(self.cache, stage, lambda *_: None)
 

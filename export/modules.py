@@ -14,7 +14,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.bundle import Port
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.program import Program
 
@@ -33,7 +32,7 @@ class ComponentModule(nn.Module, abc.ABC):
     outputs: Ports
     part: nn.Module
 
-    def trace(self) -> tuple[ir.Model, list[Port]]:
+    def trace(self) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
         from .trace import trace
 

@@ -73,14 +73,14 @@ def _dims(module: ComponentModule) -> dict[str, Any]:
     return dims
 
 
-def empty_model(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
-    """A graph with the module's inputs and nothing else; and the module's ports."""
+def empty_model(module: ComponentModule) -> ir.Model:
+    """A graph with the module's inputs and nothing else."""
     inputs = [
         ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(_DTYPES[dtype]))
         for name, (dtype, shape) in module.inputs.items()
     ]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
-    return ir.Model(graph, ir_version=_IR_VERSION), declared_ports(module)
+    return ir.Model(graph, ir_version=_IR_VERSION)
 
 
 def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
@@ -106,14 +106,14 @@ def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
         )
 
 
-def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
+def trace(module: ComponentModule) -> ir.Model:
     """Trace a module on fake tensors.
 
     Call it inside the ``FakeTensorMode`` that the module was built in.
 
     Returns:
         The graph, its weights being inputs behind the module's own, named as in the module's
-        ``state_dict``; and the ports.
+        ``state_dict``.
 
     Raises:
         AssertionError: the traced graph does not have the ports that the module declares.
@@ -130,7 +130,8 @@ def trace(module: ComponentModule) -> tuple[ir.Model, list[Port]]:
         onnxscript.optimizer.optimize_ir(model)
     _drop_unused_weights(model, len(module.inputs))
     _strip(model)
-    return model, _name_ports(model, module)
+    _name_ports(model, module)
+    return model
 
 
 def _weights_to_inputs(model: ir.Model) -> None:
@@ -168,13 +169,12 @@ def declared_ports(module: ComponentModule) -> list[Port]:
     return [Port(name, str(t).removeprefix("torch."), shape) for name, (t, shape) in declared]
 
 
-def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
+def _name_ports(model: ir.Model, module: ComponentModule) -> None:
     graph = model.graph
     assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
     assert len(graph.outputs) == len(module.outputs)
     values = [*graph.inputs[: len(module.inputs)], *graph.outputs]
-    ports = declared_ports(module)
-    for value, port in zip(values, ports, strict=True):
+    for value, port in zip(values, declared_ports(module), strict=True):
         traced = value.shape
         assert traced is not None
         for got, want in zip(traced, port.shape, strict=True):
@@ -185,7 +185,6 @@ def _name_ports(model: ir.Model, module: ComponentModule) -> list[Port]:
         assert value.dtype.numpy().name == port.dtype, (port, value.dtype)
         value.shape = ir.Shape(port.shape)
         value.name = port.name
-    return ports
 
 
 @contextlib.contextmanager

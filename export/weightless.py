@@ -86,7 +86,7 @@ def export_weightless(
         _leave_out_blocks(part, folder)
         rows -= _rows(part, folder)
         module = MODULES[name](part, options).eval()
-        model = graphs.model(name, module) if graphs else module.trace()[0]
+        model = graphs.model(name, module) if graphs else module.trace()
     ports = declared_ports(module)
     total = _write_weights(model, module, len(module.inputs), out)
     description = {

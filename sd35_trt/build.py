@@ -344,14 +344,13 @@ def _component_stage(
 
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
         from .export.component import ExportOptions, export_component
-        from .export.graphs import KeptGraphs, described_config
+        from .export.graphs import KeptGraphs
 
         options = ExportOptions(clip_tokens, guided, form)
         graph = {k: v for k, v in described.items() if k not in ("files", "calibration")}
-        graph["config"] = described_config(described["config"])
         if scales:
             graph["calibration"] = scales.structure(name)
-        graphs = KeptGraphs(inputs.cache, graph)
+        graphs = KeptGraphs(inputs.cache, described["config"], graph)
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
 
     described = {**inputs.describe(part), "form": form}

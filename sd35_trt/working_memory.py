@@ -81,7 +81,7 @@ def compiled_activations(
         from .export.graphs import KeptGraphs
         from .export.weightless import export_weightless
 
-        graphs = KeptGraphs(cache, {**exported, "weightless": True})
+        graphs = KeptGraphs(cache, exported["config"], {**exported, "weightless": True})
         with tempfile.TemporaryDirectory(dir=out) as temporary:
             folder = Path(temporary)
             report(0.0, "tracing")

@@ -211,7 +211,7 @@ def test_attention_matmuls(large_checkpoint: Path) -> None:
         part = build_part("transformer", checkpoint)
         apply_policy(part, "denoiser", policy)
         *_, quantized = Denoiser(part, guided=False).blocks
-        model, _ = quantized.trace()
+        model = quantized.trace()
     assert not [node for node in model.graph if node.op_type == "Attention"]
     scales = {str(node.inputs[1].name) for node in model.graph if node.op_type == "QuantizeLinear"}
     operands = [f"block.attn.{x}_scale" for x in "qkvp"]

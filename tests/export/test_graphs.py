@@ -105,9 +105,10 @@ class _Traced(torch.nn.Module):
 
 def test_what_a_graph_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sd35_trt.export.graphs.read_program", lambda path: path.read_text("utf-8"))
-    graphs = KeptGraphs(StageCache(tmp_path), {"policy": "half"})
+    graphs = KeptGraphs(StageCache(tmp_path), {"eps": 1e-6, "_name": "a"}, {"policy": "half"})
     others = {
         "another policy": (replace(graphs, inputs={"policy": "fp8"}), torch.nn.Linear(4, 4)),
+        "another configuration": (replace(graphs, config={"eps": 1e-5}), torch.nn.Linear(4, 4)),
         "another shape": (graphs, torch.nn.Linear(4, 5)),
         "another type": (graphs, torch.nn.Linear(4, 4).half()),
         "another position table": (graphs, SeparablePositionTable(4, 8)),
@@ -122,6 +123,9 @@ def test_what_a_graph_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             module = _Traced(layer)
             kept.program("clip_l", module)  # type: ignore[arg-type]
             assert module.count == 1, name
+        renamed = replace(graphs, config={"eps": 1e-6, "dtype": "bfloat16", "_name": "b"})
+        renamed.program("clip_l", again)  # type: ignore[arg-type]
+        assert again.count == 0
         graphs.program("clip_g", again)  # type: ignore[arg-type]
         assert again.count == 1
 
