@@ -69,6 +69,7 @@ def assemble(
                     fp32_places=exported.fp32_places,
                     weight_bytes=placed.weight_bytes,
                     activation_bytes=placed.activation_bytes or engine.activation_bytes,
+                    allocated_bytes=engine.allocated_bytes,
                     bounds={d: (b[0], b[-1]) for d, b in engine.bounds.items()},
                     largest_layer_bytes=exported.largest_layer_bytes,
                 )

@@ -77,12 +77,14 @@ class Engine:
         folder: of the stage that compiled it; where there is none, the component's own.
         bounds: of the dynamic dimensions of its inputs.
         activation_bytes: working memory at the largest shapes, where its builder does not say.
+        allocated_bytes: see :class:`sd35_trt.bundle.Component`.
     """
 
     component: ExportedComponent
     folder: Path
     bounds: Mapping[str, Bounds]
     activation_bytes: int | None = None
+    allocated_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,13 @@ def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
     }
 
 
-def stored_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's own parameters as the weight streamer writes them."""
+def stored_bytes(layer: nn.Module) -> list[int]:
+    """Bytes of each of a layer's own parameters as the weight streamer writes them."""
     types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
-    total = 0
-    for name, parameter in layer.named_parameters(recurse=False):
-        half = types.get(name) == ir.DataType.INT4
-        total += parameter.numel() * parameter.element_size() // (2 if half else 1)
-    return total
+    return [
+        parameter.nbytes // (2 if types.get(name) == ir.DataType.INT4 else 1)
+        for name, parameter in layer.named_parameters(recurse=False)
+    ]
 
 
 def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
@@ -277,7 +276,7 @@ def export_component(
             use_torch_layers(part, options.join)
             if options.fuse:
                 fuse_blocks(part)
-        largest = max(map(stored_bytes, component_layers(part, name).values()))
+        largest = max(sum(stored_bytes(m)) for m in component_layers(part, name).values())
         module = MODULES[name](part, options).eval()
         if options.form == "program":
             program = graphs.program(name, module) if graphs else module.program()

@@ -21,7 +21,7 @@ from torch import nn
 from sd35_trt.program import Call, Graph, Program, View
 
 from .guard import carries_fp32
-from .layers import ModulationRows, PlainLayerNorm
+from .layers import ModulationRows, PlainLayerNorm, cast
 from .modules import (
     ComponentModule,
     Ports,
@@ -50,10 +50,10 @@ class _Head(ComponentModule):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         embed: Any = self.pos_embed
-        image = embed.proj(latents.to(self.dtype))
+        image = embed.proj(cast(latents, self.dtype))
         rows, columns = image.shape[-2:]
         positions = embed.pos_embed(rows, columns).unflatten(1, (rows, columns))
-        return ((image.permute(0, 2, 3, 1) + positions.to(image.dtype)),)
+        return ((image.permute(0, 2, 3, 1) + cast(positions, image.dtype)),)
 
 
 class _Block(ComponentModule):
@@ -97,8 +97,8 @@ class _Block(ComponentModule):
         context, image = self.block(
             hidden_states=image, encoder_hidden_states=context, temb=modulation
         )
-        image = image.to(self.stream)
-        return (image,) if self.last else (context.to(self.stream), image)
+        image = cast(image, self.stream)
+        return (image,) if self.last else (cast(context, self.stream), image)
 
     def signature(self) -> tuple[object, ...]:
         """Equal for blocks whose graphs differ in the values of their weights alone."""

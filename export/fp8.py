@@ -21,7 +21,7 @@ from torch import nn
 
 from sd35_trt.calibration_file import ATTENTION_OPERANDS, E4M3_MAX
 
-from .layers import Layer, Linear, Sources
+from .layers import Layer, Linear, Sources, cast
 
 _E4M3 = torch.float8_e4m3fn
 
@@ -53,7 +53,7 @@ def _dequantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def fake_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """QuantizeLinear and DequantizeLinear; computed and returned in the scale's dtype."""
-    x = x.to(scale.dtype)
+    x = cast(x, scale.dtype)
     rounded = torch.onnx.ops.symbolic(
         "QuantizeLinear",
         (x, scale),
@@ -132,7 +132,7 @@ class Fp8Linear(Layer):
         dtype = self.compute_dtype(x)
         weight = _dequantize(self.weight, self.weight_scale)
         y = torch.matmul(fake_quantize(x, self.input_scale), weight)
-        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
+        return cast(y if self.bias is None else y + cast(self.bias, dtype), self.output_dtype)
 
 
 class AttentionProcessor:

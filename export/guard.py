@@ -16,7 +16,7 @@ from torch import nn
 
 from sd35_trt.components import COMPONENTS
 
-from .layers import GatedFeedForward, Layer, PlainLayerNorm
+from .layers import GatedFeedForward, Layer, PlainLayerNorm, cast
 from .scales import HALF_LIMIT, Scales
 
 # Consumers that no normalization stands before, and the layers whose outputs bound their input.
@@ -198,4 +198,4 @@ def _carry(part: nn.Module) -> None:
         elif type(module).__name__ == "ResnetBlock2D":
             # Pictures are large: back to FP16 as soon as they fit.
             dtype: Any = module.conv2.dtype
-            module.register_forward_hook(lambda m, args, out, dtype=dtype: out.to(dtype))
+            module.register_forward_hook(lambda m, args, out, dtype=dtype: cast(out, dtype))

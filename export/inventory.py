@@ -76,7 +76,7 @@ def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
                     rule.precision,
                     rule.match,
                     rule.reason,
-                    stored_bytes(after[name]),
+                    sum(stored_bytes(after[name])),
                 )
             )
         for name in attentions:

@@ -20,6 +20,14 @@ from torch import nn
 Sources = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
 
 
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x.to(dtype)``, without the operators that tracing records where nothing changes.
+
+    They were most of a traced graph, and of the time that tracing takes.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class Layer(nn.Module):
     """A layer with a precision: it returns its weight's, or FP32 where the range guard says so.
 
@@ -52,9 +60,9 @@ class Layer(nn.Module):
 
     def compute_dtype(self, x: torch.Tensor) -> torch.dtype:
         """Precision of the arithmetic on this input."""
-        return (
-            torch.promote_types(self.output_dtype, x.dtype) if self.follows else self.output_dtype
-        )
+        if not self.follows or x.dtype == self.output_dtype:
+            return self.output_dtype
+        return torch.promote_types(self.output_dtype, x.dtype)
 
 
 class _Weighted(Layer):
@@ -67,7 +75,7 @@ class _Weighted(Layer):
 
     def parameters_as(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias in a precision."""
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return cast(self.weight, dtype), None if self.bias is None else cast(self.bias, dtype)
 
 
 class Linear(_Weighted):
@@ -88,8 +96,8 @@ class Linear(_Weighted):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
         weight, bias = self.parameters_as(dtype)
-        y = torch.matmul(x.to(dtype), weight)
-        return (y if bias is None else y + bias).to(self.output_dtype)
+        y = torch.matmul(cast(x, dtype), weight)
+        return cast(y if bias is None else y + bias, self.output_dtype)
 
 
 class Conv2d(_Weighted):
@@ -106,8 +114,8 @@ class Conv2d(_Weighted):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
         weight, bias = self.parameters_as(dtype)
-        y = nn.functional.conv2d(x.to(dtype), weight, bias, **self.options)
-        return y.to(self.output_dtype)
+        y = nn.functional.conv2d(cast(x, dtype), weight, bias, **self.options)
+        return cast(y, self.output_dtype)
 
 
 class _Norm(_Weighted):
@@ -130,8 +138,9 @@ class RMSNorm(_Norm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
-        y = nn.functional.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps)
-        return y.to(self.output_dtype)
+        weight, _ = self.parameters_as(dtype)
+        y = nn.functional.rms_norm(cast(x, dtype), weight.shape, weight, self.eps)
+        return cast(y, self.output_dtype)
 
 
 class GroupNorm(_Norm):
@@ -146,8 +155,8 @@ class GroupNorm(_Norm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
         parameters = self.parameters_as(dtype)
-        y = nn.functional.group_norm(x.to(dtype), self.groups, *parameters, self.eps)
-        return y.to(self.output_dtype)
+        y = nn.functional.group_norm(cast(x, dtype), self.groups, *parameters, self.eps)
+        return cast(y, self.output_dtype)
 
 
 class LayerNorm(_Norm):
@@ -161,8 +170,9 @@ class LayerNorm(_Norm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
-        y = nn.functional.layer_norm(x.to(dtype), self.shape, *self.parameters_as(dtype), self.eps)
-        return y.to(self.output_dtype)
+        parameters = self.parameters_as(dtype)
+        y = nn.functional.layer_norm(cast(x, dtype), self.shape, *parameters, self.eps)
+        return cast(y, self.output_dtype)
 
 
 class PlainLayerNorm(nn.Module):
@@ -179,7 +189,7 @@ class PlainLayerNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = nn.functional.layer_norm(x, self.shape, eps=self.eps)
-        return y if self.output_dtype is None else y.to(self.output_dtype)
+        return y if self.output_dtype is None else cast(y, self.output_dtype)
 
 
 class ModulationRows(nn.Module):

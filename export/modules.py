@@ -19,7 +19,7 @@ from sd35_trt.program import Program
 
 from .checkpoint import Weights
 from .guard import carries_fp32
-from .layers import PositionTable, SeparablePositionTable, is_separable
+from .layers import PositionTable, SeparablePositionTable, cast, is_separable
 
 Shape = tuple["int | str", ...]
 Ports = dict[str, tuple[torch.dtype, Shape]]
@@ -128,7 +128,7 @@ class TextEncoder(ComponentModule):
         positions = torch.arange(input_ids.shape[1])[None]
         out = self.part(input_ids, position_ids=positions, output_hidden_states=True)
         hidden, pooled = (dtype for dtype, _ in self.outputs.values())
-        return out.hidden_states[-2].to(hidden), out.text_embeds.to(pooled)
+        return cast(out.hidden_states[-2], hidden), cast(out.text_embeds, pooled)
 
 
 #: T5's layers that read the same tensor.
@@ -173,12 +173,12 @@ class T5Encoder(ComponentModule):
         # The residual stream starts, and by promotion stays, in the dtype of the feed-forward
         # output: T5's exceeds FP16.
         stream = encoder.block[0].layer[-1].DenseReluDense.output_dtype
-        hidden = encoder.embed_tokens(input_ids).to(stream)
+        hidden = cast(encoder.embed_tokens(input_ids), stream)
         position_bias = None
         # Block by block: the encoder's own forward would build a mask from the stream's dtype.
         for block in encoder.block:
             hidden, position_bias, _ = block(hidden, position_bias=position_bias)
-        return (encoder.final_layer_norm(hidden).to(self.dtype),)
+        return (cast(encoder.final_layer_norm(hidden), self.dtype),)
 
 
 def modulated_norms(transformer: Any) -> list[nn.Module]:
@@ -233,7 +233,7 @@ class Conditioner(ComponentModule):
         self, prompt_embeds: torch.Tensor, pooled: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         embed: Any = self.part.time_text_embed
-        time = embed.timestep_embedder(embed.time_proj(timesteps).to(pooled.dtype))
+        time = embed.timestep_embedder(cast(embed.time_proj(timesteps), pooled.dtype))
         text = embed.text_embedder(pooled)
         embedding = nn.functional.silu(time[:, None] + text[None])
         modulation = [
@@ -241,8 +241,8 @@ class Conditioner(ComponentModule):
             for norm in self.norms
         ]
         context = self.part.context_embedder(prompt_embeds)  # type: ignore[operator]
-        modulations = torch.cat(modulation, dim=2).to(self.modulation_dtype)
-        return context.to(self.context_dtype), modulations
+        modulations = cast(torch.cat(modulation, dim=2), self.modulation_dtype)
+        return cast(context, self.context_dtype), modulations
 
 
 class VaeDecoder(ComponentModule):
@@ -262,7 +262,7 @@ class VaeDecoder(ComponentModule):
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         if vae.post_quant_conv is not None:
             latents = vae.post_quant_conv(latents)
-        image = vae.decoder(latents.to(vae.decoder.conv_in.dtype)).float()
+        image = vae.decoder(cast(latents, vae.decoder.conv_in.dtype)).float()
         image = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return ((image * 255).round().to(torch.uint8),)
 
@@ -283,7 +283,7 @@ class VaeEncoder(ComponentModule):
         vae: Any = self.part
         # Cast first: TensorRT takes bytes from the caller, but computes nothing on them.
         pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1
-        moments = vae.encoder(pixels.to(vae.encoder.conv_in.dtype))
+        moments = vae.encoder(cast(pixels, vae.encoder.conv_in.dtype))
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)
         mean = moments[:, : vae.config.latent_channels].float()

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from .layers import Layer, Linear, Sources
+from .layers import Layer, Linear, Sources, cast
 
 _DTYPE = torch.float16
 
@@ -103,8 +103,8 @@ class WeightOnlyLinear(Layer):
             dtype=_DTYPE,
             shape=self.weight.shape,
         )
-        y = torch.matmul(x.to(dtype), weight.to(dtype))
-        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
+        y = torch.matmul(cast(x, dtype), cast(weight, dtype))
+        return cast(y if self.bias is None else y + cast(self.bias, dtype), self.output_dtype)
 
 
 def _int8(linear: Linear) -> WeightOnlyLinear:

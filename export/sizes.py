@@ -4,7 +4,7 @@ The component is built on fake tensors with its policy applied, so weights count
 are stored later. Activations are the largest sum of tensors alive at once while the component
 runs, operator by operator: attention is one operator, and dequantized operands count nothing, as
 engines fuse both. An engine that fuses more needs less. Of its kernels' workspaces, only cuDNN's
-convolutions have large ones.
+convolutions have large ones. ONNX Runtime fuses less and allocates as :mod:`.arena` says.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policy import Policy
 
+from .arena import Arena, Chunk, allocated_bytes
 from .component import (
     MODULES,
     ExportOptions,
@@ -43,6 +45,9 @@ class Sizes:
         weights: as stored.
         activations: working memory at the shapes asked for, inputs and outputs included.
         with_cudnn: the same where convolutions are cuDNN's, which copies what is not NHWC.
+        in_arena: the same in ONNX Runtime's arena, which also has what a GroupNormalization is
+            made of there.
+        allocated: what ONNX Runtime takes on a GPU for the weights.
         largest_layer: weights of its largest layer.
         ports: inputs and outputs alone, at these shapes.
         compiled: working memory that the compiler reports, without ``ports``; None where it was
@@ -52,6 +57,8 @@ class Sizes:
     weights: int
     activations: int
     with_cudnn: int
+    in_arena: int
+    allocated: int
     largest_layer: int
     ports: int
     compiled: int | None = None
@@ -89,7 +96,16 @@ def component_sizes(
             else:
                 outputs = module(*_tensors(module.inputs, dims).values())
         ports += sum(tensor.nbytes for tensor in outputs)
-    return Sizes(sum(layers), tracker.peak, tracker.peak_with_cudnn, max(layers), ports)
+    layer_bytes = [sum(tensors) for tensors in layers]
+    return Sizes(
+        weights=sum(layer_bytes),
+        activations=tracker.peak,
+        with_cudnn=tracker.peak_with_cudnn,
+        in_arena=tracker.arena.total,
+        allocated=allocated_bytes(chain.from_iterable(layers)),
+        largest_layer=max(layer_bytes),
+        ports=ports,
+    )
 
 
 def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -140,9 +156,11 @@ class _Tracker(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self.peak_with_cudnn = 0
+        self.arena = Arena()
         self._fixed = fixed
         self._live = 0
         self._tensors: dict[int, int] = {}  # storage → tensors that share it
+        self._chunks: dict[int, Chunk] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -150,6 +168,8 @@ class _Tracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if _is_dequantize(func, args):
             return result
+        copies = args[0].nbytes + result.nbytes if _is_convolution(func) else 0
+        beside = self._work(func, args, copies)
         for tensor in _flatten(result):
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -158,21 +178,43 @@ class _Tracker(TorchDispatchMode):
             if key not in self._tensors:
                 self._live += size
                 self.peak = max(self.peak, self._live)
+                self._chunks[key] = self.arena.allocate(size)
             self._tensors[key] = self._tensors.get(key, 0) + 1
             weakref.finalize(tensor, self._release, key, size)
-        copies = args[0].nbytes + result.nbytes if _is_convolution(func) else 0
         self.peak_with_cudnn = max(self.peak_with_cudnn, self._live + copies)
+        if beside is not None:
+            self.arena.free(beside)
         return result
+
+    def _work(self, func: Any, args: tuple[Any, ...], copies: int) -> Chunk | None:
+        """What ONNX Runtime allocates for an operator before its output; free it after."""
+        if copies:
+            return self.arena.allocate(copies)
+        if not _is_group_norm(func):
+            return None
+        # The operator's definition, in FP32: the input, its square, and its deviation.
+        x: torch.Tensor = args[0]
+        size = x.numel() * torch.float32.itemsize
+        cast = [] if x.dtype == torch.float32 else [self.arena.allocate(size)]
+        square, deviation = self.arena.allocate(size), self.arena.allocate(size)
+        for chunk in (square, *cast):
+            self.arena.free(chunk)
+        return deviation
 
     def _release(self, key: int, size: int) -> None:
         self._tensors[key] -= 1
         if not self._tensors[key]:
             del self._tensors[key]
             self._live -= size
+            self.arena.free(self._chunks.pop(key))
 
 
 def _is_dequantize(func: Any, args: tuple[Any, ...]) -> bool:
     return func.namespace == "onnx_symbolic" and "DequantizeLinear" in args
+
+
+def _is_group_norm(func: Any) -> bool:
+    return func.namespace == "aten" and "group_norm" in func.__name__
 
 
 def _is_convolution(func: Any) -> bool:

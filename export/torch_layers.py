@@ -17,7 +17,7 @@ from sd35_trt.errors import UsageError
 from sd35_trt.fused import E4M3, quantize, scaled_product
 
 from .fp8 import IMAGE_PROJECTIONS, TEXT_PROJECTIONS, AttentionProcessor, Fp8Linear, fp8_attention
-from .layers import Layer, Sources
+from .layers import Layer, Sources, cast
 from .quantized import WeightOnlyLinear, pack_int4
 
 # Dimensions of an FP8 product are multiples of this (cuBLASLt).
@@ -92,7 +92,7 @@ class ScaledLinear(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return scaled_product(
-            quantize(x.to(self.compute_dtype(x)), self.input_scale),
+            quantize(cast(x, self.compute_dtype(x)), self.input_scale),
             self.weight,
             self.input_scale,
             self.weight_scale,
@@ -165,10 +165,10 @@ class JoinedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         half = torch.float16
-        rows = quantize(x.to(half), self.input_scale)
+        rows = quantize(cast(x, half), self.input_scale)
         y = scaled_product(rows, self.weight, self.input_scale, self.weight_scale, None, half)
         y = y * self.factor
-        y = (y if self.bias is None else y + self.bias).to(half)
+        y = cast(y if self.bias is None else y + self.bias, half)
         return y.split(self._sizes, dim=-1)
 
 
@@ -212,13 +212,13 @@ class IntegerLinear(Layer):
             halves = torch.stack([low, high], dim=-1).flatten(-2)
             # The sign of four bits.
             values = torch.bitwise_xor(halves.to(torch.int8), 8) - 8
-        weight = values.to(self.scale.dtype)
+        weight = cast(values, self.scale.dtype)
         if self.block > 1:
             weight = (weight.unflatten(0, (-1, self.block)) * self.scale[:, None]).flatten(0, 1)
         else:
             weight = weight * self.scale
-        y = torch.matmul(x.to(dtype), weight.to(dtype))
-        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.output_dtype)
+        y = torch.matmul(cast(x, dtype), cast(weight, dtype))
+        return cast(y if self.bias is None else y + cast(self.bias, dtype), self.output_dtype)
 
 
 class _Processor(AttentionProcessor):

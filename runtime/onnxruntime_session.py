@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
+from sd35_trt.residency import keeps_activations
 
 from .device import Buffer, Device
 from .session import SessionOptions
@@ -31,6 +32,9 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
     """
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS
+    # Laid out ahead as one block, a run's tensors are allocated beside those of the first run, and
+    # take no less time.
+    options.enable_mem_pattern = False
     # Each engine has threads of its own, which would spin on while the next one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
@@ -40,6 +44,15 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
         options.add_session_config_entry(
             "optimization.disable_specified_optimizers", "ConstantFolding"
         )
+    return options
+
+
+def _run_options(device: Device, name: str) -> ort.RunOptions:
+    """How a component runs: what a run has worked with is kept for the next, or given back."""
+    options = ort.RunOptions()
+    if not keeps_activations("onnxruntime", name):
+        arena = "cpu:0" if device.kind == "cpu" else f"gpu:{device.index}"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
     return options
 
 
@@ -72,6 +85,7 @@ class OnnxRuntimeSession:
     def __init__(self, path: str, name: str, device: Device, options: ort.SessionOptions) -> None:
         self._name = name
         self._device = device
+        self._run_options = _run_options(device, name)
         providers = _providers(device)
         try:
             self._session = ort.InferenceSession(path, options, providers)
@@ -105,7 +119,7 @@ class OnnxRuntimeSession:
             # On a GPU it waits for the work. Told not to (disable_synchronize_execution_providers),
             # ONNX Runtime 1.31 keeps the pinned memory of each run until the session is closed,
             # and then frees it in a callback of CUDA, which ends the process.
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             kind = OutOfMemory if _is_out_of_memory(error) else Sd35Error
             raise kind(

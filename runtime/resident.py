@@ -193,10 +193,8 @@ class EngineSet:
         for name, component in self._components.items():
             placement = self._plan.placements[name]
             is_open = name in self._sessions
-            held = placement.device_bytes if is_open else 0
-            engines[name] = EngineMemory(
-                placement.kind, is_open, held if is_open else component.weight_bytes
-            )
+            held = placement.device_bytes if is_open else self._weight_bytes(component)
+            engines[name] = EngineMemory(placement.kind, is_open, held)
         return MemoryReport(engines, self._device.memory(), self.budget, self._most)
 
     def close(self) -> None:
@@ -241,18 +239,25 @@ class EngineSet:
 
     def _engines(self, dims: Mapping[str, int]) -> list[Engine]:
         steps = int(self._bundle.manifest.defaults["steps"])
+        # A text encoder's batch is of texts.
+        texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
         return [
             Engine(
                 name,
                 name,
-                component.weight_bytes,
-                working_bytes(component, dims),
+                self._weight_bytes(component),
+                working_bytes(component, texts if name in STAGES["text"] else dims),
                 steps if name == "denoiser" else 1,
                 self._stream_bytes(component),
                 keeps_activations(component.engine, name),
             )
             for name, component in self._components.items()
         ]
+
+    def _weight_bytes(self, component: Component) -> int:
+        """Memory that a component's weights take as a whole."""
+        on_gpu = self._device.kind == "cuda"
+        return (on_gpu and component.allocated_bytes) or component.weight_bytes
 
     def _stream_bytes(self, component: Component) -> int | None:
         """The least device memory that a component's weights need; None if they cannot stream."""

@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         from .engines.assemble import assemble
         from .engines.builder import EngineOptions, ExportedComponent, load_builder
         from .export.single_file import open_checkpoint
-        from .working_memory import estimated_activations
+        from .working_memory import estimated_memory
 
         engine_options = EngineOptions(options.weight_streaming, options.refit, options.autotune)
         builder = load_builder(chosen, target.builders[chosen], engine_options)
@@ -156,12 +156,12 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             bounds = dimension_bounds(name, facts["ranges"], facts["defaults"], clip_tokens, guided)
             component = ExportedComponent.read(folder)
             engine = _engine(builder, component, bounds, cache, progress)
-            if not builder.reports_memory and target.name != "cpu":
+            if not builder.reports_memory:
                 largest = {dim: bound[2] for dim, bound in engine.bounds.items()}
-                working = estimated_activations(
-                    name, checkpoint, policy, clip_tokens, guided, largest, cache, progress
+                estimate = estimated_memory(
+                    name, chosen, checkpoint, policy, clip_tokens, guided, largest, cache, progress
                 )
-                engine = replace(engine, activation_bytes=working)
+                engine = replace(engine, **asdict(estimate))
             engines.append(engine)
         assemble(out, builder, engines, tokenizers, lengths, facts, calibration)
         progress("bundle", 1.0, "written")

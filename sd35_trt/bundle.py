@@ -73,7 +73,10 @@ class Component:
         precisions: how many layers have each precision of the policy.
         fp32_places: ``component/module`` → largest output in calibration, for each place that the
             range guard computes in FP32 although the policy says half.
-        activation_bytes: working memory at the largest shapes, where the builder reports it.
+        activation_bytes: working memory at the largest shapes, as the builder reports it, or
+            estimated.
+        allocated_bytes: what a GPU's memory holds for its weights, where that is more than their
+            bytes.
         bounds: smallest and largest value of each dynamic dimension of the inputs.
         largest_layer_bytes: weights of its largest layer; None in bundles of older versions.
     """
@@ -87,6 +90,7 @@ class Component:
     precisions: dict[str, int]
     fp32_places: dict[str, float]
     activation_bytes: int | None = None
+    allocated_bytes: int | None = None
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     largest_layer_bytes: int | None = None
 

@@ -304,7 +304,9 @@ def _activation_bytes(sizes: Sizes, target: Target) -> int:
         return sizes.compiled
     if _is_tensorrt(target):
         return sizes.activations + TENSORRT_WORKSPACE
-    return sizes.activations if target.name == "cpu" else sizes.with_cudnn
+    if choose_builder(target) == "onnxruntime":
+        return sizes.in_arena
+    return sizes.with_cudnn
 
 
 def _working_bytes(sizes: Sizes, target: Target) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 _BUILDER = "tensorrt-rtx"
 _FILE = "memory.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of an engine whose builder does not say; see :class:`sd35_trt.bundle.Component`."""
+
+    activation_bytes: int
+    allocated_bytes: int | None = None
 
 
 def check_exact(target: Target) -> None:
@@ -110,8 +118,9 @@ def compiled_activations(
     return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
 
 
-def estimated_activations(
+def estimated_memory(
     name: str,
+    builder: str,
     source: AnyCheckpoint | Structure,
     policy: Policy,
     clip_tokens: int,
@@ -119,13 +128,14 @@ def estimated_activations(
     dims: Mapping[str, int],
     cache: StageCache,
     progress: Progress = lambda *_: None,
-) -> int:
-    """Bytes that a component takes beside its weights, where its builder does not say.
+) -> Estimate:
+    """Memory of a component whose builder does not say.
 
     See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
 
     Args:
         name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        builder: of the engine.
         clip_tokens, guided: as of :class:`sd35_trt.export.component.ExportOptions`.
         dims: of its inputs' dynamic dimensions, by name.
         cache: where figures are kept.
@@ -137,8 +147,11 @@ def estimated_activations(
 
         report(0.0, "counting")
         options = ExportOptions(clip_tokens, guided)
-        found = component_sizes(name, source, policy, options, dims).with_cudnn
-        (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
+        sizes = component_sizes(name, source, policy, options, dims)
+        found = Estimate(sizes.with_cudnn)
+        if builder == "onnxruntime":
+            found = Estimate(sizes.in_arena, sizes.allocated)
+        (out / _FILE).write_text(json.dumps(asdict(found)) + "\n", "utf-8")
 
     part = COMPONENTS[name].part
     inputs: dict[str, Any] = {
@@ -149,9 +162,10 @@ def estimated_activations(
         "clip_tokens": clip_tokens,
         "guided": guided,
         "dims": dict(dims),
+        "builder": builder,
     }
     folder = run_stage(cache, Stage(f"{name}-activations", inputs, run), progress)
-    return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
+    return Estimate(**json.loads((folder / _FILE).read_text("utf-8")))
 
 
 def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
 
-from sd35_trt.bundle import Bundle
+from sd35_trt.bundle import MANIFEST, Bundle
 from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
 from sd35_trt.runtime import Pipeline, Step, tensorrt_session
 from sd35_trt.runtime.job import Job
@@ -28,6 +30,19 @@ Opened = list[tuple[str, int | None]]
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return install_fake(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def bare_bundle(mini_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that does not know its engines' memory: budgets count the bytes of weights."""
+    out = tmp_path_factory.mktemp("bare") / "bundle"
+    shutil.copytree(mini_bundle, out)
+    manifest = Bundle.open(out).manifest
+    components = tuple(
+        replace(c, activation_bytes=None, allocated_bytes=None) for c in manifest.components
+    )
+    (out / MANIFEST).write_text(replace(manifest, components=components).to_json(), "utf-8")
+    return out
 
 
 def on_gpu(root: Path, fake: FakeCuda, recordable: bool = True, **arguments: Any) -> Pipeline:
@@ -262,11 +277,11 @@ def test_without_a_budget_engines_stay(mini_bundle: Path, fake: FakeCuda) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) -> None:
-    limit = budget(mini_bundle, share)
-    with Pipeline.load(mini_bundle) as cpu:
+def test_a_budget_is_kept_to(bare_bundle: Path, fake: FakeCuda, share: float) -> None:
+    limit = budget(bare_bundle, share)
+    with Pipeline.load(bare_bundle) as cpu:
         expected = [cpu.generate(**request) for request in REQUESTS[:3]]
-    with on_gpu(mini_bundle, fake, vram_budget=limit) as gpu:
+    with on_gpu(bare_bundle, fake, vram_budget=limit) as gpu:
         start = fake.used
         most = [0]
         for request, other in zip(REQUESTS[:3], expected, strict=True):
@@ -285,43 +300,66 @@ def test_a_budget_is_kept_to(mini_bundle: Path, fake: FakeCuda, share: float) ->
 
 
 def test_a_budget_without_working_memory_is_noted(
-    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    mini_bundle: Path, bare_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     logger = logging.getLogger("sd35_trt")
     monkeypatch.setattr(logger, "warning", lambda text, *rest: notes.append(text % rest))
-    on_gpu(mini_bundle, fake).close()
-    with Pipeline.load(mini_bundle, vram_budget="1GiB"):
-        assert not notes
+    on_gpu(bare_bundle, fake).close()
     on_gpu(mini_bundle, fake, vram_budget=1 << 30).close()
+    Pipeline.load(bare_bundle, vram_budget="1GiB").close()
+    assert not notes
+    on_gpu(bare_bundle, fake, vram_budget=1 << 30).close()
     (note,) = notes
     assert "vram_budget counts their weights alone" in note
 
 
+def test_what_engines_work_with_is_planned_for(
+    mini_bundle: Path, bare_bundle: Path, fake: FakeCuda
+) -> None:
+    def planned(bundle: Path, pixels: int) -> int:
+        with on_gpu(bundle, fake) as gpu:
+            gpu.generate("a red star", steps=2, size=(pixels, pixels))
+            return gpu.memory().planned_peak
+
+    known = {c.name: c for c in Bundle.open(mini_bundle).manifest.components}
+    held = sum((c.allocated_bytes or 0) - c.weight_bytes for c in known.values())
+    works = {name: c.activation_bytes or 0 for name, c in known.items()}
+    # Both prompts, of up to eight; one picture of up to four, and of up to 192 pixels a side.
+    text = works["t5"] * 2 / 8
+    for pixels in (128, 192):
+        share = (pixels / 192) ** 2 / 4
+        # The denoiser keeps what it works with.
+        most = share * works["denoiser"] + max(text, share * works["vae_decoder"])
+        more = planned(mini_bundle, pixels) - planned(bare_bundle, pixels)
+        assert more == pytest.approx(held + most, rel=1e-6)
+
+
 def test_the_planned_peak_is_that_of_requests(
-    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    bare_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of a plan without working memory, where more could stay."""
-    whole = sum(weights(mini_bundle).values())
+    whole = sum(weights(bare_bundle).values())
     monkeypatch.setattr(
         "sd35_trt.runtime.resident.working_bytes",
         lambda component, dims: whole // 2 if dims and component.name == "denoiser" else 0,
     )
-    with on_gpu(mini_bundle, fake, vram_budget=CONTEXT + whole) as gpu:
+    with on_gpu(bare_bundle, fake, vram_budget=CONTEXT + whole) as gpu:
         gpu.generate("a red star", steps=2)
         report = gpu.memory()
     sizes = {name: engine.weight_bytes for name, engine in report.engines.items()}
     stays = sum(sizes[name] for name, e in report.engines.items() if e.kind == "resident")
     come = [size for name, size in sizes.items() if report.engines[name].kind == "loaded"]
-    assert report.planned_peak == CONTEXT + stays + max(whole // 2, *come)
+    # What the denoiser works with stays its own.
+    assert report.planned_peak == CONTEXT + whole // 2 + stays + max(come)
     assert report.planned_peak < CONTEXT + whole
 
 
 def test_weights_in_memory_never_exceed_the_budget(
-    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    bare_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every moment, engines that are opened ahead included."""
-    limit = budget(mini_bundle, 0.3)
+    limit = budget(bare_bundle, 0.3)
     held, peak = [0], [0]
     init, close = QueuedSession.__init__, QueuedSession.close
 
@@ -336,15 +374,15 @@ def test_weights_in_memory_never_exceed_the_budget(
 
     monkeypatch.setattr(QueuedSession, "__init__", opened)
     monkeypatch.setattr(QueuedSession, "close", closed)
-    with on_gpu(mini_bundle, fake, vram_budget=limit) as gpu:
+    with on_gpu(bare_bundle, fake, vram_budget=limit) as gpu:
         for seed in range(3):
             gpu.generate(f"star {seed}", steps=2, seed=seed)
     assert 0 < peak[0] <= limit - CONTEXT
     assert held[0] == 0
 
 
-def test_a_repeated_prompt_loads_no_text_encoder(mini_bundle: Path, fake: FakeCuda) -> None:
-    with on_gpu(mini_bundle, fake, vram_budget=budget(mini_bundle, 0.0)) as gpu:
+def test_a_repeated_prompt_loads_no_text_encoder(bare_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(bare_bundle, fake, vram_budget=budget(bare_bundle, 0.0)) as gpu:
         gpu.generate("a red star", steps=2)
         gpu.log.clear()  # type: ignore[attr-defined]
         gpu.generate("a red star", steps=2, seed=5)
@@ -353,15 +391,15 @@ def test_a_repeated_prompt_loads_no_text_encoder(mini_bundle: Path, fake: FakeCu
 
 
 def test_more_steps_than_the_conditioner_computes_at_once(
-    mini_bundle: Path, fake: FakeCuda
+    bare_bundle: Path, fake: FakeCuda
 ) -> None:
     """It has to make room for the denoiser, and is not loaded again in between."""
     request = {"prompt": "a red star", "steps": 70}
-    with on_gpu(mini_bundle, fake, vram_budget=budget(mini_bundle, 0.0)) as gpu:
+    with on_gpu(bare_bundle, fake, vram_budget=budget(bare_bundle, 0.0)) as gpu:
         result = gpu.generate(**request)
         names = [name for name, _ in gpu.log]  # type: ignore[attr-defined]
         assert names.count("conditioner") == names.count("denoiser") == 1
-    with Pipeline.load(mini_bundle) as cpu:
+    with Pipeline.load(bare_bundle) as cpu:
         equal(result, cpu.generate(**request))
 
 
@@ -385,10 +423,10 @@ def test_budgets_as_text(mini_bundle: Path) -> None:
         Pipeline.load(mini_bundle, vram_budget="lots")
 
 
-def test_the_cpu_keeps_to_a_budget_too(mini_bundle: Path) -> None:
-    sizes = weights(mini_bundle)
-    with Pipeline.load(mini_bundle, vram_budget=max(sizes.values()) + 1000) as pipe:
+def test_the_cpu_keeps_to_a_budget_too(bare_bundle: Path) -> None:
+    sizes = weights(bare_bundle)
+    with Pipeline.load(bare_bundle, vram_budget=max(sizes.values()) + 1000) as pipe:
         result = pipe.generate("a red star", steps=3)
         assert [n for n, e in pipe.memory().engines.items() if e.open] == ["vae_decoder"]
-    with Pipeline.load(mini_bundle) as other:
+    with Pipeline.load(bare_bundle) as other:
         equal(result, other.generate("a red star", steps=3))

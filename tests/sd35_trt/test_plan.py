@@ -269,6 +269,26 @@ def test_the_largest_activation_of_the_decoder_is_accounted_for() -> None:
     assert 4 * 256 * 512 * 512 * 2 < sizes.with_cudnn < 5 * 256 * 512 * 512 * 2
 
 
+# Of SD3.5 Medium in half at 1024×1024, read off an H200 with ONNX Runtime 1.31: when a session was
+# opened, and by how much its first run enlarged the arena; GB.
+ON_A_GPU = {
+    "clip_g": (1.68, 0.00),
+    "t5": (9.59, 0.14),
+    "conditioner": (1.69, 0.10),
+    "denoiser": (3.37, 0.54),
+    "vae_encoder": (0.16, 2.73),
+    "vae_decoder": (0.20, 6.24),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_onnxruntime_takes_on_a_gpu_what_is_estimated(name: str) -> None:
+    opened, grown = ON_A_GPU[name]
+    sizes = measured(Structure("medium"), "half", name, (1024, 1024))
+    assert sizes.allocated / 1e9 == pytest.approx(opened, abs=0.01)
+    assert sizes.in_arena / 1e9 == pytest.approx(grown, rel=0.02, abs=0.15)
+
+
 def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -> None:
     asked = []
     monkeypatch.setattr(module, "measure", lambda *a: asked.append(a) or large.components)
