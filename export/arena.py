@@ -27,8 +27,9 @@ _HANDLES = 64 << 20
 
 @dataclass(eq=False)
 class Chunk:
-    """A part of a region, in the order of addresses."""
+    """A part of a region, and its neighbours there."""
 
+    address: int
     size: int
     used: bool = False
     before: Chunk | None = None
@@ -49,17 +50,20 @@ class Arena:
     def allocate(self, count: int) -> Chunk:
         """Room for ``count`` bytes: the smallest free chunk, or a new region."""
         size = _round_up(max(count, 1), _ALIGNMENT)
-        chunk = min((c for c in self._free if c.size >= size), key=lambda c: c.size, default=None)
+        fitting = (chunk for chunk in self._free if chunk.size >= size)
+        chunk = min(fitting, key=lambda c: (c.size, c.address), default=None)
         if chunk is None:
+            chunk = Chunk(self.total, size, used=True)
             self.total += size
-            return Chunk(size, used=True)
+            return chunk
         self._free.remove(chunk)
         chunk.used = True
         rest = chunk.size - size
         if rest >= size or rest >= _SPLIT:
             chunk.size = size
-            self._link(Chunk(rest, before=chunk, after=chunk.after))
-            self._free.add(chunk.after)  # type: ignore[arg-type]
+            other = Chunk(chunk.address + size, rest, before=chunk, after=chunk.after)
+            self._link(other)
+            self._free.add(other)
         return chunk
 
     def free(self, chunk: Chunk) -> None:
@@ -71,7 +75,7 @@ class Arena:
             self._free.remove(other)
             other.size += chunk.size
             first, second = (other, chunk) if other is chunk.before else (chunk, other)
-            other.before, other.after = first.before, second.after
+            other.address, other.before, other.after = first.address, first.before, second.after
             self._link(other)
             chunk = other
         self._free.add(chunk)

@@ -159,7 +159,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             if not builder.reports_memory:
                 largest = {dim: bound[2] for dim, bound in engine.bounds.items()}
                 estimate = estimated_memory(
-                    name, chosen, checkpoint, policy, clip_tokens, guided, largest, cache, progress
+                    name, chosen, checkpoint, policy, clip_tokens, guided, largest, cache
                 )
                 engine = replace(engine, **asdict(estimate))
             engines.append(engine)

@@ -127,7 +127,6 @@ def estimated_memory(
     guided: bool,
     dims: Mapping[str, int],
     cache: StageCache,
-    progress: Progress = lambda *_: None,
 ) -> Estimate:
     """Memory of a component whose builder does not say.
 
@@ -145,7 +144,6 @@ def estimated_memory(
         from .export.component import ExportOptions
         from .export.sizes import component_sizes
 
-        report(0.0, "counting")
         options = ExportOptions(clip_tokens, guided)
         sizes = component_sizes(name, source, policy, options, dims)
         found = Estimate(sizes.with_cudnn)
@@ -164,7 +162,7 @@ def estimated_memory(
         "dims": dict(dims),
         "builder": builder,
     }
-    folder = run_stage(cache, Stage(f"{name}-activations", inputs, run), progress)
+    folder = run_stage(cache, Stage(f"{name}-activations", inputs, run), lambda *_: None)
     return Estimate(**json.loads((folder / _FILE).read_text("utf-8")))
 
 
