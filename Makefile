@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGE := .[build,onnxruntime,rtx,test]
 TYPES := $(VENV)/types/sd35_trt
 STAGES := calibration export engines runtime mini quality
 
@@ -31,12 +32,13 @@ lint: $(STAMP)
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
 
-# torch first: its version decides what the rest resolves to.
+# torch first: its version decides what the rest resolves to. uv takes seconds where pip takes
+# minutes, but does not know pip's settings, which it may not do without.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q "torch>=2.9,<2.14"
-	$(BIN)/pip install -q -e ".[build,onnxruntime,rtx,test]"
+	$(BIN)/pip install -q "torch>=2.9,<2.14" uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install -q -e "$(PACKAGE)" || $(BIN)/pip install -q -e "$(PACKAGE)"
 	@touch $@
 
 calibration: $(STAMP)
