@@ -48,11 +48,14 @@ def session_options(threads: int | None = None, fp8: bool = False) -> ort.Sessio
 
 
 def _run_options(device: Device, name: str) -> ort.RunOptions:
-    """How a component runs: what a run has worked with is kept for the next, or given back."""
+    """How a component runs: on a GPU, what it has worked with may be given back after a run.
+
+    On the CPU it is kept: the allocations of each run would scatter over the heap, which grows.
+    """
     options = ort.RunOptions()
-    if not keeps_activations("onnxruntime", name):
-        arena = "cpu:0" if device.kind == "cpu" else f"gpu:{device.index}"
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+    if device.kind != "cpu" and not keeps_activations("onnxruntime", name):
+        entry = "memory.enable_memory_arena_shrinkage"
+        options.add_run_config_entry(entry, f"gpu:{device.index}")
     return options
 
 

@@ -103,8 +103,8 @@ def context_bytes(builder: str) -> int:
 def keeps_activations(builder: str, name: str) -> bool:
     """Whether an engine's working memory stays its own when it has run.
 
-    A recorded graph of PyTorch has its own; ONNX Runtime gives back that of engines that run once
-    per picture.
+    A recorded graph of PyTorch has its own; on a GPU, ONNX Runtime gives back that of engines that
+    run once per picture.
     """
     if builder == "onnxruntime":
         return name == "denoiser"
