@@ -355,3 +355,22 @@ def test_a_bundle_says_where_it_runs(half_bundle: Path, ada_bundle: Path) -> Non
     check_engines(plan)
     (component, *_) = plan.manifest.components
     assert not can_stream(plan, component)
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "shrinks"),
+    [("cuda", "vae_decoder", True), ("cuda", "denoiser", False), ("cpu", "vae_decoder", False)],
+)
+def test_onnxruntime_gives_memory_back_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, name: str, shrinks: bool
+) -> None:
+    install_fake(monkeypatch)
+    opened = open_device(device)
+    options = onnxruntime_session._run_options(opened, name)
+    key = "memory.enable_memory_arena_shrinkage"
+    if shrinks:
+        assert options.get_run_config_entry(key) == "gpu:0"
+    else:
+        with pytest.raises(RuntimeError, match="does not have"):
+            options.get_run_config_entry(key)
+    opened.close()
