@@ -33,7 +33,7 @@ lint: $(STAMP)
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
 
 # torch first: its version decides what the rest resolves to. uv takes seconds where pip takes
-# minutes, but does not know pip's settings, which it may not do without.
+# minutes, but does not read pip's settings; where it fails for that, pip takes over.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip

@@ -175,7 +175,8 @@ class EngineSet:
         stays = [name for name in self._components if self._stays(name)]
         if "denoiser" in stays:
             self.load_ahead("denoiser", "denoiser")
-        for name in stays:
+        # Waited for last, or what is behind it would be opened after it.
+        for name in sorted(stays, key=lambda name: name == "denoiser"):
             self.use(name)
 
     def keeps(self, *names: str) -> bool:
