@@ -178,16 +178,16 @@ def test_the_transformer_errs_no_more_than_modelopts(case: Case) -> None:
             for kind in ("input", "weight")
         ]
         mtq.quantize(model, {"quant_cfg": config, "algorithm": "max"}, lambda m: m(**calibrating))
-        theirs = [
-            relative_error(model(**a).sample.numpy(), truth)
-            for a, truth in zip(arguments, exact, strict=True)
-        ]
-    ours = [
-        relative_error(velocity(case.root, a), truth)
-        for a, truth in zip(arguments, exact, strict=True)
-    ]
-    # Of the same scales: only the order of sums differs.
-    assert 1e-3 < np.mean(ours) <= np.mean(theirs) * 1.0002
+        theirs = [model(**a).sample.numpy() for a in arguments]
+    ours = [velocity(case.root, a) for a in arguments]
+
+    def mean(values: list[np.ndarray], references: list[np.ndarray]) -> float:
+        return float(np.mean([*map(relative_error, values, references)]))
+
+    # Of the same scales: only the order of sums differs. Over 48 seeds with one and two threads
+    # the two lie at most 2.5e-4 apart, and mean errors of eight seeds differ by 2e-4 of themselves.
+    assert max(map(relative_error, ours, theirs)) <= 1e-3
+    assert 1e-3 < mean(ours, exact) <= mean(theirs, exact) * 1.002
 
 
 @pytest.mark.parametrize("amax", [1e-6, 0.01, 3.0, 1e4])
