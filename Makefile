@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGE := .[build,onnxruntime,rtx,test]
 TYPES := $(VENV)/types/sd35_trt
-STAGES := calibration export engines runtime mini quality
+ROOMS := checkpoints programs calibration export engines runtime quality mini
 
 .PHONY: demo test lint calibration clean
 
@@ -27,8 +27,8 @@ test: $(STAMP) lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(TYPES)
-	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(STAGES)) $(TYPES)/
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TYPES)/
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
 

@@ -58,7 +58,8 @@ from sd35_trt.policy import load_policy
 root, out = map(Path, sys.argv[1:])
 layers, _ = fp8_layers(Checkpoint(root), COMPONENTS, load_policy("fp8"))
 files = {str(p.relative_to(root)): sha256_file(p) for p in root.glob("*/*") if p.is_file()}
-Calibration(dict.fromkeys(layers, 8.0), {}, {}, {"variant": "random", "files": files}).save(out)
+calibration = Calibration(dict.fromkeys(layers, 8.0), {}, {}, {"variant": "random", "files": files})
+write_directory(out, "calibration.json", calibration.files())
 """
 
 # Latents of 512 to 1536 pixels, text of 154 to 589 tokens, guidance: as our denoiser's ranges.
@@ -174,7 +175,7 @@ def build_model(name: str, blocks: int | None, work: Path) -> dict[str, Any]:
     """Write a random checkpoint, build it for Ada, and build it again with nothing changed."""
     from random_checkpoint import write_checkpoint
 
-    from sd35_trt.bundle import Bundle
+    from sd35_trt.formats.bundle import Bundle
 
     sizes = write_checkpoint(work / "model", name, blocks)
     run(_CALIBRATION, work / "model", work / "calibration")
@@ -201,16 +202,15 @@ def build_model(name: str, blocks: int | None, work: Path) -> dict[str, Any]:
 
 def predict(name: str, work: Path) -> dict[str, int]:
     """What ``plan --exact`` expects of the engines that :func:`build_model` builds."""
-    from sd35_trt.bundle import Ranges
-    from sd35_trt.cache import StageCache
+    from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.components import COMPONENTS
-    from sd35_trt.dimensions import dimension_bounds
+    from sd35_trt.dimensions import Ranges, dimension_bounds
     from sd35_trt.export.component import ExportOptions
-    from sd35_trt.export.structure import Structure
-    from sd35_trt.policy import load_policy
+    from sd35_trt.planning.working_memory import compiled_activations
+    from sd35_trt.policies import load_policy
+    from sd35_trt.store.cache import StageCache
     from sd35_trt.targets import find_target
     from sd35_trt.variants import VARIANTS
-    from sd35_trt.working_memory import compiled_activations
 
     variant = next(v for v in VARIANTS if v.name == name)
     tokens = 32  # both tokenizers are mini's
@@ -270,8 +270,8 @@ def flip_bits(bundle: Path, count: int, seed: int = 0) -> dict[str, Any]:
 
     Every file is as likely to be hit as any other.
     """
-    from sd35_trt.bundle import Bundle
     from sd35_trt.errors import Sd35Error
+    from sd35_trt.formats.bundle import Bundle
     from sd35_trt.runtime import Pipeline
 
     generator = random.Random(seed)

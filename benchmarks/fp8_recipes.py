@@ -29,7 +29,7 @@ from sd35_trt.calibration.quantizers import (
     insert_quantizers,
     quiet,
 )
-from sd35_trt.policy import load_policy
+from sd35_trt.policies import load_policy
 
 Inputs = Sequence[Mapping[str, Any]]
 
@@ -86,7 +86,7 @@ def random_inputs(model: Any, count: int, seed: int, tokens: int = 77) -> Inputs
 
 def mini_inputs(prompts: int = 8) -> tuple[nn.Module, Inputs, Inputs]:
     """The packaged transformer, and what it is given while it draws; prompts by turns for both."""
-    from sd35_trt.calibrate import CalibrateOptions, prepare
+    from sd35_trt.calibration.calibrate import CalibrateOptions, prepare
     from sd35_trt.calibration.run import draw, encode, load
 
     settings, _ = prepare(CalibrateOptions(limit=prompts, batch=1))

@@ -21,7 +21,7 @@ import numpy as np
 from sd35_trt.calibration.prompts import read_prompts
 from sd35_trt.mini import calibration_prompts_path
 from sd35_trt.runtime import Pipeline, Step
-from sd35_trt.runtime.guard import Band
+from sd35_trt.runtime.latent_guard import Band
 
 RESULTS = Path(__file__).parent / "results" / "guard_margin.json"
 

@@ -24,7 +24,7 @@ import click
 import numpy as np
 
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.cuda_device import _CudaFetch, _CudaGraph
+from sd35_trt.runtime.devices.cuda import _CudaFetch, _CudaGraph
 
 # A replay has more kernels than this; what else is queued has one each.
 _KERNELS = 8

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.mini.evaluate import Score, heldout, score
+from sd35_trt.mini.scoring import Score, heldout, score
 from sd35_trt.quality.scenes import paired_difference, share
 from sd35_trt.runtime import Pipeline
 

@@ -31,9 +31,9 @@ import click
 import history
 from history import Entry, Finding
 
+from sd35_trt.bench.meters import describe_host
 from sd35_trt.cli import main as sd35_trt
 from sd35_trt.errors import Sd35Error, UsageError
-from sd35_trt.meters import describe_host
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from sd35_trt.checkpoints.structure import PUBLISHED, Structure
 from sd35_trt.export.component import fake_tensors
 from sd35_trt.export.modules import build_clip, build_t5, build_transformer, build_vae
-from sd35_trt.export.structure import PUBLISHED, Structure
 from sd35_trt.mini import checkpoint_path
 
 #: SD3.5 Large's transformer/config.json; depth is ``num_layers``.
@@ -130,7 +130,7 @@ def write_checkpoint(root: Path, name: str, blocks: int | None = None) -> dict[s
 
     Args:
         root: the model directory.
-        name: as :class:`~sd35_trt.export.structure.Structure` takes it.
+        name: as :class:`~sd35_trt.checkpoints.structure.Structure` takes it.
         blocks: of the transformer, and at most as many of T5; None writes all.
 
     Returns:

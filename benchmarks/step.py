@@ -35,9 +35,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.structure import published_config
 from sd35_trt.engines.builder import MODEL_FILE, ExportedComponent
 from sd35_trt.errors import Sd35Error
-from sd35_trt.export.checkpoint import Weights
 from sd35_trt.export.component import (
     MODULES,
     ExportOptions,
@@ -47,14 +48,13 @@ from sd35_trt.export.component import (
     fake_tensors,
 )
 from sd35_trt.export.fused_block import fuse_blocks
-from sd35_trt.export.program import parameter_value
+from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
-from sd35_trt.export.structure import published_config
 from sd35_trt.export.torch_layers import use_torch_layers
-from sd35_trt.policy import Policy, Rule, load_policy
-from sd35_trt.program import Program
-from sd35_trt.runtime.device import CpuDevice, Device, open_device
-from sd35_trt.torch_program import ATTENTION, MODES, TorchProgram
+from sd35_trt.formats.program import Program
+from sd35_trt.policies import Policy, Rule, load_policy
+from sd35_trt.programs.torch_program import ATTENTION, MODES, TorchProgram
+from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
 
 _SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -262,7 +262,7 @@ class _Recorder:
         self.device: Device = CpuDevice() if device == "cpu" else open_device(device)
         self._queue: Any = None
         if device != "cpu":
-            from sd35_trt.runtime.inductor_session import TorchQueue
+            from sd35_trt.runtime.sessions.inductor import TorchQueue
 
             self._queue = TorchQueue(self.device)
 
@@ -395,7 +395,7 @@ def _programs(model: _Model, step: _Step, attempt: Attempt, device: str) -> Comp
 def _onnxruntime(
     model: _Model, step: _Step, attempt: Attempt, device: Device, folder: Path
 ) -> Compute:
-    from sd35_trt.runtime.onnxruntime_session import OnnxRuntimeSession, session_options
+    from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, session_options
 
     def session(name: str) -> tuple[ExportedComponent, OnnxRuntimeSession]:
         out = folder / name
@@ -433,7 +433,7 @@ def _onnxruntime(
         buffer = outputs["next_latents"]
         if device.kind == "cpu":
             return torch.from_numpy(np.asarray(buffer))
-        from sd35_trt.runtime.inductor_session import _CudaArray
+        from sd35_trt.runtime.sessions.inductor import _CudaArray
 
         return torch.as_tensor(
             _CudaArray(device.pointer(buffer), buffer), device=step.latents.device

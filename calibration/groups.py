@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sd35_trt.policy import Policy, Rule
+from sd35_trt.policies import Policy, Rule
 
 #: Kind of linear → globs; ``#`` stands for the number of a block.
 KINDS = {
@@ -163,7 +163,7 @@ def make_policy(
 
 
 def policy_toml(policy: Policy) -> str:
-    """A policy as a file that :func:`~sd35_trt.policy.load_policy` reads."""
+    """A policy as a file that :func:`~sd35_trt.policies.load_policy` reads."""
     # A JSON string is a TOML basic string.
     lines = [f"{key} = {json.dumps(getattr(policy, key))}" for key in ("name", "description")]
     for rule in policy.rules:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sd35_trt.errors import Sd35Error
-from sd35_trt.policy import Policy
+from sd35_trt.policies import Policy
 
 from .ranges import owner
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sd35_trt.calibration_file import Calibration
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
-from sd35_trt.policy import Policy
+from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.policies import Policy
+from sd35_trt.store.staging import write_directory
 
+from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
-from .pipeline import Source, assemble
 from .quantizers import InputCalibrator, needs_quantizers, quiet, restored_functions
 from .ranges import RangeRecorder, not_finite
 from .state import State, kept_state
@@ -296,7 +297,7 @@ def calibrate(
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
         calibration = Calibration(**state.amax, provenance={**provenance, "latents": state.latents})
-        calibration.save(out)
+        write_directory(out, DESCRIPTION, calibration.files())
     return calibration
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from sd35_trt.errors import UsageError
-from sd35_trt.policy import Policy
-from sd35_trt.staging import staging
+from sd35_trt.policies import Policy
+from sd35_trt.store.staging import staging
 
 from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
 from .quantizers import fp8_linears, insert_quantizers

@@ -31,7 +31,7 @@ class State:
 
     Attributes:
         done: stage → number of its batches that are finished.
-        amax: field of :class:`~sd35_trt.calibration_file.Calibration` → its values so far.
+        amax: field of :class:`~sd35_trt.formats.calibration.Calibration` → its values so far.
         latents: the band of the latents so far, as
             :class:`~sd35_trt.calibration.latents.LatentBand` has it; empty at first.
     """

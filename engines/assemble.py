@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.bundle import (
+from sd35_trt.formats.bundle import (
     CALIBRATION,
     MANIFEST,
     Component,
@@ -19,9 +19,9 @@ from sd35_trt.bundle import (
     Tokenizer,
     describe_file,
 )
-from sd35_trt.calibration_file import Calibration
-from sd35_trt.stages import stage_files
-from sd35_trt.staging import staging
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.store.stages import stage_files
+from sd35_trt.store.staging import staging
 
 from .builder import Builder, Engine
 

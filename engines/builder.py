@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sd35_trt.bundle import Port
 from sd35_trt.dimensions import Bounds
-from sd35_trt.stages import Stage
+from sd35_trt.formats.bundle import Port
+from sd35_trt.store.stages import Stage
 
 #: What the exporter calls its files.
 MODEL_FILE = "model.onnx"
@@ -77,7 +77,7 @@ class Engine:
         folder: of the stage that compiled it; where there is none, the component's own.
         bounds: of the dynamic dimensions of its inputs.
         activation_bytes: working memory at the largest shapes, where its builder does not say.
-        allocated_bytes: see :class:`sd35_trt.bundle.Component`.
+        allocated_bytes: see :class:`sd35_trt.formats.bundle.Component`.
     """
 
     component: ExportedComponent
@@ -142,10 +142,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 # Builder → module with ``create(name, capabilities, options)``.
 _MODULES = {
-    "onnxruntime": "sd35_trt.engines.onnxruntime_builder",
-    "tensorrt-rtx": "sd35_trt.engines.tensorrt_builder",
-    "tensorrt": "sd35_trt.engines.tensorrt_builder",
-    "inductor": "sd35_trt.engines.inductor_builder",
+    "onnxruntime": "sd35_trt.engines.onnxruntime",
+    "tensorrt-rtx": "sd35_trt.engines.tensorrt",
+    "tensorrt": "sd35_trt.engines.tensorrt",
+    "inductor": "sd35_trt.engines.inductor",
 }
 
 

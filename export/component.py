@@ -17,20 +17,20 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sd35_trt.calibration_file import ATTENTION_OPERANDS
+from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.policy import Policy
+from sd35_trt.formats.calibration import ATTENTION_OPERANDS
+from sd35_trt.policies import Policy
 
-from .checkpoint import Weights
 from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
 from .graphs import KeptGraphs
-from .guard import guard
 from .layers import Linear, replace_layers
 from .modules import (
-    ComponentModule,
     Conditioner,
     T5Encoder,
     TextEncoder,
@@ -41,13 +41,12 @@ from .modules import (
     build_transformer,
     build_vae,
 )
-from .program import write_program
+from .ports import ComponentModule
+from .program_writer import write_program
 from .quantized import WEIGHT_ONLY
+from .range_guard import guard
 from .scales import Scales
-from .single_file import AnyCheckpoint
-from .structure import Structure
 from .torch_layers import use_torch_layers
-from .trace import declared_ports
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
@@ -282,7 +281,7 @@ def export_component(
             program = graphs.program(name, module) if graphs else module.program()
         else:
             model = graphs.model(name, module) if graphs else module.trace()
-        ports = declared_ports(module)
+        ports = module.declared_ports()
     progress(0.5, "writing weights")
 
     def written(fraction: float) -> None:

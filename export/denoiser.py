@@ -18,25 +18,21 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.program import Call, Graph, Program, View
+from sd35_trt.formats.program import Call, Graph, Program, View
 
-from .guard import carries_fp32
 from .layers import ModulationRows, PlainLayerNorm, cast
-from .modules import (
-    ComponentModule,
-    Ports,
-    modulated_norms,
-    modulation_dtype,
-    modulation_rows,
-)
-from .program import traced_graph
-from .trace import declared_ports, empty_model, trace
+from .modules import modulated_norms, modulation_dtype, modulation_rows
+from .ports import ComponentModule, Ports
+from .program_writer import traced_graph
+from .range_guard import carries_fp32
+from .trace import empty_model, trace
+from .whole import WholeModule
 
 # Attributes of a layer that change its graph.
 _FLAGS = ("wide", "follows", "output_dtype")
 
 
-class _Head(ComponentModule):
+class _Head(WholeModule):
     """Latents → image tokens on their grid."""
 
     def __init__(self, transformer: Any, dtype: torch.dtype, latents: Any) -> None:
@@ -56,7 +52,7 @@ class _Head(ComponentModule):
         return ((image.permute(0, 2, 3, 1) + cast(positions, image.dtype)),)
 
 
-class _Block(ComponentModule):
+class _Block(WholeModule):
     """One of diffusers' JointTransformerBlock, its adaptive norms fed from the modulation.
 
     Args:
@@ -121,7 +117,7 @@ def _narrow_norms(module: nn.Module, dtypes: Iterable[torch.dtype], dtype: torch
                 norm.output_dtype = dtype
 
 
-class _Tail(ComponentModule):
+class _Tail(WholeModule):
     """Image tokens → velocity, guidance, and the sampler's update."""
 
     def __init__(
@@ -252,14 +248,14 @@ class Denoiser(ComponentModule):
             "modulation": link.rows(modulation, first, self.tail.rows),
         }
         outputs = link.segment(trace(self.tail).graph, inputs, "tail", "part.")
-        for value, port in zip(outputs, declared_ports(self)[-len(outputs) :], strict=True):
+        for value, port in zip(outputs, self.declared_ports()[-len(outputs) :], strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)
             model.graph.outputs.append(value)
         return model
 
     def program(self) -> Program:
-        """See :class:`sd35_trt.export.modules.ComponentModule`."""
+        """See :class:`sd35_trt.export.ports.ComponentModule`."""
         graphs: dict[str, Graph] = {}
         steps: list[Call | View] = []
         names: dict[tuple[object, ...], str] = {}
@@ -300,7 +296,7 @@ def _by_tokens(image: torch.Tensor) -> torch.Tensor:
     return image.clone(memory_format=torch.contiguous_format)
 
 
-class _PlainHead(ComponentModule):
+class _PlainHead(WholeModule):
     """What the blocks read that is not given: image tokens on their grid."""
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -314,7 +310,7 @@ class _PlainHead(ComponentModule):
         return (_by_tokens(image),)
 
 
-class _GuidedHead(ComponentModule):
+class _GuidedHead(WholeModule):
     """What all blocks read, of both branches: image tokens on their grid, text, modulation."""
 
     def __init__(self, denoiser: Denoiser) -> None:

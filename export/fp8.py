@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.calibration_file import ATTENTION_OPERANDS, E4M3_MAX
+from sd35_trt.formats.calibration import ATTENTION_OPERANDS, E4M3_MAX
 
 from .layers import Layer, Linear, Sources, cast
 

@@ -1,4 +1,4 @@
-"""Blocks of the MMDiT on the operators of :mod:`sd35_trt.fused`, for programs."""
+"""Blocks of the MMDiT on the operators of :mod:`sd35_trt.programs.fused`, for programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt import fused
+from sd35_trt.programs import fused
 
-from .guard import carries_fp32
 from .layers import Layer, Linear, RMSNorm
+from .range_guard import carries_fp32
 from .torch_layers import JoinedLinear, ScaledLinear
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import onnx_ir as ir
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from sd35_trt.cache import StageCache
-from sd35_trt.program import PROGRAM_FILE, Program, read_program
-from sd35_trt.stages import Stage, run_stage
+from sd35_trt.formats.program import PROGRAM_FILE, Program, read_program
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import Stage, run_stage
 
-from .modules import ComponentModule
+from .ports import ComponentModule
 
 _MODEL = "graph.onnx"
+
+# What decides about a graph.
+_CODE = ("sd35_trt.export.component", "sd35_trt.export.weightless")
 
 # Of a configuration, who saved it, and how: of no effect on what is built from it.
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
@@ -30,7 +33,7 @@ class KeptGraphs:
     Attributes:
         cache: where the graphs are.
         config: of the part.
-        inputs: what else a graph depends on besides the modules' own structure: the exporter,
+        inputs: what else a graph depends on besides code and the modules' own structure:
             versions, policy, options and scales, as in the component's stage.
     """
 
@@ -64,7 +67,7 @@ class KeptGraphs:
         }
         own = {"component": name, "config": config, "structure": _structure(module)}
         inputs = {**self.inputs, **own}
-        stage = Stage(f"{name}-graph", inputs, lambda out, progress: run(out))
+        stage = Stage(f"{name}-graph", inputs, _CODE, lambda out, progress: run(out))
         return run_stage(self.cache, stage, lambda *_: None)
 
 

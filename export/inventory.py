@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
-from sd35_trt.policy import Policy
+from sd35_trt.policies import Policy
 
 from .component import (
     apply_policy,
@@ -18,7 +19,6 @@ from .component import (
     stored_bytes,
 )
 from .layers import Linear
-from .single_file import AnyCheckpoint
 
 
 @dataclass(frozen=True)

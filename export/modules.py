@@ -6,44 +6,18 @@ a dynamic dimension. Latent height and width are even, in latent pixels.
 
 from __future__ import annotations
 
-import abc
 from functools import partial
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
+from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.components import LATENT_SCALE
-from sd35_trt.program import Program
 
-from .checkpoint import Weights
-from .guard import carries_fp32
 from .layers import PositionTable, SeparablePositionTable, cast, is_separable
-
-Shape = tuple["int | str", ...]
-Ports = dict[str, tuple[torch.dtype, Shape]]
-
-
-class ComponentModule(nn.Module, abc.ABC):
-    """A module with named, typed ports; ``part`` is the checkpoint's module it is made from."""
-
-    inputs: Ports
-    outputs: Ports
-    part: nn.Module
-
-    def trace(self) -> ir.Model:
-        """See :func:`sd35_trt.export.trace.trace`."""
-        from .trace import trace
-
-        return trace(self)
-
-    def program(self) -> Program:
-        """The module as a program of PyTorch operators; see :mod:`sd35_trt.export.program`."""
-        from .program import single_graph
-
-        return single_graph(self)
-
+from .range_guard import carries_fp32
+from .whole import WholeModule
 
 # Parts: the checkpoint's modules, built from their configuration on fake tensors. Where there are
 # weights, their names and shapes are checked.
@@ -105,7 +79,7 @@ def _checked(model: nn.Module, weights: Weights | None, skip: tuple[str, ...] = 
 # Components.
 
 
-class TextEncoder(ComponentModule):
+class TextEncoder(WholeModule):
     """CLIP: the penultimate hidden state, and the projected state at the end token."""
 
     def __init__(self, model: nn.Module, tokens: int) -> None:
@@ -135,7 +109,7 @@ class TextEncoder(ComponentModule):
 _SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"))
 
 
-class T5Encoder(ComponentModule):
+class T5Encoder(WholeModule):
     """The T5 encoder, without an attention mask: SD3 attends to the padding too.
 
     TensorRT makes one product of several that read the same tensor, and copies their weights for
@@ -201,7 +175,7 @@ def modulation_dtype(transformer: Any) -> torch.dtype:
     return torch.float32 if wide else transformer.context_embedder.dtype
 
 
-class Conditioner(ComponentModule):
+class Conditioner(WholeModule):
     """Everything in the MMDiT that depends on the prompt and the timestep alone.
 
     The modulation of all steps comes out at once: SD3's adaLN linears see only the timestep
@@ -245,7 +219,7 @@ class Conditioner(ComponentModule):
         return cast(context, self.context_dtype), modulations
 
 
-class VaeDecoder(ComponentModule):
+class VaeDecoder(WholeModule):
     """Latents → an RGB image, rounded to bytes as diffusers' image processor does."""
 
     def __init__(self, vae: Any) -> None:
@@ -267,7 +241,7 @@ class VaeDecoder(ComponentModule):
         return ((image * 255).round().to(torch.uint8),)
 
 
-class VaeEncoder(ComponentModule):
+class VaeEncoder(WholeModule):
     """An RGB image → the mean of its latent distribution, scaled as the MMDiT expects."""
 
     def __init__(self, vae: Any) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd35_trt.calibration_file import Calibration
 from sd35_trt.components import COMPONENTS
+from sd35_trt.formats.calibration import Calibration
 
 #: The largest finite FP16.
 HALF_MAX = 65504.0

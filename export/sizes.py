@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
-from sd35_trt.policy import Policy
+from sd35_trt.policies import Policy
 
 from .arena import Arena, Chunk, allocated_bytes
 from .component import (
@@ -32,9 +34,7 @@ from .component import (
     stored_bytes,
 )
 from .denoiser import Denoiser
-from .modules import Ports
-from .single_file import AnyCheckpoint
-from .structure import Structure
+from .ports import Ports
 
 
 @dataclass(frozen=True)

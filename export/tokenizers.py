@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
-
-from .single_file import AnyCheckpoint
 
 DESCRIPTION_FILE = "tokenizers.json"
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sd35_trt.errors import UsageError
-from sd35_trt.fused import E4M3, quantize, scaled_product
+from sd35_trt.programs.fused import E4M3, quantize, scaled_product
 
 from .fp8 import IMAGE_PROJECTIONS, TEXT_PROJECTIONS, AttentionProcessor, Fp8Linear, fp8_attention
 from .layers import Layer, Sources, cast

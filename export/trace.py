@@ -12,10 +12,9 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 
-from sd35_trt.bundle import Port
 from sd35_trt.components import LATENT_SCALE
 
-from .modules import ComponentModule
+from .ports import ComponentModule
 
 #: LayerNormalization, RMSNormalization, Attention and Gelu are single operators from here on.
 OPSET = 23
@@ -163,18 +162,12 @@ def _strip(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def declared_ports(module: ComponentModule) -> list[Port]:
-    """The module's inputs and outputs."""
-    declared = [*module.inputs.items(), *module.outputs.items()]
-    return [Port(name, str(t).removeprefix("torch."), shape) for name, (t, shape) in declared]
-
-
 def _name_ports(model: ir.Model, module: ComponentModule) -> None:
     graph = model.graph
     assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
     assert len(graph.outputs) == len(module.outputs)
     values = [*graph.inputs[: len(module.inputs)], *graph.outputs]
-    for value, port in zip(values, declared_ports(module), strict=True):
+    for value, port in zip(values, module.declared_ports(), strict=True):
         traced = value.shape
         assert traced is not None
         for got, want in zip(traced, port.shape, strict=True):

@@ -18,8 +18,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
-from sd35_trt.policy import Policy
+from sd35_trt.policies import Policy
 
 from .component import (
     DESCRIPTION_FILE,
@@ -33,9 +35,6 @@ from .component import (
 )
 from .graphs import KeptGraphs
 from .modules import modulated_norms, modulation_rows
-from .single_file import AnyCheckpoint
-from .structure import Structure
-from .trace import declared_ports
 from .weights import onnx_type
 
 # Part → its list of blocks, and how many of them are kept: with fewer, TensorRT for RTX 1.7 shares
@@ -87,7 +86,7 @@ def export_weightless(
         rows -= _rows(part, folder)
         module = MODULES[name](part, options).eval()
         model = graphs.model(name, module) if graphs else module.trace()
-    ports = declared_ports(module)
+    ports = module.declared_ports()
     total = _write_weights(model, module, len(module.inputs), out)
     description = {
         "name": name,

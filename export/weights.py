@@ -10,10 +10,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.errors import CheckpointError
 
-from .checkpoint import Weights
-from .modules import ComponentModule
+from .ports import ComponentModule
 from .quantized import pack_int4
 
 # ONNX Runtime maps external data; pages and cache lines start on this boundary.

@@ -18,14 +18,14 @@ import scipy
 import skimage
 
 from sd35_trt import __version__
-from sd35_trt.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.mini.scenes import Example
-from sd35_trt.runtime.device import open_device
+from sd35_trt.runtime.devices.device import open_device
 from sd35_trt.runtime.request import make_request
-from sd35_trt.runtime.session import device_of
-from sd35_trt.staging import staging
+from sd35_trt.runtime.sessions.session import device_of
+from sd35_trt.store.staging import staging
 
 from .draw import Candidate, Plan, Reference, draw_candidate, draw_reference
 from .gate import Thresholds, checks
@@ -159,7 +159,7 @@ def _prompts(
         raise UsageError(f"--captions must be at least 1, not {options.captions}")
     mini = candidate.manifest.model["variant"] == "mini"
     if options.prompts is None and mini:
-        from sd35_trt.mini.evaluate import heldout
+        from sd35_trt.mini.scoring import heldout
 
         examples = heldout(options.captions or CAPTIONS)
         return [e.caption for e in examples], examples, "mini's held-out captions"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime import Pipeline, Step
-from sd35_trt.runtime.device import Buffer, Device
-from sd35_trt.runtime.session import Session, SessionOptions, open_session
+from sd35_trt.runtime.devices.device import Buffer, Device
+from sd35_trt.runtime.sessions.session import Session, SessionOptions, open_session
 
 from .linears import Feed
 from .metrics import relative_errors

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sd35_trt.report import format_bytes
+from sd35_trt.units import format_bytes
 
 from . import plots
 

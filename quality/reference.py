@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35_trt.bundle import CALIBRATION, Bundle
-from sd35_trt.cache import StageCache, default_cache_dir, working_directory
-from sd35_trt.calibration_file import Calibration
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import BundleError, UsageError
-from sd35_trt.hub import resolve_model
+from sd35_trt.formats.bundle import CALIBRATION, Bundle
+from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
+from sd35_trt.store.hub import resolve_model
+from sd35_trt.store.staging import write_directory
 
 #: Called with what is being done, how much of it is done, and its total.
 Count = Callable[[str, int, int], None]
@@ -74,7 +75,7 @@ def open_reference(
         if m.calibration is not None:
             # For the range guard: FP32 in the same places.
             calibration = folder / "calibration"
-            bundle_calibration(candidate).save(calibration)
+            write_directory(calibration, DESCRIPTION, bundle_calibration(candidate).files())
         options = BuildOptions(
             model=model or "mini",
             tokenizers=tokenizers,
@@ -124,7 +125,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
 
 def _single_files(file: Path) -> dict[str, Path]:
     """A single-file checkpoint's files by their names in a manifest."""
-    from sd35_trt.export.single_file import open_checkpoint
+    from sd35_trt.checkpoints.single_file import open_checkpoint
 
     checkpoint = open_checkpoint(file)
     parts = dict.fromkeys(row.part for row in COMPONENTS.values() if checkpoint.has(row.part))

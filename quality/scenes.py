@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sd35_trt.mini.evaluate import Score, score
 from sd35_trt.mini.scenes import Example
+from sd35_trt.mini.scoring import Score, score
 
 _LEVEL = 0.95
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .device import Buffer, Device, Fetch, Graph
+from .devices.device import Buffer, Device, Fetch, Graph
 from .job import Step
-from .session import Session
+from .sessions.session import Session
 from .timing import Clock
 
 # Host memory for copies of latents that nobody has looked at yet.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd35_trt.errors import Cancelled
 
-from .guard import Anomaly
+from .latent_guard import Anomaly
 from .request import Request
 from .timing import Clock, now_ns
 

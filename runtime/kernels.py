@@ -8,8 +8,8 @@ import logging
 import os
 from pathlib import Path
 
-from sd35_trt.bundle import Component
-from sd35_trt.cache import default_cache_dir
+from sd35_trt.formats.bundle import Component
+from sd35_trt.store.cache import default_cache_dir
 
 logger = logging.getLogger("sd35_trt")
 

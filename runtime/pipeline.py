@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
+from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.units import parse_bytes
 
 from .denoise import DenoiseLoop, Schedule
-from .device import Buffer, open_device
-from .guard import Band, Guard
+from .devices.device import Buffer, open_device
 from .job import Job, Result, Step
+from .latent_guard import Band, Guard
 from .noise import randn
 from .request import Request, join, make_request
 from .resident import EngineSet, MemoryReport, OpenSession
 from .schedule import SAMPLERS, make_sigmas
-from .session import device_of, open_session
+from .sessions.session import device_of, open_session
 from .text import PromptTokenizer
 from .timing import Clock, now_ns
 

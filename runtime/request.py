@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sd35_trt.bundle import Manifest
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.bundle import Manifest
 
 from .schedule import SAMPLERS
 

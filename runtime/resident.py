@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, OutOfMemory
+from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import (
     RESIDENT,
     STAGES,
@@ -23,8 +23,8 @@ from sd35_trt.residency import (
 )
 from sd35_trt.units import format_memory
 
-from .device import Device, DeviceMemory
-from .session import Session, SessionOptions, can_stream, working_bytes
+from .devices.device import Device, DeviceMemory
+from .sessions.session import Session, SessionOptions, can_stream, working_bytes
 
 logger = logging.getLogger("sd35_trt")
 

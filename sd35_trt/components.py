@@ -51,7 +51,7 @@ COMPONENTS = {
     )
 }
 
-#: What a component can be exported as: an ONNX graph, or a program (:mod:`sd35_trt.program`).
+#: What a component can be exported as: an ONNX graph, or a program of PyTorch operators.
 FORMS = ("onnx", "program")
 
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
@@ -59,3 +59,6 @@ LATENT_SCALE = 8
 
 #: Parts that a checkpoint may lack: SD3.5 draws without T5, its text features then being zero.
 OPTIONAL_PARTS = ("text_encoder_3",)
+
+#: Components that are compiled: the step. All else runs once per picture, operator by operator.
+COMPILED = ("denoiser",)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from .bundle import Ranges
 from .components import COMPONENTS, LATENT_SCALE
 
 #: Smallest, most usual and largest value of a dimension, as an optimization profile takes them.
@@ -13,6 +13,26 @@ Bounds = tuple[int, int, int]
 
 #: Steps that one run of the conditioner computes at most: its memory grows with them.
 MAX_STEPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What the engines accept: inclusive bounds; sizes in pixels, in steps of ``size_step``."""
+
+    batch: tuple[int, int]
+    size: tuple[int, int]
+    size_step: int
+    t5_tokens: tuple[int, int]
+
+    def include(self, other: Ranges) -> bool:
+        """Whether engines with these ranges accept all that engines with the other do."""
+        pairs = (
+            (self.batch, other.batch),
+            (self.size, other.size),
+            (self.t5_tokens, other.t5_tokens),
+        )
+        inside = all(low <= first and last <= high for (low, high), (first, last) in pairs)
+        return inside and other.size_step % self.size_step == 0
 
 
 def dimension_bounds(

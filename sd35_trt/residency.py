@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .program import COMPILED
+from .components import COMPILED
 
 #: Stages of a picture in their order → their components.
 STAGES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Sd35Error, UsageError
-from .policy import Policy, builtin_policies, load_policy
+from .policies import Policy, builtin_policies, load_policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,7 +52,7 @@ class Target:
         compute_capabilities: CUDA compute capabilities, ``"8.9"``; none for the CPU.
         builders: engine builders that can serve it → the compute capabilities that each compiles
             for, the preferred one first.
-        precisions: what a policy may ask for; see :data:`sd35_trt.policy.PRECISIONS`.
+        precisions: what a policy may ask for; see :data:`sd35_trt.policies.PRECISIONS`.
         policy: name of the policy used when the user names none.
         fp8: whether its tensor cores compute in FP8.
         fp4: whether its tensor cores compute in FP4.

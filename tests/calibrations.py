@@ -10,11 +10,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from transformers import T5EncoderModel
 
-from sd35_trt.build import tool_versions
-from sd35_trt.bundle import sha256_file
 from sd35_trt.calibration.ranges import RangeRecorder, owner
-from sd35_trt.calibration_file import Calibration
-from sd35_trt.policy import Policy, load_policy
+from sd35_trt.export.provenance import tool_versions
+from sd35_trt.formats.bundle import sha256_file
+from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.policies import Policy, load_policy
+from sd35_trt.store.staging import write_directory
 
 
 def load_transformer(checkpoint: Path) -> SD3Transformer2DModel:
@@ -45,6 +46,11 @@ def checkpoint_files(checkpoint: Path) -> dict[str, str]:
         for part in ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
         for path in (checkpoint / part).glob("*")
     }
+
+
+def save(calibration: Calibration, folder: Path) -> None:
+    """Write a calibration's directory."""
+    write_directory(folder, DESCRIPTION, calibration.files())
 
 
 def calibrate(checkpoint: Path, policy: Policy | str = "fp8") -> Calibration:

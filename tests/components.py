@@ -14,15 +14,15 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from sd35_trt.calibration_file import Calibration
+from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
-from sd35_trt.export.single_file import open_checkpoint
-from sd35_trt.policy import Policy, load_policy
-from sd35_trt.program import PROGRAM_FILE, TENSORS_FILE, read_program
-from sd35_trt.runtime.onnxruntime_session import session_options
-from sd35_trt.torch_program import TorchProgram, read_tensors
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, read_program
+from sd35_trt.policies import Policy, load_policy
+from sd35_trt.programs.torch_program import TorchProgram, read_tensors
+from sd35_trt.runtime.sessions.onnxruntime import session_options
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Path, Arrays], Arrays]

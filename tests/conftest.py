@@ -50,14 +50,14 @@ def mini_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from checkpoints import write_checkpoint
+    from random_checkpoints import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("large") / "large", "large")
 
 
 @pytest.fixture(scope="session")
 def medium_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from checkpoints import write_checkpoint
+    from random_checkpoints import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("medium") / "medium", "medium")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import Sd35Error
+from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.device import Device
-from sd35_trt.runtime.session import SessionOptions
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.sessions.session import SessionOptions
 
 #: Nothing that a test waits for takes longer, unless it never comes.
 PATIENCE = 20.0

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda, host_array
 
-from sd35_trt.bundle import Bundle, Component
+from sd35_trt.compat.tensorrt import FLAVOURS
 from sd35_trt.errors import Sd35Error
-from sd35_trt.runtime import cuda_device
-from sd35_trt.runtime.device import CpuDevice, Device
-from sd35_trt.runtime.onnxruntime_session import open_session as open_onnx
-from sd35_trt.runtime.session import SessionOptions
-from sd35_trt.tensorrt_library import FLAVOURS
+from sd35_trt.formats.bundle import Bundle, Component
+from sd35_trt.runtime.devices import cuda as cuda_device
+from sd35_trt.runtime.devices.device import CpuDevice, Device
+from sd35_trt.runtime.sessions.onnxruntime import open_session as open_onnx
+from sd35_trt.runtime.sessions.session import SessionOptions
 
 
 def install_fake(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> FakeCuda:
@@ -67,7 +67,7 @@ class QueuedSession:
 
 
 class FakeTensorRT(ModuleType):
-    """What :mod:`sd35_trt.runtime.tensorrt_session` calls of TensorRT.
+    """What :mod:`sd35_trt.runtime.sessions.tensorrt` calls of TensorRT.
 
     A plan stands for the ONNX component of ``twin`` with the same name. Each engine works in the
     memory that it is given, and overwrites all of it.

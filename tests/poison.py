@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sd35_trt.bundle import MANIFEST, Bundle, describe_file
+from sd35_trt.formats.bundle import MANIFEST, Bundle, describe_file
 
 
 def poisoned(source: Path, out: Path, weight: str, factor: float, name: str = "denoiser") -> Path:

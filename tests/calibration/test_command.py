@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import one_error_line
 
-from sd35_trt import calibrate
-from sd35_trt.calibration_file import Calibration
+from sd35_trt.calibration import calibrate
+from sd35_trt.formats.calibration import Calibration
 
 _QUICK = ("--steps", 1, "--limit", 1, "--size", "64x64")
 

@@ -10,7 +10,7 @@ import pytest
 from sd35_trt.calibration.prompts import digest, packaged_prompts, read_prompts
 from sd35_trt.errors import UsageError
 from sd35_trt.mini import calibration_prompts_path
-from sd35_trt.mini.evaluate import heldout
+from sd35_trt.mini.scoring import heldout
 
 PROMPTS = read_prompts(packaged_prompts())
 

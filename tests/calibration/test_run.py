@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import damaged
+from random_checkpoints import damaged
 
-from sd35_trt.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration import quantizers, ranges, run
+from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration.prompts import digest, read_prompts
-from sd35_trt.calibration_file import DESCRIPTION, TENSORS, Calibration
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
+from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration
 from sd35_trt.mini import calibration_path, calibration_prompts_path, checkpoint_path
-from sd35_trt.policy import load_policy
+from sd35_trt.policies import load_policy
 
 PROMPTS = ["a red kite", "three tabby cats", "no rain today", "left of it", "a small blue star"]
 
@@ -71,7 +71,7 @@ def kept(options: CalibrateOptions) -> Path:
 
 def fp8_layers(root: Path, policy: str) -> set[str]:
     """By the exporter's own reading of checkpoint and policy."""
-    from sd35_trt.export.checkpoint import Checkpoint
+    from sd35_trt.checkpoints.diffusers import Checkpoint
     from sd35_trt.export.component import build_part, component_layers, fake_tensors
     from sd35_trt.export.layers import Linear
 
@@ -183,7 +183,7 @@ def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
 
 
 def test_ranges_cover_every_layer_and_block(options: CalibrateOptions) -> None:
-    from sd35_trt.export.checkpoint import Checkpoint
+    from sd35_trt.checkpoints.diffusers import Checkpoint
     from sd35_trt.export.inventory import inventory
 
     made = calibrate(replace(options, steps=1, limit=2, guidance=1.0))
@@ -199,7 +199,7 @@ def test_ranges_cover_every_layer_and_block(options: CalibrateOptions) -> None:
 
 
 def test_provenance(options: CalibrateOptions) -> None:
-    from sd35_trt.bundle import sha256_file
+    from sd35_trt.formats.bundle import sha256_file
 
     calibrate(replace(options, steps=1, limit=2, command="sd35-trt calibrate …"))
     description = json.loads((options.out / DESCRIPTION).read_text("utf-8"))
@@ -357,7 +357,7 @@ def test_another_set_of_quantizers_is_refused() -> None:
 
 
 def test_without_t5(options: CalibrateOptions, tmp_path: Path) -> None:
-    from checkpoints import Layout, write_checkpoint
+    from random_checkpoints import Layout, write_checkpoint
 
     root = write_checkpoint(tmp_path / "model", "medium", Layout(torch.float16, t5=False))
     made = calibrate(replace(options, model=str(root), steps=1, limit=2))
@@ -413,7 +413,7 @@ def test_sizes_take_turns(options: CalibrateOptions) -> None:
 
 def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
     """After another checkpoint is packaged: make calibration."""
-    from sd35_trt.bundle import sha256_file
+    from sd35_trt.formats.bundle import sha256_file
 
     root, packaged = checkpoint_path(), Calibration.load(calibration_path())
     files = {file: sha256_file(root / file) for file in packaged.provenance["files"]}

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import damaged
+from random_checkpoints import damaged
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.calibrate import CalibrateOptions, analyse_sensitivity, calibrate
+from sd35_trt.calibration.calibrate import CalibrateOptions, analyse_sensitivity, calibrate
 from sd35_trt.calibration.groups import (
     Group,
     Linear,
@@ -22,10 +22,10 @@ from sd35_trt.calibration.groups import (
     policy_toml,
 )
 from sd35_trt.calibration.sensitivity import PLOT, POLICY, RESULT, Sensitivity
+from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.errors import Sd35Error, UsageError
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.inventory import inventory
-from sd35_trt.policy import Policy, load_policy
+from sd35_trt.policies import Policy, load_policy
 from sd35_trt.runtime import Pipeline
 
 #: Between the 3.8 MB of the random model's linears in FP8 and the 7.6 MB in half precision.

@@ -17,9 +17,9 @@ import pytest
 from conftest import UNFINISHED
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.bundle import MANIFEST, Bundle
 from sd35_trt.errors import BundleError, UsageError
-from sd35_trt.policy import load_policy
+from sd35_trt.formats.bundle import MANIFEST, Bundle
+from sd35_trt.policies import load_policy
 
 # Imports what a build imports, then forks one build for each line it is sent: "SECONDS" until
 # SIGKILL, or "-" to let it finish. Answers with the exit status and the seconds it took.

@@ -18,20 +18,21 @@ import torch
 from conftest import one_error_line, psnr, relative_error
 
 from sd35_trt import targets as targets_module
-from sd35_trt import torch_program
-from sd35_trt.bundle import Bundle
-from sd35_trt.cache import StageCache
-from sd35_trt.engines import inductor_builder
+from sd35_trt.engines import inductor as inductor_builder
 from sd35_trt.engines.builder import Engine, EngineOptions, ExportedComponent, load_builder
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
-from sd35_trt.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
-from sd35_trt.runtime import Pipeline, inductor_session
-from sd35_trt.runtime.device import CpuDevice
-from sd35_trt.runtime.inductor_session import InductorSession
-from sd35_trt.runtime.session import SessionOptions, can_stream
-from sd35_trt.stages import Stage, run_stage
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
+from sd35_trt.programs import torch_program
+from sd35_trt.programs.torch_program import StreamedProgram
+from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime.devices.device import CpuDevice
+from sd35_trt.runtime.sessions import inductor as inductor_session
+from sd35_trt.runtime.sessions.inductor import InductorSession
+from sd35_trt.runtime.sessions.session import SessionOptions, can_stream
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import Stage, run_stage
 from sd35_trt.targets import choose_builder, find_target
-from sd35_trt.torch_program import StreamedProgram
 
 PROMPT = {"seed": 7, "steps": 8}
 
@@ -165,7 +166,7 @@ def test_kernels_are_made_where_the_gpu_is(
         for name in (PROGRAM_FILE, TENSORS_FILE):
             shutil.copyfile(source / name, out / name)
 
-    folder = run_stage(cache, Stage("denoiser", {}, export), lambda *_: None)
+    folder = run_stage(cache, Stage("denoiser", {}, (), export), lambda *_: None)
     component = ExportedComponent(folder, "denoiser", 10, (), (), {}, {}, 1)
     bounds = {"batch": (1, 1, 4)}
     for _ in range(2):
@@ -261,9 +262,10 @@ def test_weights_that_stream_compute_the_same(h200_bundle: Callable[[str], Path]
 def test_only_an_engine_of_pytorch_imports_it() -> None:
     code = """
 import json, sys
-import sd35_trt.runtime, sd35_trt.runtime.session, sd35_trt.runtime.kernels, sd35_trt.program
+import sd35_trt.runtime, sd35_trt.runtime.sessions.session, sd35_trt.runtime.kernels
+import sd35_trt.formats.program
 print(json.dumps([name for name in ("torch", "diffusers") if name in sys.modules]))
-from sd35_trt.runtime import inductor_session
+from sd35_trt.runtime.sessions import inductor
 print(json.dumps([name for name in ("diffusers", "transformers") if name in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,24 +21,24 @@ from fake_gpu import install_fake
 from onnx import helper
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.bundle import MANIFEST, Bundle, Component, Ranges
-from sd35_trt.cache import StageCache
-from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, dimension_bounds
+from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.compat.tensorrt import FLAVOURS
+from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Ranges, dimension_bounds
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent, load_builder
-from sd35_trt.engines.tensorrt_builder import PLAN_FILE
+from sd35_trt.engines.tensorrt import PLAN_FILE
 from sd35_trt.engines.tensorrt_plan import read_header
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.inventory import inventory
+from sd35_trt.formats.bundle import MANIFEST, Bundle, Component
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.policy import Policy, Rule, load_policy
+from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.device import Device
-from sd35_trt.runtime.onnxruntime_session import OnnxRuntimeSession, session_options
-from sd35_trt.runtime.session import SessionOptions
-from sd35_trt.stages import Stage, run_stage
-from sd35_trt.tensorrt_library import FLAVOURS
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, session_options
+from sd35_trt.runtime.sessions.session import SessionOptions
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import Stage, run_stage
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
@@ -87,7 +87,7 @@ def _write_component(
         (out / "weights.data").write_bytes(b"")
         (out / "component.json").write_text(json.dumps(described))
 
-    return run_stage(StageCache(folder), Stage("small", {}, run), lambda *_: None)
+    return run_stage(StageCache(folder), Stage("small", {}, (), run), lambda *_: None)
 
 
 def _compile(
@@ -233,7 +233,7 @@ def test_what_identifies_a_plan(tmp_path: Path) -> None:
             exported, {"batch": bounds}
         )
         assert stage is not None
-        keys.append(StageCache.key(stage.inputs))
+        keys.append(stage.key)
     assert len(set(keys)) == len(cases)
     assert keys[: len(cases)] == keys[len(cases) :]
 
@@ -252,7 +252,7 @@ def test_integer_weights_stay_integers(
         options = ExportOptions(clip_tokens=32)
         export_component("clip_l", Checkpoint(checkpoint_path()), policy, options, out)
 
-    folder = run_stage(StageCache(tmp_path), Stage("clip_l", {}, run), lambda *_: None)
+    folder = run_stage(StageCache(tmp_path), Stage("clip_l", {}, (), run), lambda *_: None)
     component = ExportedComponent.read(folder)
     for i, some in enumerate(capabilities):
         header = read_header(_compile(folder, tmp_path / f"plan{i}", *some))

@@ -11,23 +11,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from calibrations import calibrate, load_transformer, transformer_inputs
+from calibrations import calibrate, load_transformer, save, transformer_inputs
 from components import export, run_ort, velocity
 from conftest import psnr, relative_error
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.calibration_file import E4M3_MAX, Calibration
+from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import UsageError
 from sd35_trt.export import fp8
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import apply_policy, build_part, fake_tensors, fp8_layers
 from sd35_trt.export.denoiser import Denoiser
 from sd35_trt.export.fp8 import fp8_scale, fp8_weight
+from sd35_trt.formats.calibration import E4M3_MAX, Calibration
 from sd35_trt.mini import calibration_path, checkpoint_path
-from sd35_trt.policy import Policy, Rule, load_policy
+from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.runtime import Pipeline
 
 
@@ -250,7 +250,7 @@ def test_without_a_calibration(large_checkpoint: Path, tmp_path: Path) -> None:
 def test_another_checkpoints_calibration(
     large_checkpoint: Path, medium_checkpoint: Path, tmp_path: Path, stage_cache: Path
 ) -> None:
-    calibrate(medium_checkpoint).save(tmp_path / "calibration")
+    save(calibrate(medium_checkpoint), tmp_path / "calibration")
     options = BuildOptions(
         model=str(large_checkpoint),
         policy="fp8",

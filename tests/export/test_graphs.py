@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from calibrations import checkpoint_files
+from calibrations import checkpoint_files, save
 from safetensors.torch import load_file, save_file
 
 from sd35_trt.build import BuildOptions, build
-from sd35_trt.cache import StageCache
-from sd35_trt.calibration_file import Calibration
+from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.export import trace
 from sd35_trt.export.component import ExportOptions, export_component, fake_tensors
 from sd35_trt.export.graphs import KeptGraphs
 from sd35_trt.export.layers import PositionTable, SeparablePositionTable
 from sd35_trt.export.scales import HALF_LIMIT, Scales
-from sd35_trt.export.single_file import open_checkpoint
+from sd35_trt.formats.calibration import Calibration
 from sd35_trt.mini import calibration_path, checkpoint_path
-from sd35_trt.policy import load_policy
+from sd35_trt.policies import load_policy
+from sd35_trt.store.cache import StageCache
 
 
 def tuned(tmp_path: Path) -> tuple[Path, Path]:
@@ -47,7 +47,7 @@ def tuned(tmp_path: Path) -> tuple[Path, Path]:
     known = Calibration.load(calibration_path())
     scales = {name: 1.5 * amax for name, amax in known.inputs.items()}
     provenance = {**known.provenance, "files": checkpoint_files(root)}
-    replace(known, inputs=scales, provenance=provenance).save(tmp_path / "calibration")
+    save(replace(known, inputs=scales, provenance=provenance), tmp_path / "calibration")
     return root, tmp_path / "calibration"
 
 

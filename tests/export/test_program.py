@@ -20,17 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from safetensors.torch import load_file
 
-from sd35_trt.bundle import Bundle
-from sd35_trt.calibration_file import E4M3_MAX
+from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.errors import UsageError
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import build_part, fake_tensors
 from sd35_trt.export.fp8 import Fp8Linear
 from sd35_trt.export.layers import Linear
 from sd35_trt.export.torch_layers import ScaledLinear, quantize, use_torch_layers
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.calibration import E4M3_MAX
+from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, Call, read_program
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.policy import Policy, Rule, load_policy
-from sd35_trt.program import PROGRAM_FILE, TENSORS_FILE, Call, read_program
+from sd35_trt.policies import Policy, Rule, load_policy
 
 DIMS = {
     "batch": 2, "samples": 3, "tokens": 45, "height": 16, "width": 12, "image_height": 64,

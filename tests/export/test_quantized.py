@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sd35_trt.components import COMPONENTS
 from sd35_trt.export.quantized import int4_scale, int4_weight, int8_scale, int8_weight
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.policy import load_policy
+from sd35_trt.policies import load_policy
 from sd35_trt.runtime import Pipeline
 
 PREFIX = "part."

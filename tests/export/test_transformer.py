@@ -10,10 +10,10 @@ import torch
 from conftest import relative_error
 from diffusers import SD3Transformer2DModel
 
-from sd35_trt.bundle import Bundle
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.runtime.device import CpuDevice
-from sd35_trt.runtime.session import open_session
+from sd35_trt.runtime.devices.device import CpuDevice
+from sd35_trt.runtime.sessions.session import open_session
 
 
 def load(checkpoint: Path) -> SD3Transformer2DModel:

@@ -5,16 +5,7 @@ import pytest
 
 from sd35_trt.mini import checker
 from sd35_trt.mini.checker import ATTRIBUTES, Found, altered, judge, judge_found
-from sd35_trt.mini.scenes import (
-    SHAPES,
-    ObjectSpec,
-    Scene,
-    Spec,
-    Thing,
-    draw_scene,
-    render,
-    sample,
-)
+from sd35_trt.mini.scenes import SHAPES, ObjectSpec, Scene, Spec, Thing, draw_scene, render, sample
 
 RED_CIRCLE = ObjectSpec(("circle",), ("red",), ("small",))
 STAR = ObjectSpec(("star",))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sd35_trt.bundle import Bundle, Ranges
-from sd35_trt.calibration_file import Calibration
+from sd35_trt.dimensions import Ranges
 from sd35_trt.errors import BundleError, UsageError
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.calibration import Calibration
 from sd35_trt.quality.reference import bundle_calibration, check_comparable, open_reference
 
 

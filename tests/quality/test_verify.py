@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import one_error_line
 
-from sd35_trt.bundle import Bundle
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.quality.compare import VerifyOptions, verify
 from sd35_trt.quality.draw import Plan
 
@@ -304,7 +304,7 @@ def test_an_overflowing_bundle_is_named(
     half: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sd35_trt.errors import Sd35Error
-    from sd35_trt.runtime.onnxruntime_session import OnnxRuntimeSession
+    from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
     whole = OnnxRuntimeSession.run
 

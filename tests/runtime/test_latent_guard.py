@@ -15,12 +15,12 @@ import pytest
 from fake_engines import PATIENCE, FakeEngines
 from poison import poisoned
 
-from sd35_trt.bundle import MANIFEST, Bundle, Manifest
 from sd35_trt.errors import BundleError, Cancelled, NotFinite
+from sd35_trt.formats.bundle import MANIFEST, Bundle, Manifest
 from sd35_trt.mini import calibration_path
 from sd35_trt.runtime import Pipeline, PipelinePool
-from sd35_trt.runtime.guard import Band, Guard
 from sd35_trt.runtime.job import Job, Result
+from sd35_trt.runtime.latent_guard import Band, Guard
 from sd35_trt.runtime.request import make_request
 
 QUICK: dict[str, Any] = {"steps": 4, "size": (64, 64)}

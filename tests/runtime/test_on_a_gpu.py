@@ -19,10 +19,11 @@ import pytest
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
 
-from sd35_trt.bundle import MANIFEST, Bundle
 from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
-from sd35_trt.runtime import Pipeline, Step, tensorrt_session
+from sd35_trt.formats.bundle import MANIFEST, Bundle
+from sd35_trt.runtime import Pipeline, Step
 from sd35_trt.runtime.job import Job
+from sd35_trt.runtime.sessions import tensorrt as tensorrt_session
 
 Opened = list[tuple[str, int | None]]
 

@@ -64,7 +64,7 @@ def test_random_structures(
 
 @pytest.mark.parametrize("structure", ["large", "medium"])
 def test_without_t5(structure: str, tmp_path: Path, make_bundle: Callable[..., Path]) -> None:
-    from checkpoints import Layout, write_checkpoint
+    from random_checkpoints import Layout, write_checkpoint
 
     checkpoint = write_checkpoint(tmp_path / "model", structure, Layout(t5=False))
     with Pipeline.load(make_bundle(model=str(checkpoint))) as pipe:
@@ -78,7 +78,7 @@ def test_bf16_in_shards(
     tmp_path: Path, large_checkpoint: Path, make_bundle: Callable[..., Path]
 ) -> None:
     """The transformer; the other parts, which are read alike, are as built for other tests."""
-    from checkpoints import Layout, write_checkpoint
+    from random_checkpoints import Layout, write_checkpoint
 
     layout = Layout(dtype=torch.bfloat16, shard="2MB")
     checkpoint = write_checkpoint(tmp_path / "model", "large", layout)

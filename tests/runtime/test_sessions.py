@@ -18,11 +18,12 @@ from conftest import alone_on_a_gpu, relative_error
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
 
-from sd35_trt.bundle import Bundle, Component
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
-from sd35_trt.runtime import onnxruntime_session, tensorrt_session
-from sd35_trt.runtime.device import CpuDevice, Device, open_device
-from sd35_trt.runtime.session import (
+from sd35_trt.formats.bundle import Bundle, Component
+from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
+from sd35_trt.runtime.sessions import onnxruntime as onnxruntime_session
+from sd35_trt.runtime.sessions import tensorrt as tensorrt_session
+from sd35_trt.runtime.sessions.session import (
     Session,
     SessionOptions,
     can_stream,

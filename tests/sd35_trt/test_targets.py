@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import one_error_line
 
-from sd35_trt import report
 from sd35_trt import targets as module
+from sd35_trt.cli import report
 from sd35_trt.errors import Sd35Error, UsageError
-from sd35_trt.policy import PRECISIONS, Policy, Rule, builtin_policies, load_policy
+from sd35_trt.policies import PRECISIONS, Policy, Rule, builtin_policies, load_policy
 from sd35_trt.targets import choose_builder, find_target, targets
 
 

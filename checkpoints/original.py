@@ -1,0 +1,349 @@
+"""The original layout of SD3.5: where diffusers' tensors are in it, and what its shapes tell.
+
+A diffusers tensor is found by its name: :class:`View` says which tensor of the original it is made
+from, and how. Configurations come from shapes; what shapes do not show is as in the published
+models.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sd35_trt.components import LATENT_SCALE
+
+from .structure import published_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from .diffusers import Weights
+
+#: Channels of an attention head, in the MMDiT and in both CLIPs.
+_HEAD = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor made from one of the original layout, of any type.
+
+    Attributes:
+        source: the original's name.
+        take: from the original to the tensor.
+        scaled: whether the tensor's values scale with the original's.
+    """
+
+    source: str
+    take: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    scaled: bool = True
+
+
+#: From a diffusers name to its view.
+Views = Callable[[str], View]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One part in the original layout.
+
+    Attributes:
+        title: what users call it.
+        prefixes: in front of its tensors' names, in a file that holds several parts.
+        anchor: a tensor that every such part has.
+        views: makes its :data:`Views` from the names in the file, without prefix.
+        configure: makes its configuration; raises ValueError or ZeroDivisionError for shapes that
+            no SD3.5 has.
+    """
+
+    title: str
+    prefixes: tuple[str, ...]
+    anchor: str
+    views: Callable[[Collection[str]], Views]
+    configure: Callable[[Weights], dict[str, Any]]
+
+
+def _count(found: Collection[str] | Weights, pattern: str) -> int:
+    """How many of ``pattern.format(0)``, ``pattern.format(1)``, … there are without a gap."""
+    count = 0
+    while pattern.format(count) in found:
+        count += 1
+    return count
+
+
+# The MMDiT.
+
+
+def _third(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Queries, keys or values of a fused projection: a third of its rows."""
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        rows = tensor.shape[0] // 3
+        return tensor[index * rows : (index + 1) * rows]
+
+    return take
+
+
+def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
+    """Shift and scale, which the last layers' modulation has in the other order in diffusers."""
+    return tensor.roll(tensor.shape[0] // 2, 0)
+
+
+_OUTER = {
+    "pos_embed.proj": View("x_embedder.proj"),
+    "time_text_embed.timestep_embedder.linear_1": View("t_embedder.mlp.0"),
+    "time_text_embed.timestep_embedder.linear_2": View("t_embedder.mlp.2"),
+    "time_text_embed.text_embedder.linear_1": View("y_embedder.mlp.0"),
+    "time_text_embed.text_embedder.linear_2": View("y_embedder.mlp.2"),
+    "context_embedder": View("context_embedder"),
+    "norm_out.linear": View("final_layer.adaLN_modulation.1", _swap_halves),
+    "proj_out": View("final_layer.linear"),
+}
+
+
+def _stream(ours: dict[str, str], theirs: str, attention: str) -> dict[str, View]:
+    """One of a block's two streams, from the module's name in diffusers."""
+    views = {ours[name]: View(f"{theirs}.{name}") for name in ours if "attn" not in name}
+    for index, letter in enumerate("qkv"):
+        projection = ours["attn." + letter]
+        views[projection] = View(f"{theirs}.{attention}.qkv", _third(index))
+    for name in ("proj", "ln_q", "ln_k"):
+        views[ours[f"attn.{name}"]] = View(f"{theirs}.{attention}.{name}")
+    return views
+
+
+_IMAGE = {
+    "attn.q": "attn.to_q", "attn.k": "attn.to_k", "attn.v": "attn.to_v",
+    "attn.ln_q": "attn.norm_q", "attn.ln_k": "attn.norm_k", "attn.proj": "attn.to_out.0",
+    "adaLN_modulation.1": "norm1.linear", "mlp.fc1": "ff.net.0.proj", "mlp.fc2": "ff.net.2",
+}  # fmt: skip
+_SECOND = {name: ours.replace("attn", "attn2") for name, ours in _IMAGE.items() if "attn" in name}
+_TEXT = {
+    "attn.q": "attn.add_q_proj", "attn.k": "attn.add_k_proj", "attn.v": "attn.add_v_proj",
+    "attn.ln_q": "attn.norm_added_q", "attn.ln_k": "attn.norm_added_k",
+    "attn.proj": "attn.to_add_out", "adaLN_modulation.1": "norm1_context.linear",
+    "mlp.fc1": "ff_context.net.0.proj", "mlp.fc2": "ff_context.net.2",
+}  # fmt: skip
+
+_BLOCK = {
+    **_stream(_IMAGE, "x_block", "attn"),
+    **_stream(_SECOND, "x_block", "attn2"),
+    **_stream(_TEXT, "context_block", "attn"),
+}
+_QKV = "joint_blocks.{}.x_block.attn.qkv.weight"
+
+
+def _transformer_views(names: Collection[str]) -> Views:
+    last = _count(names, _QKV) - 1
+
+    def find(name: str) -> View:
+        if name == "pos_embed.pos_embed":
+            return View("pos_embed")
+        module, _, parameter = name.rpartition(".")
+        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
+        if block is None:
+            view = _OUTER.get(module, View(module))
+            return View(f"{view.source}.{parameter}", view.take)
+        view = _BLOCK.get(block[2], View(block[2]))
+        # The last block's text stream ends in its attention: a shift and a scale are left.
+        final = int(block[1]) == last and block[2] == "norm1_context.linear"
+        source = f"joint_blocks.{block[1]}.{view.source}.{parameter}"
+        return View(source, _swap_halves if final else view.take)
+
+    return find
+
+
+def _transformer_config(weights: Weights) -> dict[str, Any]:
+    layers = _count(weights, "transformer_blocks.{}.attn.to_q.weight")
+    dual = [i for i in range(layers) if f"transformer_blocks.{i}.attn2.to_q.weight" in weights]
+    width, text = weights.shape("context_embedder.weight")
+    _, channels, patch, _ = weights.shape("pos_embed.proj.weight")
+    _, positions, _ = weights.shape("pos_embed.pos_embed")
+    rows, _ = weights.shape("proj_out.weight")
+    _, pooled = weights.shape("time_text_embed.text_embedder.linear_1.weight")
+    config = published_config("transformer")
+    side = math.isqrt(positions)
+    return {
+        **config,
+        # A model for smaller pictures than its position table covers would not show it.
+        "sample_size": min(config["sample_size"], side * patch),
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": rows // patch**2,
+        "num_layers": layers,
+        "attention_head_dim": _HEAD,
+        "num_attention_heads": width // _HEAD,
+        "joint_attention_dim": text,
+        "caption_projection_dim": width,
+        "pooled_projection_dim": pooled,
+        "pos_embed_max_size": side,
+        "dual_attention_layers": dual,
+        "qk_norm": config["qk_norm"]
+        if "transformer_blocks.0.attn.norm_q.weight" in weights
+        else None,
+    }
+
+
+# The text encoders, in transformers' own names.
+
+
+def _clip_l_views(names: Collection[str]) -> Views:
+    def find(name: str) -> View:
+        if name == "text_projection.weight":
+            # SD3.5 uses CLIP-L's pooled state as it is: the original's loaders leave out a
+            # projection that the file may have, and transformers' class has the identity there.
+            return View(_EMBEDDING, lambda t: t.new_ones(t.shape[1]).diag(), scaled=False)
+        return View(name)
+
+    return find
+
+
+def _plain_views(names: Collection[str]) -> Views:
+    return View
+
+
+def _t5_views(names: Collection[str]) -> Views:
+    tied = {"shared.weight", "encoder.embed_tokens.weight"}
+    stored = next((name for name in sorted(tied) if name in names), "shared.weight")
+    return lambda name: View(stored if name in tied else name)
+
+
+_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+
+
+def _clip_config(part: str, weights: Weights) -> dict[str, Any]:
+    vocabulary, width = weights.shape(_EMBEDDING)
+    positions, _ = weights.shape("text_model.embeddings.position_embedding.weight")
+    inner, _ = weights.shape("text_model.encoder.layers.0.mlp.fc1.weight")
+    projection, _ = weights.shape("text_projection.weight")
+    return {
+        **published_config(part),
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": _count(
+            weights, "text_model.encoder.layers.{}.self_attn.q_proj.weight"
+        ),
+        "num_attention_heads": width // _HEAD,
+        "projection_dim": projection,
+    }
+
+
+def _t5_config(weights: Weights) -> dict[str, Any]:
+    vocabulary, width = weights.shape("shared.weight")
+    first = "encoder.block.0.layer.0.SelfAttention"
+    rows, _ = weights.shape(f"{first}.q.weight")
+    buckets, heads = weights.shape(f"{first}.relative_attention_bias.weight")
+    inner, _ = weights.shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
+    return {
+        **published_config("text_encoder_3"),
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": rows // heads,
+        "d_ff": inner,
+        "num_layers": _count(weights, "encoder.block.{}.layer.0.SelfAttention.q.weight"),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+    }
+
+
+# The autoencoder.
+
+_DIFFUSERS_VAE = "encoder.down_blocks.0.resnets.0.conv1.weight"
+
+# Modules of the mid-block's attention: 1×1 convolutions in the original, linears in diffusers.
+_VAE_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def _vae_views(names: Collection[str]) -> Views:
+    if _DIFFUSERS_VAE in names:
+        return View
+    last = _count(names, "encoder.down.{}.block.0.conv1.weight") - 1
+
+    def up(match: re.Match[str]) -> str:
+        # The original numbers them from the picture, diffusers from the latents.
+        return f"decoder.up.{last - int(match[1])}."
+
+    def middle(match: re.Match[str]) -> str:
+        return f".mid.block_{int(match[1]) + 1}."
+
+    def find(name: str) -> View:
+        name = re.sub(r"^encoder\.down_blocks\.", "encoder.down.", name)
+        name = re.sub(r"^decoder\.up_blocks\.(\d+)\.", up, name)
+        name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", middle, name)
+        name = re.sub(r"\.resnets\.(\d+)\.", r".block.\1.", name)
+        name = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", name)
+        name = name.replace(".conv_shortcut.", ".nin_shortcut.")
+        name = name.replace(".conv_norm_out.", ".norm_out.")
+        attention = re.fullmatch(r"(.*)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name)
+        if attention is None:
+            return View(name)
+        base, module, parameter = attention.groups()
+        source = f"{base}.mid.attn_1.{_VAE_ATTENTION.get(module, 'norm')}.{parameter}"
+        flat = module in _VAE_ATTENTION and parameter == "weight"
+        return View(source, lambda tensor: tensor.flatten(1)) if flat else View(source)
+
+    return find
+
+
+def _vae_config(weights: Weights) -> dict[str, Any]:
+    config = published_config("vae")
+    blocks = _count(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
+    _, latents, _, _ = weights.shape("decoder.conv_in.weight")
+    channels = [
+        weights.shape(f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(blocks)
+    ]
+    if 2 ** (blocks - 1) != LATENT_SCALE:
+        raise ValueError
+    return {
+        **config,
+        "latent_channels": latents,
+        "block_out_channels": channels,
+        "layers_per_block": _count(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        "use_quant_conv": "quant_conv.weight" in weights,
+        "use_post_quant_conv": "post_quant_conv.weight" in weights,
+        "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in weights,
+    }
+
+
+#: Part → its layout.
+LAYOUTS = {
+    "transformer": Layout(
+        "transformer",
+        ("model.diffusion_model.", ""),
+        _QKV.format(0),
+        _transformer_views,
+        _transformer_config,
+    ),
+    "text_encoder": Layout(
+        "CLIP-L",
+        ("text_encoders.clip_l.transformer.",),
+        _EMBEDDING,
+        _clip_l_views,
+        lambda weights: _clip_config("text_encoder", weights),
+    ),
+    "text_encoder_2": Layout(
+        "CLIP-G",
+        ("text_encoders.clip_g.transformer.",),
+        _EMBEDDING,
+        _plain_views,
+        lambda weights: _clip_config("text_encoder_2", weights),
+    ),
+    "text_encoder_3": Layout(
+        "T5",
+        ("text_encoders.t5xxl.transformer.",),
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        _t5_views,
+        _t5_config,
+    ),
+    "vae": Layout(
+        "autoencoder",
+        ("first_stage_model.", "vae."),
+        "decoder.conv_in.weight",
+        _vae_views,
+        _vae_config,
+    ),
+}

@@ -1,0 +1,68 @@
+"""The published models' structures, known without a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from sd35_trt.errors import CheckpointError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+_DATA = Path(__file__).parent / "structures.toml"
+
+#: Variant → whose transformer it has.
+_TRANSFORMERS = {"large": "large", "large-turbo": "large", "medium": "medium"}
+
+#: Models that can be planned without a checkpoint.
+PUBLISHED = tuple(_TRANSFORMERS)
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    return tomllib.loads(_DATA.read_text("utf-8"))
+
+
+def published_config(part: str, transformer: str = "large") -> dict[str, Any]:
+    """A part's configuration in the published models, as in its ``config.json``.
+
+    Args:
+        transformer: whose, where the part is the transformer: ``large`` or ``medium``.
+    """
+    data = _data()[part]
+    return dict(data[transformer] if part == "transformer" else data)
+
+
+class Structure:
+    """Stands in for a :class:`~sd35_trt.checkpoints.diffusers.Checkpoint` that has no weights.
+
+    Args:
+        name: one of :data:`PUBLISHED`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.root = Path(name)
+        self.hint = name
+        self._transformer = _TRANSFORMERS[name]
+
+    def has(self, part: str) -> bool:
+        """Published models come with every part."""
+        return part == "transformer" or part in _data()
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's configuration, as in its ``config.json``.
+
+        Raises:
+            CheckpointError: no such part.
+        """
+        if not self.has(part):
+            raise CheckpointError(f"{self.root} has no {part}", "give a model directory")
+        return published_config(part, self._transformer)
+
+    def weights(self, part: str) -> None:
+        """There are none."""

@@ -1,0 +1,1 @@
+"""Components as PyTorch operators: how they are run, and kernels for them."""

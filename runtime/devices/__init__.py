@@ -1,0 +1,1 @@
+"""Memory and queues of what computes."""

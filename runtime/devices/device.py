@@ -1,0 +1,241 @@
+"""Where buffers live and work is queued: the CPU here, CUDA in :mod:`.cuda_device`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sd35_trt.errors import Sd35Error, UsageError
+
+
+class Buffer(Protocol):
+    """Memory of a device, C-contiguous. A numpy array is one, of the CPU.
+
+    An index or a slice of step 1 of the first axis, and another shape of as many elements, is a
+    buffer that shares the memory; it is freed with the last of them.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def reshape(self, shape: tuple[int, ...], /) -> Any: ...
+
+
+class Fetch(Protocol):
+    """A copy on its way to the host."""
+
+    def wait(self) -> np.ndarray:
+        """The array, once it is there; overwritten when its slot is used again."""
+
+    def fence(self) -> None:
+        """What is queued from now on runs after the copy: the source may be overwritten."""
+
+
+class Graph(Protocol):
+    """Recorded work."""
+
+    def replay(self) -> None:
+        """Queue it once more, on the same buffers."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device's memory.
+
+    Attributes:
+        used: by this process since the device was opened, as near as the device tells: of a
+            CUDA device the change of its free memory, of the CPU the process's resident set.
+        peak: the largest ``used`` that was seen.
+        total: what the device has; None for the CPU.
+    """
+
+    used: int
+    peak: int
+    total: int | None
+
+
+class Device(Protocol):
+    """Buffers, and one queue of work in order.
+
+    Attributes:
+        name: ``cpu`` or ``cuda:N``.
+        kind: ``cpu`` or ``cuda``.
+        index: N; 0 for the CPU.
+        stream: handle of the queue, for engines that take one; 0 for the CPU.
+        queues: whether work is done later than it is asked for.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def queues(self) -> bool: ...
+
+    def activate(self) -> None:
+        """Make it the calling thread's device."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        """A new buffer with any content.
+
+        Raises:
+            Sd35Error: no memory.
+        """
+
+    def pointer(self, buffer: Buffer) -> int:
+        """Its address."""
+
+    def upload(self, array: np.ndarray) -> Buffer:
+        """An array on the device; the array may be changed when this returns."""
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Queue a copy between buffers of as many bytes."""
+
+    def download(self, buffer: Buffer) -> np.ndarray:
+        """The buffer's content when all queued work is done."""
+
+    def slots(self, shape: tuple[int, ...], dtype: Any, count: int) -> list[np.ndarray]:
+        """Host memory that :meth:`fetch` copies to; none where it does not copy."""
+
+    def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
+        """Begin to copy a buffer to the host, beside the work that is queued after this."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what ``work`` queues, without doing it.
+
+        Raises:
+            Sd35Error: it cannot be recorded.
+        """
+
+    def scratch(self, nbytes: int) -> int:
+        """Address of working memory that engines share, one running at a time.
+
+        It moves when it has to grow; see :attr:`scratch_version`.
+        """
+
+    @property
+    def scratch_version(self) -> int:
+        """Changes when the address of the working memory does."""
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done.
+
+        Raises:
+            Sd35Error: some of it failed.
+        """
+
+    def memory(self) -> DeviceMemory:
+        """What is used now."""
+
+    def close(self) -> None:
+        """Free everything, buffers that are still referred to included."""
+
+
+class _Here:
+    """A "copy" that is the buffer itself: the CPU's."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def wait(self) -> np.ndarray:
+        return self._array
+
+    def fence(self) -> None:
+        """The reader has read before the next step begins."""
+
+
+class CpuDevice:
+    """numpy arrays; work is done when it is asked for. See :class:`Device`."""
+
+    name = kind = "cpu"
+    index = stream = scratch_version = 0
+    queues = False
+
+    def activate(self) -> None:
+        """Nothing to do."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+    def pointer(self, buffer: Buffer) -> int:
+        assert isinstance(buffer, np.ndarray)
+        assert buffer.flags.c_contiguous
+        return int(buffer.ctypes.data)
+
+    def upload(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array)
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        assert isinstance(target, np.ndarray)
+        target[...] = np.asarray(source).reshape(target.shape)
+
+    def download(self, buffer: Buffer) -> np.ndarray:
+        return np.asarray(buffer)
+
+    def slots(self, shape: tuple[int, ...], dtype: Any, count: int) -> list[np.ndarray]:
+        return []
+
+    def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
+        return _Here(np.asarray(buffer))
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        raise Sd35Error("the CPU records no graphs", "call the work itself")
+
+    def scratch(self, nbytes: int) -> int:
+        raise Sd35Error("engines on the CPU have their own memory", "ask for none")
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def memory(self) -> DeviceMemory:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except (OSError, IndexError, ValueError):  # no Linux
+            return DeviceMemory(peak, peak, None)
+        used = pages * resource.getpagesize()
+        return DeviceMemory(used, max(used, peak), None)
+
+    def close(self) -> None:
+        """numpy frees what nobody refers to."""
+
+
+def open_device(name: str) -> Device:
+    """A device by name: ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``.
+
+    Raises:
+        UsageError: an unknown name.
+        Sd35Error: no GPU, no driver, or the package for it is not installed.
+    """
+    if name == "cpu":
+        return CpuDevice()
+    found = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if found is None:
+        raise UsageError(f"unknown device {name!r}", "use cpu, cuda or cuda:N")
+    try:
+        module = importlib.import_module("sd35_trt.runtime.devices.cuda")
+    except ImportError as error:
+        raise Sd35Error(
+            f"{name} needs cuda-bindings ({error})", "pip install 'sd35-trt[cuda]'"
+        ) from error
+    device: Device = module.CudaDevice(int(found[1] or 0))
+    return device

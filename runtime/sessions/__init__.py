@@ -1,0 +1,1 @@
+"""Engines that are ready to run, a module for each kind."""

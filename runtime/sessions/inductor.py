@@ -1,0 +1,309 @@
+"""Sessions on PyTorch: programs of operators, the step compiled, on our stream and buffers.
+
+The only module of the runtime that imports PyTorch.
+
+On a GPU, a step has to be recordable: :meth:`Device.capture` records the device's stream from
+outside PyTorch, which then must neither use another stream nor hand out memory that a recorded
+graph still writes to. So a session runs
+
+- on the device's stream, which PyTorch knows as an ``ExternalStream``;
+- with intermediate results in a ``torch.cuda.MemPool``, which is used for nothing else: nothing in
+  it outlives a run. A recorded graph finds its addresses there as long as a session is open, since
+  PyTorch returns a pool's memory only when the pool is gone;
+- after products that make cuBLAS take its workspace, once per stream, outside the pool, where
+  the workspace stays.
+
+The first runs compile, tune and allocate; recorded is what comes after them (see
+:class:`sd35_trt.runtime.denoise.DenoiseLoop`). Weights are in PyTorch's own memory.
+
+What is not compiled runs once per picture. Its working memory is many times the step's, and is
+taken for the run alone, in one piece: of pieces of many sizes, PyTorch keeps twice as much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sd35_trt.components import COMPILED
+from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
+from sd35_trt.formats.bundle import Bundle, Component, File, sha256_file
+from sd35_trt.formats.program import KERNELS_FILE, TENSORS_FILE, read_program
+from sd35_trt.programs.torch_program import (
+    ATTENTION,
+    StreamedProgram,
+    TorchProgram,
+    check_version,
+    collect_kernels,
+    offer_kernels,
+    read_tensors,
+)
+from sd35_trt.runtime.devices.device import Buffer, Device
+from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
+
+from .session import SessionOptions, working_bytes
+
+
+class TorchQueue:
+    """A CUDA device's stream as PyTorch knows it, and memory for what runs on it.
+
+    Attributes:
+        device: the GPU.
+        stream: the device's.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = torch.device("cuda", device.index)
+        self.stream = torch.cuda.ExternalStream(device.stream, device=self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            operand = torch.zeros(16, 16, dtype=torch.float16, device=self.device)
+            torch.matmul(operand, operand)
+            if torch.cuda.get_device_capability(self.device) >= (8, 9):
+                scale = torch.ones((), device=self.device)
+                narrow = operand.to(torch.float8_e4m3fn)
+                torch._scaled_mm(narrow, narrow.t(), scale, scale, out_dtype=torch.float16)
+            self._pool = torch.cuda.MemPool()
+
+    @contextlib.contextmanager
+    def running(self, own_bytes: int | None = None) -> Iterator[None]:
+        """What PyTorch is asked for inside is queued here.
+
+        Args:
+            own_bytes: of memory for this alone, which is given back after it; None takes what is
+                kept for recorded graphs.
+        """
+        pool = self._pool if own_bytes is None else torch.cuda.MemPool()
+        try:
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.stream(self.stream),
+                torch.cuda.use_mem_pool(pool, self.device),
+            ):
+                if own_bytes:
+                    whole = torch.empty(own_bytes, dtype=torch.uint8, device=self.device)
+                    del whole
+                yield
+        finally:
+            if own_bytes is not None:
+                del pool
+                torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Copies to the GPU beside what is queued: it may be recorded in another thread."""
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            yield
+            stream.synchronize()
+
+
+# One for the sessions of a device that are open, by the handle of its stream.
+_QUEUES: weakref.WeakValueDictionary[tuple[int, int], TorchQueue] = weakref.WeakValueDictionary()
+_QUEUES_LOCK = threading.Lock()
+
+
+def _queue(device: Device) -> TorchQueue:
+    """The queue of a device; engines are opened in two threads."""
+    key = (device.index, device.stream)
+    with _QUEUES_LOCK:
+        found = _QUEUES.get(key)
+        if found is None:
+            found = _QUEUES[key] = TorchQueue(device)
+        return found
+
+
+class _Host:
+    """The CPU: no stream, no pool."""
+
+    device = torch.device("cpu")
+
+    def running(self, own_bytes: int | None = None) -> Any:
+        return contextlib.nullcontext()
+
+    loading = running
+
+
+class _CudaArray:
+    """A buffer as other libraries take it (numba's CUDA array interface, version 3)."""
+
+    def __init__(self, address: int, buffer: Buffer) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": tuple(buffer.shape),
+            "typestr": np.dtype(buffer.dtype).str,
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+class InductorSession:
+    """One program. See :class:`sd35_trt.runtime.sessions.session.Session`.
+
+    Args:
+        mode: how the step is compiled, a key of :data:`sd35_trt.programs.torch_program.MODES`, or
+            ``eager``; None takes the bundle's on a GPU, and ``eager`` on the CPU, which is there
+            as a reference.
+
+    Raises:
+        BundleError: a damaged file.
+        OutOfMemory: no room for the weights.
+        Sd35Error: a PyTorch that does not run programs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        component: Component,
+        device: Device,
+        options: SessionOptions,
+        mode: str | None = None,
+    ) -> None:
+        check_version(torch.__version__)
+        self._component = component
+        self._device = device
+        chosen = bundle.manifest.engine_options
+        if device.kind == "cpu":
+            self._queue: TorchQueue | _Host = _Host()
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+        else:
+            self._queue = _queue(device)
+        self.recordable = device.kind == "cuda"
+        usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
+        self._compiled = component.name in COMPILED
+        mode = (mode or usual) if self._compiled else "eager"
+        self._kernels: Path | None = None
+        if device.kind == "cuda" and mode != "eager":
+            self._kernels = self._offer_kernels(bundle)
+        files = {Path(file.path).name: bundle.path(file.path) for file in component.files}
+        try:
+            program = read_program(bundle.path(component.files[0].path))
+            place, path = self._queue.device, files[TENSORS_FILE]
+            attention = chosen.get("attention", tuple(ATTENTION))
+            fast = chosen.get("fast_accumulation", False)
+            held = options.held_bytes
+            with self._queue.loading():
+                if held is not None and held < component.weight_bytes and mode == "eager":
+                    self._run: TorchProgram | StreamedProgram = StreamedProgram(
+                        program, path, place, held, attention, fast
+                    )
+                else:
+                    weights = read_tensors(path, program.weights(), place)
+                    self._run = TorchProgram(program, weights, place, mode, attention, fast)
+        except KeyError as error:
+            raise BundleError(
+                f"{bundle.root}: {component.name} lacks or misstates {error}",
+                "build it again with: sd35-trt build",
+            ) from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                f"{device.name} has no room for {component.name}", "load with a vram_budget"
+            ) from error
+
+    def _offer_kernels(self, bundle: Bundle) -> Path:
+        """Hand over what was compiled before, for this GPU by this PyTorch; see the return value.
+
+        Returns:
+            Where to keep what this process compiles.
+        """
+        gpu = torch.cuda.get_device_name(self._queue.device)
+        manifest = bundle.manifest
+        mode = manifest.engine_options.get("mode")
+        kept = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
+        if known := read_kernels(kept):
+            offer_kernels(known)
+        elif (
+            manifest.engine_options.get("gpu") == gpu
+            and manifest.versions.get("torch") == torch.__version__
+        ):
+            for file in self._component.files:
+                if Path(file.path).name == KERNELS_FILE:
+                    offer_kernels(_checked(bundle, file))
+        return kept
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """See :class:`sd35_trt.runtime.sessions.session.Session`."""
+        name = self._component.name
+        dims: dict[str, int] = {}
+        for port in self._component.inputs:
+            shape = inputs[port.name].shape
+            fits = len(shape) == len(port.shape) and all(
+                isinstance(want, str) or want == got
+                for want, got in zip(port.shape, shape, strict=True)
+            )
+            if not fits:
+                raise Sd35Error(
+                    f"{name} refuses {port.name} as {list(shape)}", "try another size or batch"
+                )
+            dims |= {
+                d: size for d, size in zip(port.shape, shape, strict=True) if isinstance(d, str)
+            }
+        own_bytes = None if self._compiled else working_bytes(self._component, dims)
+        try:
+            with self._queue.running(own_bytes):
+                results = self._run({key: self._tensor(b) for key, b in inputs.items()})
+                for key, buffer in outputs.items():
+                    self._tensor(buffer).copy_(results[key])
+                del results  # before the memory that they are in
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self._device.name} has no room to run {name}", "try a smaller size or batch"
+            ) from error
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise Sd35Error(
+                f"{name} failed in PyTorch {torch.__version__}: {reason}",
+                "try a smaller size or batch",
+            ) from error
+
+    def _tensor(self, buffer: Buffer) -> torch.Tensor:
+        """A tensor on the buffer's memory."""
+        if self._device.kind == "cpu":
+            array = np.asarray(buffer)
+            # PyTorch has no read-only tensors, and warns of such arrays.
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
+        view = _CudaArray(self._device.pointer(buffer), buffer)
+        return torch.as_tensor(view, device=self._queue.device)
+
+    def close(self) -> None:
+        """Release the engine's memory, and keep what was compiled for this GPU."""
+        self._device.synchronize()
+        if self._kernels is not None and (data := collect_kernels()):
+            write_kernels(self._kernels, data)
+        del self._run
+        del self._queue
+        if self._device.kind == "cuda":
+            with _QUEUES_LOCK:
+                if not _QUEUES:
+                    # PyTorch keeps one for every stream that it has seen. A recorded graph of
+                    # another queue would go on using its.
+                    torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
+
+
+def _checked(bundle: Bundle, file: File) -> bytes:
+    """A file's content, its hash compared: it holds code.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    path = bundle.path(file.path)
+    if sha256_file(path) != file.sha256:
+        raise BundleError(
+            f"{path} is damaged (SHA-256 differs)", "build it again with: sd35-trt build"
+        )
+    return path.read_bytes()
+
+
+def open_session(
+    bundle: Bundle, component: Component, device: Device, options: SessionOptions
+) -> InductorSession:
+    """Load a component of a bundle; see :func:`sd35_trt.runtime.sessions.session.open_session`."""
+    return InductorSession(bundle, component, device, options)

@@ -1,0 +1,154 @@
+"""What can be measured, what it is asked to draw, and what comes of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
+from sd35_trt.runtime import Pipeline, Step
+
+#: Parts of a run. ``loop`` is conditioning and denoising together, which is what a peer that
+#: computes the conditioning in every step can be compared with; text, loop and decode make up
+#: ``total`` but for the handling of the request.
+STAGES = ("text", "conditioning", "denoise", "loop", "decode", "total")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both sides draw, with the bundle's defaults filled in.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        vram_budget: bytes that a bundle keeps to; None where there is no limit.
+        prompt: before the number of the run is added.
+    """
+
+    device: str
+    vram_budget: int | None
+    threads: int
+    prompt: str
+    steps: int
+    size: tuple[int, int]
+    batch: int
+    guidance: float
+    sampler: str
+    t5_tokens: int
+    runs: int
+    warmup: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One run.
+
+    Attributes:
+        stages: seconds of those of :data:`STAGES` that are known.
+        steps: seconds from the end of one denoising step to that of the next, so one fewer than
+            there are steps; of a single step, the loop's.
+        images: uint8 [B, H, W, 3].
+        notes: as in :class:`sd35_trt.runtime.Result`.
+    """
+
+    stages: dict[str, float]
+    steps: tuple[float, ...]
+    images: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+class Contender(Protocol):
+    """What can be measured."""
+
+    def load(self) -> float:
+        """Load all that drawing needs; seconds that it took."""
+
+    def draw(self, prompt: str, seed: int) -> Drawn:
+        """Draw a batch from consecutive seeds."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, JSON-serializable."""
+
+    def close(self) -> None:
+        """Release its memory."""
+
+
+class EngineContender:
+    """A bundle on this project's runtime."""
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        self._bundle = bundle
+        self._settings = settings
+        self._pipe: Pipeline | None = None
+
+    def load(self) -> float:
+        """Open the bundle and load every engine; the import of their library is in it.
+
+        Raises:
+            BundleError: as :meth:`sd35_trt.runtime.Pipeline.load`.
+        """
+        start = time.perf_counter()
+        self._pipe = Pipeline.load(
+            self._bundle.root,
+            threads=self._settings.threads,
+            device=self._settings.device,
+            vram_budget=self._settings.vram_budget,
+        )
+        self._pipe.preload()
+        return time.perf_counter() - start
+
+    def draw(self, prompt: str, seed: int) -> Drawn:
+        """See :class:`Contender`."""
+        assert self._pipe is not None
+        ends: list[float] = []
+
+        def after_step(_: Step) -> None:
+            ends.append(time.perf_counter())
+
+        s = self._settings
+        start = time.perf_counter()
+        result = self._pipe.generate(
+            prompt, seed=seed, callback=after_step, steps=s.steps, size=s.size, batch=s.batch,
+            guidance=s.guidance, sampler=s.sampler, t5_tokens=s.t5_tokens,
+        )  # fmt: skip
+        total = time.perf_counter() - start
+        stages = {name: result.timings[name] for name in STAGES if name in result.timings}
+        stages |= {"loop": stages["conditioning"] + stages["denoise"], "total": total}
+        return Drawn(stages, step_seconds(ends, stages["loop"]), result.images, result.notes)
+
+    def describe(self) -> dict[str, Any]:
+        """The bundle's identity."""
+        m = self._bundle.manifest
+        return {
+            "kind": "bundle",
+            "path": str(self._bundle.root),
+            "manifest_sha256": sha256_file(self._bundle.root / MANIFEST),
+            "model": m.model["name"],
+            "variant": m.model["variant"],
+            "policy": m.policy["name"],
+            "policy_sha256": m.policy["sha256"],
+            "target": m.target,
+            "builder": m.builder,
+            "guided": m.guided,
+            "weight_bytes": sum(c.weight_bytes for c in m.components),
+            "residency": None if self._pipe is None else asdict(self._pipe.memory()),
+            "made": m.created,
+        }
+
+    def close(self) -> None:
+        """Release the engines."""
+        if self._pipe is not None:
+            self._pipe.close()
+
+
+def step_seconds(ends: Sequence[float], loop: float) -> tuple[float, ...]:
+    """Seconds of every step but the first, whose beginning is not seen.
+
+    Args:
+        ends: when each step ended.
+        loop: seconds of all of them, which are those of a single step.
+    """
+    return tuple(np.diff(ends).tolist()) or (loop,)

@@ -1,0 +1,5 @@
+"""From a checkpoint to a bundle."""
+
+from .run import BuildOptions, build
+
+__all__ = ["BuildOptions", "build"]

@@ -1,0 +1,1 @@
+"""What we use of other libraries beside their public API, a module for each."""

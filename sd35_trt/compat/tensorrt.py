@@ -1,0 +1,117 @@
+"""TensorRT's two libraries, which have one API: what differs, loading them, and their log.
+
+Imported by the builder and by the runtime; the libraries themselves only when they are needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from sd35_trt.errors import Sd35Error
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What differs between the two libraries.
+
+    Attributes:
+        title: its name in messages.
+        module: what is imported.
+        extra: of this package, that installs it.
+        crosses: whether it compiles for GPUs that are not there, and several in one plan.
+        compiles_late: whether kernels are finished on the GPU: its runtime has a cache of them,
+            and records its own graphs, as they may be replaced while it runs.
+    """
+
+    title: str
+    module: str
+    extra: str
+    crosses: bool
+    compiles_late: bool
+
+
+FLAVOURS = {
+    "tensorrt-rtx": Flavour(
+        "TensorRT for RTX", "tensorrt_rtx", "rtx", crosses=True, compiles_late=True
+    ),
+    "tensorrt": Flavour("TensorRT", "tensorrt", "tensorrt", crosses=False, compiles_late=False),
+}
+
+
+def load_library(flavour: Flavour) -> Any:
+    """The imported package.
+
+    Raises:
+        Sd35Error: it is not installed.
+    """
+    try:
+        return importlib.import_module(flavour.module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Sd35Error(
+            f"{flavour.title} is not installed ({error})",
+            f"pip install 'sd35-trt[{flavour.extra}]'",
+        ) from error
+
+
+def without_noise(message: str) -> str:
+    """A message on one line, without the lines that complain about a GPU that is not there."""
+    lines = (line.strip() for line in message.splitlines())
+    return " ".join(line for line in lines if line and "cudaError" not in line)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def freed_on_error(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what makes objects of a library: where it raises, they are freed at once.
+
+    The error's traceback would keep them until the garbage collector finds it. That may be in the
+    library's call of a logger, where the library holds the lock that it takes to free a builder:
+    it would wait for itself, forever.
+    """
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__cause__ or cause.__context__
+            raise
+
+    return run
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger of a library that keeps errors, and hands other messages on.
+
+    Returns:
+        An ``ILogger`` with ``errors``, a list, ``reasons()``, these as text, and ``on_message``,
+        a function that may be replaced.
+    """
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.on_message = lambda message: None
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            else:
+                self.on_message(message)
+
+        def reasons(self) -> str:
+            told = [line for line in map(without_noise, self.errors) if line]
+            return "; ".join(dict.fromkeys(told)) or "it gives no reason"
+
+    return Log()

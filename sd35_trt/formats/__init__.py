@@ -1,0 +1,1 @@
+"""The files that this project owns: typed, validated when read, versioned."""

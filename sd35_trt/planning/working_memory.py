@@ -1,0 +1,173 @@
+"""Working memory of an engine before it is built: estimated, or by asking TensorRT for RTX.
+
+Its builder needs no GPU, and what it reports depends neither on the values of weights nor, but for
+the modulation, on blocks beyond a few: a few blocks with made-up weights are compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.dimensions import Bounds
+from sd35_trt.errors import UsageError
+from sd35_trt.export.provenance import tool_versions
+from sd35_trt.policies import Policy
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import Progress, Stage, run_stage
+from sd35_trt.targets import Target
+
+if TYPE_CHECKING:
+    from sd35_trt.checkpoints.single_file import AnyCheckpoint
+    from sd35_trt.checkpoints.structure import Structure
+    from sd35_trt.export.component import ExportOptions
+
+_BUILDER = "tensorrt-rtx"
+_FILE = "memory.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of an engine whose builder does not say, as the bundle's manifest has it."""
+
+    activation_bytes: int
+    allocated_bytes: int | None = None
+
+
+def check_exact(target: Target) -> None:
+    """Refuse a target whose engines this builder does not make.
+
+    Raises:
+        UsageError: names the builder that does.
+    """
+    if target.builder != _BUILDER:
+        raise UsageError(
+            f"--exact asks TensorRT for RTX, and {target.name}'s engines are {target.builder}'s",
+            "leave out --exact",
+        )
+
+
+def compiled_activations(
+    name: str,
+    source: AnyCheckpoint | Structure,
+    policy: Policy,
+    options: ExportOptions,
+    bounds: Mapping[str, Bounds],
+    target: Target,
+    cache: StageCache,
+    progress: Progress = lambda *_: None,
+) -> int:
+    """Bytes that the builder reports for a component's engine, without inputs and outputs.
+
+    They are what a build's manifest calls ``activation_bytes`` when its engine has these bounds:
+    memory for the largest shapes, which for small models varies with the usual ones too, as the
+    builder optimizes for them. The range guard's FP32 places are not counted: a build takes them
+    from a calibration.
+
+    Args:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        bounds: of its dynamic dimensions; see :func:`sd35_trt.dimensions.dimension_bounds`.
+        target: one that :func:`check_exact` accepts.
+        cache: where figures are kept; nothing else of what is compiled is.
+
+    Raises:
+        Sd35Error: TensorRT for RTX is not installed, or does not compile the component.
+    """
+    from sd35_trt.engines.builder import load_builder
+    from sd35_trt.engines.tensorrt import TensorRTBuilder
+
+    builder = load_builder(_BUILDER, target.builders[_BUILDER])
+    assert isinstance(builder, TensorRTBuilder)
+
+    def run(out: Path, report: Callable[[float, str], None]) -> None:
+        from sd35_trt.engines.builder import ExportedComponent
+        from sd35_trt.export.graphs import KeptGraphs
+        from sd35_trt.export.weightless import export_weightless
+
+        graphs = KeptGraphs(cache, exported["config"], {**exported, "weightless": True})
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            folder = Path(temporary)
+            report(0.0, "tracing")
+            left_out = export_weightless(name, source, policy, options, folder, graphs)
+            component = ExportedComponent.read(folder)
+            reported = builder.working_memory(component, bounds, folder, report)
+        found = reported + left_out * _copies(name, options, bounds)
+        (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
+
+    part = COMPONENTS[name].part
+    exported: dict[str, Any] = {
+        "versions": tool_versions(),
+        "config": source.config(part),
+        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "options": asdict(options),
+    }
+    inputs = {
+        **exported,
+        "builder": builder.describe(),
+        "versions": {**tool_versions(), **builder.versions()},
+        "bounds": dict(bounds),
+    }
+    code = ("sd35_trt.export.weightless", type(builder).__module__)
+    folder = run_stage(cache, Stage(f"{name}-memory", inputs, code, run), progress)
+    return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
+
+
+def estimated_memory(
+    name: str,
+    builder: str,
+    source: AnyCheckpoint | Structure,
+    policy: Policy,
+    clip_tokens: int,
+    guided: bool,
+    dims: Mapping[str, int],
+    cache: StageCache,
+) -> Estimate:
+    """Memory of a component whose builder does not say.
+
+    See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
+
+    Args:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        builder: of the engine.
+        clip_tokens, guided: as of :class:`sd35_trt.export.component.ExportOptions`.
+        dims: of its inputs' dynamic dimensions, by name.
+        cache: where figures are kept.
+    """
+
+    def run(out: Path, report: Callable[[float, str], None]) -> None:
+        from sd35_trt.export.component import ExportOptions
+        from sd35_trt.export.sizes import component_sizes
+
+        options = ExportOptions(clip_tokens, guided)
+        sizes = component_sizes(name, source, policy, options, dims)
+        found = Estimate(sizes.with_cudnn)
+        if builder == "onnxruntime":
+            found = Estimate(sizes.in_arena, sizes.allocated)
+        (out / _FILE).write_text(json.dumps(asdict(found)) + "\n", "utf-8")
+
+    part = COMPONENTS[name].part
+    inputs: dict[str, Any] = {
+        "versions": tool_versions(),
+        "config": source.config(part),
+        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "clip_tokens": clip_tokens,
+        "guided": guided,
+        "dims": dict(dims),
+        "builder": builder,
+    }
+    code = ("sd35_trt.export.sizes",)
+    folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), lambda *_: None)
+    return Estimate(**json.loads((folder / _FILE).read_text("utf-8")))
+
+
+def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> int:
+    """How many times an engine holds the modulation: the one thing in it that grows with depth."""
+    if name == "conditioner":
+        return bounds["samples"][-1] * bounds["steps"][-1]
+    # Guidance concatenates that of both branches; without, it is read from the input.
+    return 2 * bounds["batch"][-1] if name == "denoiser" and options.guided else 0

@@ -1,0 +1,1 @@
+"""Where stages and models are kept between builds."""

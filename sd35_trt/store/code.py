@@ -1,0 +1,79 @@
+"""The code that a stage's result depends on: modules, and all that they import of this package."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+@functools.cache
+def code_digest(*names: str) -> str:
+    """SHA-256 over the sources of modules and, in turn, of what they import of this package.
+
+    Imports inside functions count, those for type checkers alone do not. A module that is imported
+    by a name made at run time has to be given.
+
+    Args:
+        names: dotted names; nothing of the modules is executed but their packages.
+
+    Raises:
+        ModuleNotFoundError: names the module that there is not.
+    """
+    sources: dict[str, bytes] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in sources:
+            continue
+        path = _source(name)
+        if path is None:
+            raise ModuleNotFoundError(f"no module named {name!r}", name=name)
+        sources[name] = path.read_bytes()
+        waiting += _imports(name, path, sources[name])
+    digest = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        digest.update(f"{name} {len(source)}\0".encode() + source)
+    return digest.hexdigest()
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module; None where there is no such module."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def _imports(name: str, path: Path, source: bytes) -> Iterator[str]:
+    """The modules of this package that a module imports."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in _nodes(ast.parse(source, str(path))):
+        if isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            candidates = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for candidate in candidates:
+            ours = candidate == _PACKAGE or candidate.startswith(f"{_PACKAGE}.")
+            # What is imported from a module may be a submodule, or a name in it.
+            if ours and _source(candidate) is not None:
+                yield candidate
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """As :func:`ast.walk`, but for what stands under ``if TYPE_CHECKING``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _nodes(node)

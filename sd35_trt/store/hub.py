@@ -1,0 +1,89 @@
+"""Finding the model that ``--model`` names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sd35_trt.errors import CheckpointError, Sd35Error
+from sd35_trt.mini import checkpoint_path
+
+# What a build reads of a repository on the hub.
+_PATTERNS = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "text_encoder*/*.safetensors",
+    "transformer/*.safetensors",
+    "vae/*.safetensors",
+)
+
+# The tokenizers of all SD3.5 models are the same.
+_TOKENIZERS = "stabilityai/stable-diffusion-3.5-medium"
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def resolve_model(model: str) -> Path:
+    """The directory or file behind ``mini``, a path, or a hub id such as ``owner/name``.
+
+    Raises:
+        CheckpointError: not here, and not to be had from the hub.
+    """
+    if model == "mini":
+        return checkpoint_path()
+    path = Path(model).expanduser()
+    if path.exists() or not _HUB_ID.fullmatch(model) or path.suffix == ".safetensors":
+        return path
+    return _fetch(
+        model,
+        _PATTERNS,
+        f"{model} is not a directory here and cannot be fetched from the hub",
+        "give a local directory, or accept the model's licence and run: hf auth login",
+    )
+
+
+def model_name(model: str, path: Path) -> str:
+    """What a bundle of the model is called: ``mini``, or the name of its directory or file.
+
+    Args:
+        path: from :func:`resolve_model`.
+    """
+    if model == "mini":
+        return model
+    return path.stem if path.is_file() else path.resolve().name
+
+
+def fetch_tokenizers(file: Path) -> Path:
+    """A directory with SD3.5's three tokenizers, from the hub.
+
+    Args:
+        file: the single-file checkpoint that has none beside it.
+
+    Raises:
+        CheckpointError: they are not to be had from the hub.
+    """
+    return _fetch(
+        _TOKENIZERS,
+        ("tokenizer*/*",),
+        f"{file} has no tokenizers beside it, and {_TOKENIZERS} cannot be fetched from the hub",
+        "give a folder with tokenizer, tokenizer_2 and tokenizer_3: --tokenizers DIR",
+    )
+
+
+def _fetch(repository: str, patterns: tuple[str, ...], failure: str, fix: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise Sd35Error(
+            "fetching from the hub needs huggingface_hub", "pip install 'sd35-trt[build]'"
+        ) from error
+    try:
+        return Path(
+            snapshot_download(
+                repository, allow_patterns=list(patterns), ignore_patterns=["*.fp16*", "*.bf16*"]
+            )
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{failure}: {reason}", fix) from error

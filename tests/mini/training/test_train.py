@@ -1,0 +1,85 @@
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mini.training import train
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.quality import evaluate
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(train.main, [str(a) for a in arguments])
+
+
+def test_the_rate_rises_stays_and_ends_at_zero():
+    assert train.rate(0, 0) < 0.01
+    assert train.rate(0.3, 1000) == 1
+    assert train.rate(0.9, 1000) < train.rate(0.8, 1000) < 1
+    assert train.rate(1, 1000) == 0
+
+
+def test_the_average_lags_behind_the_weights():
+    layer = torch.nn.Linear(1, 1)
+    average = train.Average({"layer": layer}, 0.9)
+    start = average.modules["layer"].weight.item()
+    with torch.no_grad():
+        layer.weight += 1
+    average.update(step=10_000)
+    assert average.modules["layer"].weight.item() == pytest.approx(start + 0.1)
+
+
+def test_training_without_data_says_how_to_make_it(tmp_path):
+    result = invoke("vae", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "make it with: python -m mini.training.train data" in result.output
+
+
+def test_all_stages_run_are_cut_and_resume(tmp_path):
+    common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--batch", 2, "--vae-batch", 2)
+    result = invoke("data", *common, "--examples", 16, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    result = invoke("vae", *common, "--vae-minutes", 0.05)
+    assert result.exit_code == 0, result.output
+    joint = ("joint", *common, "--joint-minutes", 0.2, "--look-at", 0)
+    result = invoke(*joint, "--stop-after", 4)
+    assert result.exit_code == 0, result.output
+
+    def steps():
+        rows = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+        return [row for row in rows if row["stage"] == "joint" and "flow" in row]
+
+    first = steps()[-1]
+    assert 4 <= first["seconds"] < 12, "a step takes too long to be cut off in time"
+    result = invoke(*joint)
+    assert result.exit_code == 0, result.output
+    last = steps()[-1]
+    assert last["step"] > first["step"]
+    assert last["seconds"] >= 12
+    assert math.isfinite(last["flow"])
+    assert last["flow"] < steps()[0]["flow"] + 0.5
+
+    vae = json.loads((tmp_path / "vae" / "config.json").read_text())
+    assert vae["scaling_factor"] != 1
+    pipe = evaluate.load(tmp_path / "checkpoint")
+    assert evaluate.draw(pipe, ["a red circle"], steps=1).shape == (1, 128, 128, 3)
+    result = invoke("plot", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    packaged = checkpoint_path()
+    common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--start", packaged)
+    result = invoke("all", *common, "--examples", 40, "--workers", 1, "--batch", 8, "--lr", 1e-6,
+                    "--joint-minutes", 0.05, "--look-at", 0)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"joint"}
+    assert rows[0]["flow"] < 0.3
+    same = (tmp_path / "checkpoint" / "vae").glob("*.safetensors")
+    assert [f.read_bytes() for f in same] == [
+        f.read_bytes() for f in (packaged / "vae").glob("*.safetensors")
+    ]
