@@ -55,7 +55,7 @@ def assemble(
             entries.append(
                 Component(
                     name=name,
-                    engine=builder.engine,
+                    engine=builder.backend.name,
                     files=tuple(
                         # What is the stage's own file has been hashed before.
                         File(f"{name}/{file}", known[file].bytes, known[file].sha256)

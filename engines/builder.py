@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.dimensions import Bounds
 from sd35_trt.formats.bundle import Port
 from sd35_trt.store.stages import Stage
@@ -105,14 +105,8 @@ class BuiltEngine:
 class Builder(Protocol):
     """One way to make engines, for one target."""
 
-    #: Session kind that runs the engines.
-    engine: str
-
-    #: What the exporter writes for it, one of :data:`sd35_trt.components.FORMS`.
-    form: str
-
-    #: Whether :meth:`place` says how much working memory an engine takes.
-    reports_memory: bool
+    #: The kind of its engines.
+    backend: Backend
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that compile."""
@@ -140,27 +134,19 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-# Builder → module with ``create(name, capabilities, options)``.
-_MODULES = {
-    "onnxruntime": "sd35_trt.engines.onnxruntime",
-    "tensorrt-rtx": "sd35_trt.engines.tensorrt",
-    "tensorrt": "sd35_trt.engines.tensorrt",
-    "inductor": "sd35_trt.engines.inductor",
-}
-
-
 def load_builder(
     name: str, capabilities: tuple[str, ...] = (), options: EngineOptions | None = None
 ) -> Builder:
-    """A builder by its name in the target table.
+    """A builder of a kind of engine.
 
     Args:
+        name: a key of :data:`sd35_trt.backends.BACKENDS`.
         capabilities: CUDA compute capabilities to compile for, ``"8.9"``; none for the CPU.
 
     Raises:
         UsageError: an option that it does not have.
         Sd35Error: its library is not installed, or cannot compile for these.
     """
-    module: Any = importlib.import_module(_MODULES[name])
-    builder: Builder = module.create(name, capabilities, options or EngineOptions())
+    create = resolve(BACKENDS[name].builder)
+    builder: Builder = create(name, capabilities, options or EngineOptions())
     return builder

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.components import COMPILED
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
@@ -76,9 +77,7 @@ class InductorBuilder:
         capabilities: compute capabilities to build for.
     """
 
-    engine = "inductor"
-    form = "program"
-    reports_memory = False
+    backend = BACKENDS["inductor"]
 
     def __init__(self, capabilities: tuple[str, ...], options: EngineOptions) -> None:
         self._capabilities = capabilities

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 
-from .builder import MODEL_FILE, WEIGHTS_FILE, BuiltEngine, Engine, EngineOptions, ExportedComponent
+from .builder import BuiltEngine, Engine, EngineOptions, ExportedComponent
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -34,9 +35,7 @@ def _copy(source: Path, target: Path) -> None:
 class OnnxRuntimeBuilder:
     """See :class:`sd35_trt.engines.builder.Builder`."""
 
-    engine = "onnxruntime"
-    form = "onnx"
-    reports_memory = False
+    backend = BACKENDS["onnxruntime"]
 
     def versions(self) -> dict[str, str]:
         return {}
@@ -49,7 +48,7 @@ class OnnxRuntimeBuilder:
 
     def place(self, engine: Engine, out: Path) -> BuiltEngine:
         """Put the component's ONNX file and its weights into ``out``."""
-        files = (MODEL_FILE, WEIGHTS_FILE)
+        files = self.backend.files
         for name in files:
             _copy(engine.folder / name, out / name)
         return BuiltEngine(files, engine.component.weight_bytes)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sd35_trt.backends import BACKENDS, Backend
+from sd35_trt.compat.library import load_library
 from sd35_trt.compat.tensorrt import (
-    FLAVOURS,
     freed_on_error,
-    load_library,
     make_logger,
     without_noise,
 )
@@ -36,7 +36,6 @@ from .builder import (
 )
 from .tensorrt_plan import read_header
 
-PLAN_FILE = "engine.plan"
 _FACTS_FILE = "engine.json"
 
 
@@ -50,15 +49,15 @@ def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> 
     """See :func:`sd35_trt.engines.builder.load_builder`."""
     if options.autotune:
         raise UsageError("TensorRT tries kernels as it is", "leave out --autotune")
-    library = load_library(FLAVOURS[name])
-    return TensorRTBuilder(name, library, capabilities, options)
+    backend = BACKENDS[name]
+    return TensorRTBuilder(backend, load_library(backend), capabilities, options)
 
 
 class TensorRTBuilder:
     """See :class:`sd35_trt.engines.builder.Builder`.
 
     Args:
-        name: of the builder.
+        backend: the row of the library.
         library: the imported package, whose names the TensorRT API documents.
         capabilities: compute capabilities to compile for.
 
@@ -67,16 +66,13 @@ class TensorRTBuilder:
     """
 
     def __init__(
-        self, name: str, library: Any, capabilities: tuple[str, ...], options: EngineOptions
+        self, backend: Backend, library: Any, capabilities: tuple[str, ...], options: EngineOptions
     ) -> None:
-        self.engine = name
-        self.form = "onnx"
-        self.reports_memory = True
-        self._flavour = FLAVOURS[name]
+        self.backend = backend
         self._trt = library
         self._capabilities = capabilities
         self._options = options
-        if self._flavour.crosses:
+        if self.backend.crosses:
             for capability in capabilities:
                 if not hasattr(library.ComputeCapability, _sm(capability)):
                     raise UsageError(
@@ -86,10 +82,10 @@ class TensorRTBuilder:
 
     @property
     def _title(self) -> str:
-        return f"{self._flavour.title} {self._trt.__version__}"
+        return f"{self.backend.title} {self._trt.__version__}"
 
     def versions(self) -> dict[str, str]:
-        return {self.engine: str(self._trt.__version__)}
+        return {self.backend.name: str(self._trt.__version__)}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -115,9 +111,10 @@ class TensorRTBuilder:
 
     def place(self, engine: Engine, out: Path) -> BuiltEngine:
         """Link the plan into ``out``, or copy it where links do not reach."""
-        link_or_copy(engine.folder / PLAN_FILE, out / PLAN_FILE)
+        (plan,) = self.backend.files
+        link_or_copy(engine.folder / plan, out / plan)
         facts = json.loads((engine.folder / _FACTS_FILE).read_text("utf-8"))
-        return BuiltEngine((PLAN_FILE,), facts["weight_bytes"], facts["activation_bytes"])
+        return BuiltEngine((plan,), facts["weight_bytes"], facts["activation_bytes"])
 
     def working_memory(
         self,
@@ -183,7 +180,7 @@ class TensorRTBuilder:
         config.add_optimization_profile(_profile(builder, component, bounds))
         monitor = _progress_monitor(trt, progress)  # the configuration does not keep it alive
         config.progress_monitor = monitor
-        with (out / PLAN_FILE).open("wb") as stream:
+        with (out / self.backend.files[0]).open("wb") as stream:
             writer = _stream_writer(trt, stream)
             built = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.error is not None:
@@ -197,8 +194,8 @@ class TensorRTBuilder:
                 else "try another --policy, or report this with the command",
             )
         weight_bytes = memory.get("Weights", component.weight_bytes)
-        if self._flavour.crosses:
-            weight_bytes = self._read_back(component, out / PLAN_FILE)
+        if self.backend.crosses:
+            weight_bytes = self._read_back(component, out / self.backend.files[0])
         facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
         (out / _FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
 
@@ -223,7 +220,7 @@ class TensorRTBuilder:
 
     def _configure(self, config: Any) -> None:
         trt = self._trt
-        if self._flavour.crosses:
+        if self.backend.crosses:
             config.num_compute_capabilities = len(self._capabilities)
             for i, capability in enumerate(self._capabilities):
                 config.set_compute_capability(getattr(trt.ComputeCapability, _sm(capability)), i)

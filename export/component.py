@@ -63,7 +63,7 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
-        form: what is written, one of :data:`sd35_trt.components.FORMS`.
+        form: what is written, see :class:`sd35_trt.backends.Backend`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
         fuse: whether a program has the joined products, and others, as one operator each with what
             follows them.

@@ -63,6 +63,11 @@ class Sizes:
     ports: int
     compiled: int | None = None
 
+    def working(self, allocation: str) -> int:
+        """Working memory where tensors are allocated so; see :class:`sd35_trt.backends.Backend`."""
+        by = {"live": self.activations, "cudnn": self.with_cudnn, "arena": self.in_arena}
+        return by[allocation]
+
 
 def component_sizes(
     name: str,

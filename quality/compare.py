@@ -18,6 +18,7 @@ import scipy
 import skimage
 
 from sd35_trt import __version__
+from sd35_trt.backends import BACKENDS
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
@@ -258,7 +259,7 @@ def _linears(
         one, other = (bundle.manifest.component(name) for bundle in (reference, candidate))
         assert one is not None
         assert other is not None
-        if {one.engine, other.engine} != {"onnxruntime"}:
+        if any(BACKENDS[c.engine].needs_library for c in (one, other)):
             return [], "single layers are compared in ONNX Runtime bundles only"
         path = reference.path(one.files[0].path)
         if [file.sha256 for file in one.files] == [file.sha256 for file in other.files]:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import BundleError, OutOfMemory
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import (
@@ -17,8 +18,6 @@ from sd35_trt.residency import (
     STREAMED,
     Engine,
     Residency,
-    context_bytes,
-    keeps_activations,
     plan_residency,
 )
 from sd35_trt.units import format_memory
@@ -235,8 +234,8 @@ class EngineSet:
 
     @property
     def _reserve(self) -> int:
-        builder = self._bundle.manifest.builder
-        return context_bytes(builder) if self._device.kind == "cuda" else 0
+        backend = BACKENDS[self._bundle.manifest.builder]
+        return backend.context_bytes if self._device.kind == "cuda" else 0
 
     def _engines(self, dims: Mapping[str, int]) -> list[Engine]:
         steps = int(self._bundle.manifest.defaults["steps"])
@@ -250,7 +249,7 @@ class EngineSet:
                 working_bytes(component, texts if name in STAGES["text"] else dims),
                 steps if name == "denoiser" else 1,
                 self._stream_bytes(component),
-                keeps_activations(component.engine, name),
+                name in BACKENDS[component.engine].keeps_activations,
             )
             for name, component in self._components.items()
         ]
@@ -267,9 +266,8 @@ class EngineSet:
         return min(STREAM_BUFFERS * component.largest_layer_bytes, component.weight_bytes)
 
     def _streaming_advice(self) -> str:
-        if not any(can_stream(self._bundle, c) for c in self._components.values()) and (
-            self._bundle.manifest.builder.startswith("tensorrt")
-        ):
+        asked = BACKENDS[self._bundle.manifest.builder].streams == "asked"
+        if asked and not any(can_stream(self._bundle, c) for c in self._components.values()):
             return ", or less if it is built with: --weight-streaming"
         return ""
 

@@ -51,8 +51,6 @@ COMPONENTS = {
     )
 }
 
-#: What a component can be exported as: an ONNX graph, or a program of PyTorch operators.
-FORMS = ("onnx", "program")
 
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8

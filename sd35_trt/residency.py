@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .components import COMPILED
-
 #: Stages of a picture in their order → their components.
 STAGES = {
     "text": ("clip_l", "clip_g", "t5"),
@@ -20,11 +18,6 @@ STAGES = {
     "decoding": ("vae_decoder",),
 }
 
-# What a process takes beside its engines: the CUDA context, the libraries' code and handles.
-_CUDA_CONTEXT = 400_000_000
-
-# The same with PyTorch: 0.83 GB on an H100 with version 2.11, and some room.
-_PYTORCH_CONTEXT = 900_000_000
 
 #: TensorRT streams through two buffers: a layer computes from one while the next fills the other.
 STREAM_BUFFERS = 2
@@ -93,22 +86,6 @@ class Residency:
     bus_bytes: int
     peak_bytes: int
     fits: bool
-
-
-def context_bytes(builder: str) -> int:
-    """Device memory that a process with this kind of engines takes beside them."""
-    return _PYTORCH_CONTEXT if builder == "inductor" else _CUDA_CONTEXT
-
-
-def keeps_activations(builder: str, name: str) -> bool:
-    """Whether an engine's working memory stays its own when it has run.
-
-    A recorded graph of PyTorch has its own; on a GPU, ONNX Runtime gives back that of engines that
-    run once per picture.
-    """
-    if builder == "onnxruntime":
-        return name == "denoiser"
-    return builder == "inductor" and name in COMPILED
 
 
 def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int = 0) -> Residency:

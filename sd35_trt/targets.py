@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .backends import BACKENDS
 from .errors import Sd35Error, UsageError
 from .policies import Policy, builtin_policies, load_policy
 
@@ -21,9 +22,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found]
-
-#: Builders this version contains.
-BUILDERS = ("onnxruntime", "tensorrt-rtx", "tensorrt", "inductor")
 
 #: ``--gpu`` for the GPU that is present.
 AUTO = "auto"
@@ -129,7 +127,7 @@ def targets() -> dict[str, Target]:
     for row in data["family"]:
         row["compute_capabilities"] = tuple(row["compute_capabilities"])
         row["precisions"] = tuple(row["precisions"])
-        builders = _builders(data["builder"], row["compute_capabilities"])
+        builders = _builders(row.pop("backends"), row["compute_capabilities"])
         found[row["name"]] = Target(family=row["name"], builders=builders, **row)
     for row in data["product"]:
         capabilities = (row.pop("compute_capability"),)
@@ -138,7 +136,7 @@ def targets() -> dict[str, Target]:
             name=row["name"],
             title=row["title"],
             compute_capabilities=capabilities,
-            builders=_builders(data["builder"], capabilities),
+            builders=_builders(found[row["family"]].builders, capabilities),
             memory_bytes=round(row["memory_gib"] * 2**30),
             bandwidth=row["bandwidth"] * 1e9,
             bus=row["bus"],
@@ -147,12 +145,13 @@ def targets() -> dict[str, Target]:
 
 
 def _builders(
-    rows: list[dict[str, Any]], capabilities: tuple[str, ...]
+    preferred: Iterable[str], capabilities: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
+    """The kinds of engine that serve some of the capabilities → which; the preferred ones first."""
     served = {
-        row["name"]: tuple(c for c in capabilities if c in row["compute_capabilities"])
-        for row in rows
-        if bool(row["compute_capabilities"]) == bool(capabilities)
+        name: tuple(c for c in capabilities if c in BACKENDS[name].compute_capabilities)
+        for name in dict.fromkeys((*preferred, *BACKENDS))
+        if bool(BACKENDS[name].compute_capabilities) == bool(capabilities)
     }
     return {name: common for name, common in served.items() if common or not capabilities}
 
@@ -191,7 +190,7 @@ def _join(members: Sequence[Target]) -> Target:
     members = list({member.name: member for member in members}.values())
     if len(members) == 1:
         return members[0]
-    able = [row["name"] for row in _data()["builder"] if row.get("several")]
+    able = [backend.name for backend in BACKENDS.values() if backend.crosses]
     common = [name for name in able if all(name in m.builders for m in members)]
     name = "+".join(m.name for m in members)
     if not common:
@@ -224,32 +223,25 @@ def _join(members: Sequence[Target]) -> Target:
 
 def _substitute(target: Target) -> str | None:
     """The builder that takes the preferred one's place here, if any does."""
-    row = next(row for row in _data()["builder"] if row["name"] == target.builder)
-    other: str | None = row.get("otherwise")
-    if other not in target.builders or importlib.util.find_spec(row["module"]) is not None:
+    backend = BACKENDS[target.builder]
+    other = backend.otherwise
+    if other not in target.builders or importlib.util.find_spec(backend.module) is not None:
         return None
     return other
 
 
 def choose_builder(target: Target, name: str | None = None) -> str:
-    """The builder for a target: the one named, else the preferred one, or the table's substitute
-    for it where its library is not installed here.
+    """The builder for a target: the one named, else the preferred one, or the one that stands
+    in for it where its library is not installed here.
 
     Raises:
         UsageError: the one named does not serve the target.
-        Sd35Error: this version does not have it.
     """
     builder = name or _substitute(target) or target.builder
     if builder not in target.builders:
         raise UsageError(
             f"{builder} does not build for {target.name}",
             f"use {' or '.join(target.builders)}",
-        )
-    if builder not in BUILDERS:
-        buildable = [t.name for t in targets().values() if t.builder in BUILDERS]
-        raise Sd35Error(
-            f"{target.name} needs the {builder} builder, which this version does not have",
-            f"build for: {', '.join(buildable)}",
         )
     return builder
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda, host_array
 
-from sd35_trt.compat.tensorrt import FLAVOURS
+from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices import cuda as cuda_device
@@ -89,7 +89,7 @@ class FakeTensorRT(ModuleType):
         ERROR = 1
 
     def __init__(self, name: str, fake: FakeCuda, bundle: Path, twin: Path) -> None:
-        super().__init__(FLAVOURS[name].module)
+        super().__init__(BACKENDS[name].module)
         self.fake = fake
         self.twin = Bundle.open(twin)
         self.plans = {}

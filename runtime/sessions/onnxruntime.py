@@ -10,9 +10,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
-from sd35_trt.residency import keeps_activations
 from sd35_trt.runtime.devices.device import Buffer, Device
 
 from .session import SessionOptions
@@ -53,7 +53,7 @@ def _run_options(device: Device, name: str) -> ort.RunOptions:
     On the CPU it is kept: the allocations of each run would scatter over the heap, which grows.
     """
     options = ort.RunOptions()
-    if device.kind != "cpu" and not keeps_activations("onnxruntime", name):
+    if device.kind != "cpu" and name not in BACKENDS["onnxruntime"].keeps_activations:
         entry = "memory.enable_memory_arena_shrinkage"
         options.add_run_config_entry(entry, f"gpu:{device.index}")
     return options

@@ -1,14 +1,14 @@
-"""What the pipeline asks of an engine, and the table of engine kinds."""
+"""What the pipeline asks of an engine, and opening one."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sd35_trt.components import COMPILED
-from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.backends import BACKENDS, resolve
+from sd35_trt.compat.library import load_library
+from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
 
@@ -52,39 +52,6 @@ class SessionOptions:
     held_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Where sessions of an engine kind come from.
-
-    Attributes:
-        module: has ``open_session(bundle, component, device, options)``.
-        package: what it imports.
-        extra: of this package, that installs it.
-        devices: kinds of device that it runs on, the usual one first.
-        streams: whether weights may be streamed: ``never``, ``asked`` (where the bundle was built
-            for it) or ``always`` (all but components that are compiled).
-    """
-
-    module: str
-    package: str
-    extra: str
-    devices: tuple[str, ...]
-    streams: str = "never"
-
-
-_TENSORRT = "sd35_trt.runtime.sessions.tensorrt"
-_KINDS = {
-    "onnxruntime": _Kind(
-        "sd35_trt.runtime.sessions.onnxruntime", "onnxruntime", "onnxruntime", ("cpu", "cuda")
-    ),
-    "tensorrt-rtx": _Kind(_TENSORRT, "tensorrt_rtx", "rtx", ("cuda",), streams="asked"),
-    "tensorrt": _Kind(_TENSORRT, "tensorrt", "tensorrt", ("cuda",), streams="asked"),
-    "inductor": _Kind(
-        "sd35_trt.runtime.sessions.inductor", "torch", "inductor", ("cuda", "cpu"), streams="always"
-    ),
-}
-
-
 def check_engines(bundle: Bundle) -> None:
     """Refuse a bundle that holds engines of a kind unknown here.
 
@@ -93,10 +60,10 @@ def check_engines(bundle: Bundle) -> None:
     """
     manifest = bundle.manifest
     for component in manifest.components:
-        if component.engine not in _KINDS:
+        if component.engine not in BACKENDS:
             raise BundleError(
                 f"{bundle.root} is built for {manifest.target} by {manifest.builder}; this version "
-                f"runs no {component.engine} engines, but {', '.join(_KINDS)}",
+                f"runs no {component.engine} engines, but {', '.join(BACKENDS)}",
                 "build for this machine with: sd35-trt build --gpu cpu",
             )
 
@@ -112,7 +79,7 @@ def device_of(bundle: Bundle, asked: str | None = None) -> str:
     """
     check_engines(bundle)
     manifest = bundle.manifest
-    kinds = _KINDS[manifest.builder].devices
+    kinds = BACKENDS[manifest.builder].devices
     name = kinds[0] if asked is None else asked
     if name.partition(":")[0] not in kinds:
         raise BundleError(
@@ -143,10 +110,10 @@ def working_bytes(component: Component, dims: Mapping[str, int]) -> int:
 
 def can_stream(bundle: Bundle, component: Component) -> bool:
     """Whether a component's weights may stay in the host's memory while it runs."""
-    streams = _KINDS[component.engine].streams
-    if streams == "asked":
+    backend = BACKENDS[component.engine]
+    if backend.streams == "asked":
         return bool(bundle.manifest.engine_options.get("weight_streaming", False))
-    return streams == "always" and component.name not in COMPILED
+    return backend.can_stream(component.name)
 
 
 def open_session(
@@ -162,13 +129,7 @@ def open_session(
         Sd35Error: the backend's package is not installed.
     """
     check_engines(bundle)
-    kind = _KINDS[component.engine]
-    try:
-        importlib.import_module(kind.package)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise Sd35Error(
-            f"{kind.package} is not installed ({error})", f"pip install 'sd35-trt[{kind.extra}]'"
-        ) from error
-    module = importlib.import_module(kind.module)
-    session: Session = module.open_session(bundle, component, device, options)
+    backend = BACKENDS[component.engine]
+    load_library(backend)
+    session: Session = resolve(backend.session)(bundle, component, device, options)
     return session

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.compat.tensorrt import FLAVOURS, freed_on_error, load_library, make_logger
+from sd35_trt.backends import BACKENDS
+from sd35_trt.compat.library import load_library
+from sd35_trt.compat.tensorrt import freed_on_error, make_logger
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
@@ -32,8 +34,8 @@ class TensorRTSession:
     ) -> None:
         self._name = component.name
         self._device = device
-        self._flavour = FLAVOURS[component.engine]
-        self._trt = trt = load_library(self._flavour)
+        self._backend = BACKENDS[component.engine]
+        self._trt = trt = load_library(self._backend)
         self._log = make_logger(trt)
         path = bundle.path(component.files[0].path)
         self._runtime = trt.Runtime(self._log)
@@ -44,7 +46,7 @@ class TensorRTSession:
             )
         if self._engine is None:
             raise BundleError(
-                f"{path} is built for {_built_for(bundle)}; {self._flavour.title} "
+                f"{path} is built for {_built_for(bundle)}; {self._backend.title} "
                 f"{trt.__version__} on {_present(device)} refuses it: {self._log.reasons()}",
                 "build for this GPU with: sd35-trt build --gpu auto",
             )
@@ -55,7 +57,7 @@ class TensorRTSession:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._scratch_bytes = 0
         # The library replaces kernels while it runs and records graphs by itself.
-        self.recordable = not self._flavour.compiles_late
+        self.recordable = not self._backend.compiles_late
 
     def _limit_weights(self, held: int | None) -> None:
         """Keep so many bytes of weights on the device, or all."""
@@ -71,7 +73,7 @@ class TensorRTSession:
     def _create_context(self, is_step: bool) -> Any:
         trt = self._trt
         managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._flavour.compiles_late:
+        if self._backend.compiles_late:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(managed)
             if is_step:
@@ -86,7 +88,7 @@ class TensorRTSession:
             context = self._engine.create_execution_context(managed)
         if context is None:
             raise OutOfMemory(
-                f"{self._flavour.title} cannot prepare {self._name}: {self._log.reasons()}",
+                f"{self._backend.title} cannot prepare {self._name}: {self._log.reasons()}",
                 "load with a vram_budget",
             )
         return context
@@ -113,7 +115,7 @@ class TensorRTSession:
 
     def _refusal(self, what: str) -> Sd35Error:
         return Sd35Error(
-            f"{self._name} {what} in {self._flavour.title}: {self._log.reasons()}",
+            f"{self._name} {what} in {self._backend.title}: {self._log.reasons()}",
             "try a smaller size or batch",
         )
 
@@ -138,7 +140,7 @@ def _built_for(bundle: Bundle) -> str:
     manifest = bundle.manifest
     capabilities = manifest.engine_options.get("compute_capabilities") or ["?"]
     version = manifest.versions.get(manifest.builder, "?")
-    title = FLAVOURS[manifest.builder].title
+    title = BACKENDS[manifest.builder].title
     return f"compute capability {', '.join(capabilities)} by {title} {version}"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from sd35_trt import __version__
+from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle, Manifest
 from sd35_trt.quality.metrics import psnr, squared_error
@@ -54,13 +55,6 @@ _BUSY = 0.1
 # Pictures of one prompt and seed are more alike than those of two seeds, by so many dB.
 _MARGIN = 3.0
 
-# The bundle's builder → the packages that may hold its library.
-_LIBRARIES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
-    "inductor": ("torch", "triton", "flash-attn-4"),
-}
 _WITH_DIFFUSERS = (DIFFUSERS, DIFFUSERS_COMPILED)
 _PEER_LIBRARIES = ("torch", "diffusers", "transformers")
 
@@ -382,7 +376,8 @@ def _ratio(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
 
 
 def _versions(manifest: Manifest, options: BenchOptions) -> dict[str, str]:
-    names = ["numpy", *_LIBRARIES[manifest.builder]]
+    backend = BACKENDS[manifest.builder]
+    names = ["numpy", *backend.packages, *(c.package for c in backend.companions)]
     if options.against in _WITH_DIFFUSERS:
         names += _PEER_LIBRARIES
     found = {"sd35-trt": __version__, "python": platform.python_version()}

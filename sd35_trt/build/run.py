@@ -129,7 +129,9 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         clip_tokens = lengths["clip_l"]["length"]
         t5_tokens = lengths["t5"]["length"] if "t5" in lengths else _T5_TOKENS
         stages = [
-            _component_stage(inputs, n, policy, clip_tokens, guided, calibration, builder.form)
+            _component_stage(
+                inputs, n, policy, clip_tokens, guided, calibration, builder.backend.dialect
+            )
             for n in names
         ]
         if calibration and not all(cache.find(s.name, s.key) for s in stages):
@@ -149,7 +151,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
             bounds = dimension_bounds(name, facts["ranges"], facts["defaults"], clip_tokens, guided)
             component = ExportedComponent.read(folder)
             engine = _engine(builder, component, bounds, cache, progress)
-            if not builder.reports_memory:
+            if not builder.backend.reports_memory:
                 largest = {dim: bound[2] for dim, bound in engine.bounds.items()}
                 estimate = estimated_memory(
                     name, chosen, checkpoint, policy, clip_tokens, guided, largest, cache

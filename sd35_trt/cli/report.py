@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sd35_trt import __version__
+from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.formats.bundle import Bundle, Manifest, Port
 from sd35_trt.store.cache import default_cache_dir
 from sd35_trt.targets import Target, choose_builder, present_gpus, targets
@@ -99,30 +100,18 @@ def _version(package: str) -> str | None:
 
 
 _BUILD_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-# Builder → the packages that hold its library, and the extra that installs one.
-_LIBRARIES = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
-    "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "rtx"),
-    "tensorrt": (("tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
-    "inductor": (("torch",), "inductor"),
-}
-
 # What every session on a GPU needs.
 _CUDA = "cuda-bindings"
 
-# What makes an engine's attention faster on a family's GPUs: the package, and the extra with it.
-_FASTER = {"hopper": ("inductor", "flash-attn-4", "hopper")}
 
-
-def _knows_gpus(builder: str) -> bool:
-    """Whether the library was built with CUDA: PyTorch may not be."""
-    if builder != "inductor":
+def _knows_gpus(backend: Backend) -> bool:
+    """Whether the library was built with CUDA."""
+    if backend.cuda is None:
         return True
     try:
-        import torch
+        return resolve(backend.cuda) is not None
     except ImportError:
         return False
-    return torch.version.cuda is not None
 
 
 def examine() -> dict[str, Any]:
@@ -134,29 +123,33 @@ def examine() -> dict[str, Any]:
     for target in targets().values():
         if target.name != target.family:
             continue
-        builder = choose_builder(target)
-        packages, extra = _LIBRARIES[builder]
-        library = next((f"{p} {_version(p)}" for p in packages if _version(p)), None)
+        backend = BACKENDS[choose_builder(target)]
+        library = next((f"{p} {_version(p)}" for p in backend.packages if _version(p)), None)
         gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
         on_cpu = not target.compute_capabilities
-        ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(builder)
+        ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(backend)
         runs = library is not None and (on_cpu or ready)
-        faster, package, with_it = _FASTER.get(target.name, ("", "", ""))
+        faster = [
+            c.extra
+            for c in backend.companions
+            if {*c.compute_capabilities} & {*target.compute_capabilities}
+            and not _version(c.package)
+        ]
         notes = []
         if missing:
             notes.append("to build: pip install 'sd35-trt[build]'")
         if library is None:
-            notes.append(f"needs: pip install 'sd35-trt[{extra}]'")
+            notes.append(f"needs: pip install 'sd35-trt[{backend.extra}]'")
         elif gpu is not None and not _version(_CUDA):
             notes.append("to run: pip install 'sd35-trt[cuda]'")
         elif gpu is not None and not ready:
             notes.append("to run: a PyTorch with CUDA, see pytorch.org/get-started")
-        elif runs and faster == builder and not _version(package):
-            notes.append(f"faster with: pip install 'sd35-trt[{with_it}]'")
+        elif runs and faster:
+            notes.append(f"faster with: pip install 'sd35-trt[{faster[0]}]'")
         # ONNX Runtime compiles when it loads: to build, it is not needed.
         found[target.name] = {
-            "builder": builder,
-            "builds": not missing and (library is not None or builder == "onnxruntime"),
+            "builder": backend.name,
+            "builds": not missing and (library is not None or not backend.needs_library),
             "runs": runs,
             "runtime": library if runs else None,
             "gpu": gpu.name if gpu else None,

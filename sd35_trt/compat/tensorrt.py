@@ -1,61 +1,11 @@
-"""TensorRT's two libraries, which have one API: what differs, loading them, and their log.
-
-Imported by the builder and by the runtime; the libraries themselves only when they are needed.
-"""
+"""TensorRT's two libraries, which have one API: their log, and their objects when they fail."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
-
-from sd35_trt.errors import Sd35Error
-
-
-@dataclass(frozen=True)
-class Flavour:
-    """What differs between the two libraries.
-
-    Attributes:
-        title: its name in messages.
-        module: what is imported.
-        extra: of this package, that installs it.
-        crosses: whether it compiles for GPUs that are not there, and several in one plan.
-        compiles_late: whether kernels are finished on the GPU: its runtime has a cache of them,
-            and records its own graphs, as they may be replaced while it runs.
-    """
-
-    title: str
-    module: str
-    extra: str
-    crosses: bool
-    compiles_late: bool
-
-
-FLAVOURS = {
-    "tensorrt-rtx": Flavour(
-        "TensorRT for RTX", "tensorrt_rtx", "rtx", crosses=True, compiles_late=True
-    ),
-    "tensorrt": Flavour("TensorRT", "tensorrt", "tensorrt", crosses=False, compiles_late=False),
-}
-
-
-def load_library(flavour: Flavour) -> Any:
-    """The imported package.
-
-    Raises:
-        Sd35Error: it is not installed.
-    """
-    try:
-        return importlib.import_module(flavour.module)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise Sd35Error(
-            f"{flavour.title} is not installed ({error})",
-            f"pip install 'sd35-trt[{flavour.extra}]'",
-        ) from error
 
 
 def without_noise(message: str) -> str:

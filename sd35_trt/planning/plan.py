@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd35_trt.components import COMPILED, COMPONENTS, LATENT_SCALE
+from sd35_trt.backends import BACKENDS, Backend
+from sd35_trt.components import COMPONENTS, LATENT_SCALE
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Bounds
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.policies import Policy, load_policy
@@ -29,8 +30,6 @@ from sd35_trt.residency import (
     STREAMED,
     Engine,
     Residency,
-    context_bytes,
-    keeps_activations,
     plan_residency,
 )
 from sd35_trt.store.cache import StageCache, default_cache_dir
@@ -47,11 +46,6 @@ if TYPE_CHECKING:
     from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.export.component import ExportOptions
     from sd35_trt.export.sizes import Sizes
-
-#: Working memory of every TensorRT engine beside its tensors: what TensorRT for RTX 1.7 reports for
-#: mini's engines is this and the sum of live tensors, within 15 % (less for T5, whose attention it
-#: fuses).
-TENSORRT_WORKSPACE = 8 << 20
 
 #: Bytes/s of an NVMe disk, reading large files.
 DISK_BANDWIDTH = 2e9
@@ -131,8 +125,9 @@ class Plan:
             return f"everything resident takes {whole}; at least {format_bytes(self.least_bytes)}"
         question = f"fits in {format_memory(self.budget)}"
         if not self.residency.fits:
-            streams = any(_streams(name, self.target) for name in self.components)
-            streaming = "" if streams else f" ({choose_builder(self.target)} cannot stream weights)"
+            backend = _backend(self.target)
+            streams = any(map(backend.can_stream, self.components))
+            streaming = "" if streams else f" ({backend.name} cannot stream weights)"
             return f"{question}: no, it takes at least {format_bytes(self.least_bytes)}{streaming}"
         kinds: dict[str, list[str]] = {RESIDENT: [], LOADED: [], STREAMED: []}
         for name, placement in self.residency.placements.items():
@@ -140,7 +135,7 @@ class Plan:
         if len(kinds[RESIDENT]) == len(self.components):
             return f"{question}: yes, with everything resident"
         how = [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
-        asked = kinds[STREAMED] and _is_tensorrt(self.target)
+        asked = kinds[STREAMED] and _backend(self.target).streams == "asked"
         advice = " (build with --weight-streaming)" if asked else ""
         return f"{question}: yes, with {'; '.join(how)}{advice}"
 
@@ -193,7 +188,7 @@ class Plan:
             "assumed": {
                 "cuda_context_bytes": 0
                 if self.target.name == "cpu"
-                else context_bytes(choose_builder(self.target)),
+                else _backend(self.target).context_bytes,
                 "disk_bandwidth": DISK_BANDWIDTH,
                 "bus_efficiency": BUS_EFFICIENCY,
             },
@@ -290,24 +285,16 @@ def replan(planned: Plan, target: Target, vram: int | None = None) -> Plan:
     )
 
 
-def _is_tensorrt(target: Target) -> bool:
-    return choose_builder(target).startswith("tensorrt")
-
-
-def _streams(name: str, target: Target) -> bool:
-    """Whether a component's engine for a target can stream its weights."""
-    return _is_tensorrt(target) or (choose_builder(target) == "inductor" and name not in COMPILED)
+def _backend(target: Target) -> Backend:
+    return BACKENDS[choose_builder(target)]
 
 
 def _activation_bytes(sizes: Sizes, target: Target) -> int:
     """An engine's working memory: the compiler's figure, or the estimate."""
     if sizes.compiled is not None:
         return sizes.compiled
-    if _is_tensorrt(target):
-        return sizes.activations + TENSORRT_WORKSPACE
-    if choose_builder(target) == "onnxruntime":
-        return sizes.in_arena
-    return sizes.with_cudnn
+    backend = _backend(target)
+    return sizes.working(backend.allocation) + backend.workspace_bytes
 
 
 def _working_bytes(sizes: Sizes, target: Target) -> int:
@@ -320,7 +307,7 @@ def _residency(
     sizes: Mapping[str, Sizes], steps: int, target: Target, budget: int | None
 ) -> tuple[Residency, int]:
     """The plan within a budget, and the lowest peak that there is."""
-    builder = choose_builder(target)
+    backend = _backend(target)
     engines = [
         Engine(
             name,
@@ -329,15 +316,15 @@ def _residency(
             _working_bytes(sizes[name], target),
             steps if name == "denoiser" else 1,
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
-            if _streams(name, target)
+            if backend.can_stream(name)
             else None,
-            keeps_activations(builder, name),
+            name in backend.keeps_activations,
         )
         for stage, names in STAGES.items()
         for name in names
         if name in sizes
     ]
-    reserve = 0 if target.name == "cpu" else context_bytes(builder)
+    reserve = 0 if target.name == "cpu" else backend.context_bytes
     least = plan_residency(engines, 0, reserve).peak_bytes
     return plan_residency(engines, budget, reserve), least
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.export.component import ExportOptions
 
-_BUILDER = "tensorrt-rtx"
 _FILE = "memory.json"
 
 
@@ -45,9 +45,11 @@ def check_exact(target: Target) -> None:
     Raises:
         UsageError: names the builder that does.
     """
-    if target.builder != _BUILDER:
+    backend = BACKENDS[target.builder]
+    if not (backend.crosses and backend.reports_memory):
+        able = [b.title for b in BACKENDS.values() if b.crosses and b.reports_memory]
         raise UsageError(
-            f"--exact asks TensorRT for RTX, and {target.name}'s engines are {target.builder}'s",
+            f"--exact asks {' or '.join(able)}, and {target.name}'s engines are {backend.name}'s",
             "leave out --exact",
         )
 
@@ -81,7 +83,7 @@ def compiled_activations(
     from sd35_trt.engines.builder import load_builder
     from sd35_trt.engines.tensorrt import TensorRTBuilder
 
-    builder = load_builder(_BUILDER, target.builders[_BUILDER])
+    builder = load_builder(target.builder, target.builders[target.builder])
     assert isinstance(builder, TensorRTBuilder)
 
     def run(out: Path, report: Callable[[float, str], None]) -> None:
@@ -145,9 +147,9 @@ def estimated_memory(
 
         options = ExportOptions(clip_tokens, guided)
         sizes = component_sizes(name, source, policy, options, dims)
-        found = Estimate(sizes.with_cudnn)
-        if builder == "onnxruntime":
-            found = Estimate(sizes.in_arena, sizes.allocated)
+        allocation = BACKENDS[builder].allocation
+        allocated = sizes.allocated if allocation == "arena" else None
+        found = Estimate(sizes.working(allocation), allocated)
         (out / _FILE).write_text(json.dumps(asdict(found)) + "\n", "utf-8")
 
     part = COMPONENTS[name].part

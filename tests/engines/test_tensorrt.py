@@ -20,12 +20,11 @@ from conftest import one_error_line, relative_error
 from fake_gpu import install_fake
 from onnx import helper
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
-from sd35_trt.compat.tensorrt import FLAVOURS
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Ranges, dimension_bounds
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent, load_builder
-from sd35_trt.engines.tensorrt import PLAN_FILE
 from sd35_trt.engines.tensorrt_plan import read_header
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
 from sd35_trt.export.component import ExportOptions, export_component
@@ -107,7 +106,7 @@ def _compile(
     stage.run(
         out, lambda fraction, note: (notes if notes is not None else []).append((fraction, note))
     )
-    return out / PLAN_FILE
+    return out / "engine.plan"
 
 
 def _relu() -> list[onnx.NodeProto]:
@@ -341,7 +340,7 @@ def test_fp8_is_refused_by_the_compiler_where_there_is_none(tmp_path: Path) -> N
 def test_a_full_disk(tmp_path: Path) -> None:
     out = tmp_path / "plan"
     out.mkdir()
-    (out / PLAN_FILE).symlink_to("/dev/full")
+    (out / "engine.plan").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         _compile(_write_component(tmp_path, _relu()), out, "8.9")
 
@@ -406,11 +405,11 @@ def test_a_gpu_that_the_library_does_not_compile_for() -> None:
         load_builder("tensorrt-rtx", ("9.0",))
 
 
-@pytest.mark.parametrize("name", FLAVOURS)
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "tensorrt"])
 def test_every_name_of_the_api_is_there(name: str) -> None:
     """What the builder and the session call, in the library that is installed."""
-    flavour = FLAVOURS[name]
-    library = pytest.importorskip(flavour.module, reason=f"{flavour.title} is not installed")
+    backend = BACKENDS[name]
+    library = pytest.importorskip(backend.module, reason=f"{backend.title} is not installed")
     names = {
         "Builder": "create_network create_builder_config create_optimization_profile "
         "build_serialized_network_to_stream",
@@ -434,7 +433,7 @@ def test_every_name_of_the_api_is_there(name: str) -> None:
         "IExecutionContext": "set_input_shape set_tensor_address execute_async_v3 "
         "update_device_memory_size_for_shapes set_device_memory",
     }
-    if flavour.compiles_late:
+    if backend.compiles_late:
         names |= {
             "ICudaEngine": names["ICudaEngine"] + " create_runtime_config",
             "IRuntimeConfig": "set_execution_context_allocation_strategy cuda_graph_strategy "
@@ -446,7 +445,7 @@ def test_every_name_of_the_api_is_there(name: str) -> None:
         for member in members.split():
             assert hasattr(getattr(library, kind), member), f"{kind}.{member}"
     crosses = hasattr(library.IBuilderConfig, "set_compute_capability")
-    assert crosses == flavour.crosses
+    assert crosses == backend.crosses
 
 
 def test_bounds_hold_what_the_runtime_asks_for() -> None:

@@ -1,0 +1,196 @@
+"""The kinds of engine, one row each: what makes them, what runs them, and what they can.
+
+To add one, add a row here and the two modules that it names. Nothing else asks which kind an engine
+is: it reads the row. Which kind a GPU family prefers stands with the family, in ``gpus.toml``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .components import COMPILED
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A package that makes engines faster on some GPUs.
+
+    Attributes:
+        package: as it is installed.
+        extra: of this package, that installs it.
+        compute_capabilities: of the GPUs that it makes faster.
+    """
+
+    package: str
+    extra: str
+    compute_capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kind of engine.
+
+    Attributes:
+        name: as ``--builder`` and the manifest have it.
+        title: its library's name in messages.
+        module: what is imported of the library.
+        packages: that may hold the library, as they are installed.
+        extra: of this package, that installs it.
+        dialects: the library's minimum version → what the exporter writes for it, ``onnx`` or
+            ``program``; from the oldest on.
+        files: what an engine consists of, the one that is opened first.
+        builder: ``module:function``, see :func:`sd35_trt.engines.builder.load_builder`.
+        session: ``module:function``, see :func:`sd35_trt.runtime.sessions.session.open_session`.
+        compute_capabilities: CUDA compute capabilities that it compiles for; none where engines
+            are not compiled for a GPU.
+        devices: kinds of device that engines run on, the usual one first.
+        crosses: whether it compiles for GPUs that are not there, and several in one engine.
+        needs_library: whether building takes the library; otherwise engines are the exported files.
+        compiles_late: whether kernels are finished on the GPU: the library then has a cache of
+            them, and records its own graphs, as they may be replaced while it runs.
+        reports_memory: whether the compiler says how much working memory an engine takes.
+        streams: whether weights may be streamed from the host's memory: ``never``, ``asked``
+            (where the bundle was built for it), ``always`` (all but components that are compiled).
+        keeps_activations: components whose working memory stays theirs when they have run.
+        context_bytes: device memory that a process takes beside its engines.
+        workspace_bytes: of every engine, beside its tensors.
+        allocation: how tensors are allocated, for an estimate of working memory: ``live`` (as many
+            bytes as are alive at once), ``cudnn`` (and the copies that cuDNN makes of what a
+            convolution reads), ``arena`` (in ONNX Runtime's).
+        otherwise: the kind that takes its place where its library is not installed.
+        cuda: ``module:attribute`` that is None where the library was built without CUDA.
+        companions: packages that make it faster.
+    """
+
+    name: str
+    title: str
+    module: str
+    packages: tuple[str, ...]
+    extra: str
+    dialects: Mapping[str, str] = field(hash=False)
+    files: tuple[str, ...]
+    builder: str
+    session: str
+    compute_capabilities: tuple[str, ...]
+    devices: tuple[str, ...]
+    crosses: bool = False
+    needs_library: bool = True
+    compiles_late: bool = False
+    reports_memory: bool = False
+    streams: Literal["never", "asked", "always"] = "never"
+    keeps_activations: tuple[str, ...] = ()
+    context_bytes: int = 400_000_000
+    workspace_bytes: int = 0
+    allocation: Literal["live", "cudnn", "arena"] = "live"
+    otherwise: str | None = None
+    cuda: str | None = None
+    companions: tuple[Companion, ...] = ()
+
+    @property
+    def minimum_version(self) -> str:
+        """The oldest version of the library that works."""
+        return next(iter(self.dialects))
+
+    @property
+    def dialect(self) -> str:
+        """What the exporter writes for the newest version of the library."""
+        return list(self.dialects.values())[-1]
+
+    def can_stream(self, component: str) -> bool:
+        """Whether an engine can be made that streams its weights."""
+        return self.streams == "asked" or (self.streams == "always" and component not in COMPILED)
+
+
+_ROWS = (
+    Backend(
+        name="onnxruntime",
+        title="ONNX Runtime",
+        module="onnxruntime",
+        packages=("onnxruntime", "onnxruntime-gpu"),
+        extra="onnxruntime",
+        dialects={"1.23": "onnx"},
+        files=("model.onnx", "weights.data"),
+        builder="sd35_trt.engines.onnxruntime:create",
+        session="sd35_trt.runtime.sessions.onnxruntime:open_session",
+        compute_capabilities=(),
+        devices=("cpu", "cuda"),
+        needs_library=False,
+        # On a GPU it gives back that of engines that run once per picture.
+        keeps_activations=("denoiser",),
+        allocation="arena",
+    ),
+    # The members of TensorRT for RTX 1.7's ComputeCapability enum.
+    Backend(
+        name="tensorrt-rtx",
+        title="TensorRT for RTX",
+        module="tensorrt_rtx",
+        packages=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+        extra="rtx",
+        dialects={"1.7": "onnx"},
+        files=("engine.plan",),
+        builder="sd35_trt.engines.tensorrt:create",
+        session="sd35_trt.runtime.sessions.tensorrt:open_session",
+        compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+        devices=("cuda",),
+        crosses=True,
+        compiles_late=True,
+        reports_memory=True,
+        streams="asked",
+        # What it reports for mini's engines is this and the sum of live tensors, within 15 % (less
+        # for T5, whose attention it fuses).
+        workspace_bytes=8 << 20,
+    ),
+    Backend(
+        name="tensorrt",
+        title="TensorRT",
+        module="tensorrt",
+        packages=("tensorrt-cu13", "tensorrt-cu12"),
+        extra="tensorrt",
+        dialects={"11": "onnx"},
+        files=("engine.plan",),
+        builder="sd35_trt.engines.tensorrt:create",
+        session="sd35_trt.runtime.sessions.tensorrt:open_session",
+        compute_capabilities=("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
+        devices=("cuda",),
+        reports_memory=True,
+        streams="asked",
+        workspace_bytes=8 << 20,
+        otherwise="inductor",
+    ),
+    Backend(
+        name="inductor",
+        title="PyTorch",
+        module="torch",
+        packages=("torch",),
+        extra="inductor",
+        dialects={"2.9": "program"},
+        files=("program.json", "weights.safetensors"),
+        builder="sd35_trt.engines.inductor:create",
+        session="sd35_trt.runtime.sessions.inductor:open_session",
+        compute_capabilities=("8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
+        devices=("cuda", "cpu"),
+        streams="always",
+        # A recorded graph of PyTorch has its own.
+        keeps_activations=COMPILED,
+        # 0.83 GB on an H100 with version 2.11, and some room.
+        context_bytes=900_000_000,
+        allocation="cudnn",
+        cuda="torch.version:cuda",
+        companions=(
+            Companion("triton", "inductor", ()),
+            Companion("flash-attn-4", "hopper", ("9.0",)),
+        ),
+    ),
+)
+
+#: Every kind by name.
+BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
+
+
+def resolve(dotted: str) -> Any:
+    """What ``module:attribute`` names; the module is imported."""
+    module, _, attribute = dotted.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,35 @@
+"""Loading the library behind a kind of engine."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+from sd35_trt.backends import Backend
+from sd35_trt.errors import Sd35Error
+
+
+def load_library(backend: Backend) -> Any:
+    """The imported library.
+
+    Raises:
+        Sd35Error: it is not installed, does not load, or is too old.
+    """
+    advice = f"pip install 'sd35-trt[{backend.extra}]'"
+    try:
+        library = importlib.import_module(backend.module)
+    except ModuleNotFoundError as error:
+        raise Sd35Error(f"{backend.title} is not installed ({error})", advice) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Sd35Error(f"{backend.title} does not load ({error})", advice) from error
+    version = str(getattr(library, "__version__", backend.minimum_version))
+    if _numbers(version) < _numbers(backend.minimum_version):
+        raise Sd35Error(
+            f"{backend.title} {version} is too old, {backend.minimum_version} is needed", advice
+        )
+    return library
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
