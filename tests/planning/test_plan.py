@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import one_error_line
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.cli.report import print_plan
@@ -21,7 +22,7 @@ from sd35_trt.export.sizes import Sizes, component_sizes
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.planning import plan as module
-from sd35_trt.planning.plan import STAGES, TENSORRT_WORKSPACE, Plan, PlanOptions, plan, replan
+from sd35_trt.planning.plan import STAGES, Plan, PlanOptions, plan, replan
 from sd35_trt.planning.working_memory import compiled_activations
 from sd35_trt.policies import builtin_policies, load_policy
 from sd35_trt.residency import LOADED, RESIDENT, STREAMED
@@ -53,7 +54,9 @@ def test_activations_are_those_that_tensorrt_reports(make_bundle: Callable[..., 
             component.name, mini, load_policy("fp8"), ExportOptions(clip_tokens=32), dims
         )
         assert component.activation_bytes is not None
-        ratio = (sizes.activations + TENSORRT_WORKSPACE) / component.activation_bytes
+        ratio = (
+            sizes.activations + BACKENDS["tensorrt-rtx"].workspace_bytes
+        ) / component.activation_bytes
         # T5's attention is spelled out in the graph; the compiler fuses it.
         low, high = (1.0, 2.5) if component.name == "t5" else (0.8, 1.15)
         assert low <= ratio <= high, component.name
