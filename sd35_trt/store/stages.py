@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sd35_trt.formats.bundle import File
+from sd35_trt.progress import Progress
 
 from .cache import StageCache
 from .code import code_digest
-
-#: Called with a stage's name, the fraction of it that is done, and what is being done.
-Progress = Callable[[str, float, str], None]
 
 _FILES = "stage.json"
 
@@ -47,11 +45,11 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
     found = cache.find(stage.name, key)
     if found is not None:
         if _is_whole(cache, found):
-            progress(stage.name, 1.0, "unchanged")
+            progress(stage.name, 1, 1, "unchanged")
             return found
         cache.discard(stage.name, key)
     with cache.create(stage.name, key) as work:
-        stage.run(work, lambda fraction, note: progress(stage.name, fraction, note))
+        stage.run(work, lambda fraction, note: progress(stage.name, fraction, 1, note))
         files = {}
         for path in sorted(work.iterdir()):
             # Later builds rely on these bytes: nobody should write to them by accident.
@@ -60,7 +58,7 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
     found = cache.find(stage.name, key)
     assert found is not None
-    progress(stage.name, 1.0, "done")
+    progress(stage.name, 1, 1, "done")
     return found
 
 

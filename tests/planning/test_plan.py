@@ -14,7 +14,7 @@ from conftest import one_error_line
 from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.structure import Structure
-from sd35_trt.cli.report import print_plan
+from sd35_trt.cli.tables.plan import print_plan
 from sd35_trt.dimensions import dimension_bounds
 from sd35_trt.export import weightless
 from sd35_trt.export.component import ExportOptions
