@@ -15,6 +15,7 @@ from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
 
 _Source = TypeVar("_Source", bound=AnyCheckpoint | Structure, covariant=True)
+_Opened = TypeVar("_Opened", bound=AnyCheckpoint | Structure)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def look_at_structure(model: str) -> Model[AnyCheckpoint | Structure]:
     return look(model)
 
 
-def _describe(name: str, checkpoint: _Source, packaged: bool = False) -> Model[_Source]:
+def _describe(name: str, checkpoint: _Opened, packaged: bool = False) -> Model[_Opened]:
     transformer = checkpoint.config("transformer")
     variant = recognise(transformer, checkpoint.hint)
     return Model(name, checkpoint, variant, SizeLimits.of(transformer), packaged)

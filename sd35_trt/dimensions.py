@@ -12,6 +12,10 @@ from .errors import CheckpointError, UsageError
 #: Smallest, most usual and largest value of a dimension, as an optimization profile takes them.
 Bounds = tuple[int, int, int]
 
+#: Length of T5's part of the text: diffusers' default ``max_sequence_length``. Without T5, its part
+#: is this many zeros.
+T5_TOKENS = 256
+
 #: Steps that one run of the conditioner computes at most: its memory grows with them.
 MAX_STEPS_AT_ONCE = 32
 

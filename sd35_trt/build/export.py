@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.planning.calibration import check_calibration
-from sd35_trt.planning.decide import T5_TOKENS, Decision
+from sd35_trt.planning.decide import Decision
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import run_stage

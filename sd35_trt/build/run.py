@@ -44,7 +44,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
         model = look(options.model, options.tokenizers)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
-        with file_errors(out, "--out and --cache-dir"):
+        with file_errors(out, "free space, or choose another --out and --cache-dir"):
             decision = decide(
                 model,
                 target,

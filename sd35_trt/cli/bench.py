@@ -79,8 +79,9 @@ def command(as_json: bool, out: Path | None, prompt: str | None, **arguments: An
       sd35-trt bench bundles/int8 --against bundles/half --size 192x128 --batch 2
       sd35-trt bench bundles/large --against diffusers --model ~/models/stable-diffusion-3.5-large
     """
-    from sd35_trt.bench.bench import BenchOptions, check_result_file, save_result
-    from sd35_trt.bench.bench import bench as run
+    from sd35_trt.bench.options import BenchOptions
+    from sd35_trt.bench.result import check_result_file, save_result
+    from sd35_trt.bench.run import bench
 
     from .bars import CountBars
     from .tables.bench import print_bench
@@ -91,7 +92,7 @@ def command(as_json: bool, out: Path | None, prompt: str | None, **arguments: An
         arguments["prompt"] = prompt
     options = BenchOptions(command=invocation(), **arguments)
     with CountBars(quiet=as_json) as progress:
-        result = run(options, progress)
+        result = bench(options, progress)
     if out is not None:
         save_result(result, out)
     if as_json:

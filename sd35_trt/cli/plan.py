@@ -61,15 +61,17 @@ def command(as_json: bool, **arguments: Any) -> None:
       sd35-trt plan --model medium --gpu ampere --vram 8GiB --size 1344x768 --batch 2
       sd35-trt plan --model large --gpu rtx4070 --json | jq .fits
     """
-    from sd35_trt.planning.plan import PlanOptions
-    from sd35_trt.planning.plan import plan as run
+    from sd35_trt.planning.options import PlanOptions
+    from sd35_trt.planning.run import plan
 
     from .bars import StageBars
 
     with StageBars(quiet=as_json or not arguments["exact"]) as progress:
-        result = run(PlanOptions(**arguments), progress)
+        result = plan(PlanOptions(**arguments), progress)
     if as_json:
-        print_json(result.as_dict())
+        from sd35_trt.planning.record import plan_record
+
+        print_json(plan_record(result))
         return
     from .tables.plan import print_plan
 

@@ -107,9 +107,9 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
     from sd35_trt.compat.requirement import requirement
 
     with requirement("comparing bundles", "report"):
-        from sd35_trt.quality.compare import VerifyOptions
-        from sd35_trt.quality.compare import verify as run
+        from sd35_trt.quality.compare import verify
         from sd35_trt.quality.gate import Thresholds, failures
+        from sd35_trt.quality.options import VerifyOptions
     from .bars import CountBars
     from .tables.quality import print_quality
 
@@ -123,7 +123,7 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
         **arguments,
     )
     with CountBars(quiet=as_json) as progress:
-        report = run(options, progress)
+        report = verify(options, progress)
     page = bundle / "report" / "index.html"
     if as_json:
         print_json(report)

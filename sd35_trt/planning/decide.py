@@ -14,9 +14,6 @@ from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
 
-#: diffusers' default ``max_sequence_length``; without T5, its part of the text is this many zeros.
-T5_TOKENS = 256
-
 #: Images per run where none are named.
 _BATCH = (1, 4)
 

@@ -15,12 +15,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def file_errors(out: Path, options: str) -> Iterator[None]:
+def file_errors(out: Path, advice: str) -> Iterator[None]:
     """Explain a file that cannot be read or written inside.
 
     Args:
         out: what is being made; it stands for a file that the error does not name.
-        options: those that choose another place, e.g. ``--out and --cache-dir``.
+        advice: what to do where there is no room, or no access.
 
     Raises:
         Sd35Error: names the file and what is the matter with it.
@@ -31,13 +31,10 @@ def file_errors(out: Path, options: str) -> Iterator[None]:
         path, reason = error.filename or out, error.strerror or error
         if error.errno in _FULL:
             free = shutil.disk_usage(existing_parent(out)).free
-            raise Sd35Error(
-                f"cannot write {path}: {reason} ({free / 1e9:.1f} GB free there)",
-                f"free space, or choose another {options}",
-            ) from error
-        raise Sd35Error(
-            f"cannot use {path}: {reason}", f"give access to it, or choose another {options}"
-        ) from error
+            message = f"cannot write {path}: {reason} ({free / 1e9:.1f} GB free there)"
+        else:
+            message = f"cannot use {path}: {reason}"
+        raise Sd35Error(message, advice) from error
 
 
 def existing_parent(path: Path) -> Path:

@@ -26,7 +26,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
     """Print a benchmark's figures, with those of the peer beside them.
 
     Args:
-        result: of :func:`sd35_trt.bench.bench.bench`.
+        result: of :func:`sd35_trt.bench.run.bench`.
     """
     console = open_console()
     s, bundle, peer = result["settings"], result["bundle"], result["peer"]

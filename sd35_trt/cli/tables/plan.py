@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sd35_trt.planning.plan import DISK_BANDWIDTH, Plan
+from sd35_trt.planning.record import plan_record
 from sd35_trt.units import format_bytes
 
 from .console import fact_table, open_console, plain_table
@@ -14,7 +15,7 @@ def _seconds(value: float | None) -> str:
 
 def print_plan(plan: Plan) -> None:
     """Print what a model takes of a GPU's memory, by component and by stage."""
-    data = plan.as_dict()
+    data = plan_record(plan)
     console = open_console()
     guidance = "guidance" if plan.guided else "no guidance"
     width, height = plan.size
