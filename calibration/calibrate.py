@@ -18,7 +18,7 @@ from sd35_trt.formats.calibration import DESCRIPTION
 from sd35_trt.policies import load_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
-from sd35_trt.store.staging import check_destination
+from sd35_trt.store.replacement import check_destination
 from sd35_trt.variants import Variant
 
 from .prompts import digest, packaged_prompts, read_prompts

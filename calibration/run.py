@@ -18,7 +18,7 @@ from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
-from sd35_trt.store.staging import write_directory
+from sd35_trt.store.replacement import write_directory
 
 from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand

@@ -16,7 +16,7 @@ from torch import nn
 from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
-from sd35_trt.store.staging import staging
+from sd35_trt.store.replacement import replacement
 
 from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
 from .quantizers import fp8_linears, insert_quantizers
@@ -287,7 +287,7 @@ def write(
     Args:
         plotter: :func:`plot`, or None where matplotlib is not installed.
     """
-    with staging(out, RESULT) as work:
+    with replacement(out, RESULT) as work:
         data = {"provenance": dict(provenance), **result.as_dict()}
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (work / RESULT).write_text(text + "\n", "utf-8")

@@ -27,7 +27,7 @@ from sd35_trt.runtime.devices.device import open_device
 from sd35_trt.runtime.request import make_request
 from sd35_trt.runtime.sessions.session import device_of
 from sd35_trt.store.disk import file_errors
-from sd35_trt.store.staging import staging
+from sd35_trt.store.replacement import replacement
 
 from .draw import PictureSet
 from .figures import measure
@@ -68,7 +68,7 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> dict[str, Any
     _check_request(options, candidate)
     with (
         file_errors(candidate.root / FOLDER, "free space, or make the bundle writable"),
-        staging(candidate.root / FOLDER, JSON_FILE) as work,
+        replacement(candidate.root / FOLDER, JSON_FILE) as work,
         tempfile.TemporaryDirectory(dir=work) as spool,
         open_reference(
             candidate,

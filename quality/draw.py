@@ -53,7 +53,7 @@ class PictureSet:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceDrawing:
     """What the reference drew.
 
     Attributes:
@@ -71,7 +71,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateDrawing:
     """What the compared bundle drew.
 
     Attributes:
@@ -168,7 +168,7 @@ def _spool(folder: Path, batch: int) -> Path:
 
 def draw_reference(
     bundle: Bundle, pictures: PictureSet, spool: Path, on_pictures: Callable[[float], None]
-) -> Reference:
+) -> ReferenceDrawing:
     """Draw with the reference.
 
     Args:
@@ -202,7 +202,7 @@ def draw_reference(
         for number, batch in enumerate(_draw(pipe, pictures, on_pictures)):
             images.append(batch.images)
             np.save(_spool(spool, number), batch.latents)
-    return Reference(np.concatenate(images), batch.sigmas, feeds, first)
+    return ReferenceDrawing(np.concatenate(images), batch.sigmas, feeds, first)
 
 
 def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
@@ -212,10 +212,10 @@ def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
 def draw_candidate(
     bundle: Bundle,
     pictures: PictureSet,
-    reference: Reference,
+    reference: ReferenceDrawing,
     spool: Path,
     on_pictures: Callable[[float], None],
-) -> Candidate:
+) -> CandidateDrawing:
     """Draw with the compared bundle, and its first batch once more on the reference's latents.
 
     Args:
@@ -259,6 +259,6 @@ def draw_candidate(
             images.append(batch.images)
             expected = np.load(_spool(spool, number))
             free.append(relative_errors(batch.latents, expected, (2, 3, 4)))
-    return Candidate(
+    return CandidateDrawing(
         np.concatenate(images), np.concatenate(free, axis=1), np.stack(forced)[:, :real]
     )

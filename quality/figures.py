@@ -14,7 +14,7 @@ from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini.scenes import Example
 from sd35_trt.progress import Progress
 
-from .draw import Candidate, PictureSet, Reference, draw_candidate, draw_reference
+from .draw import CandidateDrawing, PictureSet, ReferenceDrawing, draw_candidate, draw_reference
 from .linears import LinearError, equal_linears, linear_errors
 from .metrics import load_lpips, psnr, squared_error, ssim
 from .page import Pictures
@@ -70,7 +70,7 @@ def measure(
 
 
 def _linears(
-    reference: Bundle, candidate: Bundle, drawing: Reference, progress: Progress
+    reference: Bundle, candidate: Bundle, drawing: ReferenceDrawing, progress: Progress
 ) -> tuple[list[LinearError], str]:
     """Errors of every linear; or none, and why."""
     errors: list[LinearError] = []
@@ -100,7 +100,7 @@ def _linears(
     return errors, ""
 
 
-def _latents(one: Reference, other: Candidate) -> dict[str, Any]:
+def _latents(one: ReferenceDrawing, other: CandidateDrawing) -> dict[str, Any]:
     free, final = other.free, other.free[-1]
     return {
         "sigma": one.sigmas.tolist(),
@@ -123,7 +123,7 @@ def _latents(one: Reference, other: Candidate) -> dict[str, Any]:
 
 
 def _compare_images(
-    images: Pictures, pictures: PictureSet, other: Candidate, progress: Progress
+    images: Pictures, pictures: PictureSet, other: CandidateDrawing, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Per picture and over all; PSNR is None where it is infinite."""
     distance, note = load_lpips()

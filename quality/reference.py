@@ -16,7 +16,7 @@ from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
 from sd35_trt.store.hub import resolve_model
-from sd35_trt.store.staging import write_directory
+from sd35_trt.store.replacement import write_directory
 
 #: The name that stands for the half-precision twin.
 HALF = "half"

@@ -105,9 +105,9 @@ def plan_residency(engines: Sequence[Footprint], budget: int | None, reserve: in
         return _place(engines, frozenset(e.name for e in engines), None, reserve)
     names = [engine.name for engine in engines]
     plans = [
-        _place(engines, frozenset(kept), budget, reserve)
+        _place(engines, frozenset(residents), budget, reserve)
         for count in range(len(names) + 1)
-        for kept in itertools.combinations(names, count)
+        for residents in itertools.combinations(names, count)
     ]
     return min(
         plans,
@@ -116,16 +116,16 @@ def plan_residency(engines: Sequence[Footprint], budget: int | None, reserve: in
 
 
 def _place(
-    engines: Sequence[Footprint], kept: frozenset[str], budget: int | None, reserve: int
+    engines: Sequence[Footprint], residents: frozenset[str], budget: int | None, reserve: int
 ) -> Residency:
-    resident = sum(e.weight_bytes for e in engines if e.name in kept)
+    resident = sum(e.weight_bytes for e in engines if e.name in residents)
     reserve += sum(e.activation_bytes for e in engines if e.keeps_activations)
     working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
     placements: dict[str, Placement] = {}
     streamed: list[Footprint] = []
     for engine in engines:
         weights, others = engine.weight_bytes, resident + reserve + working[engine.name]
-        if engine.name in kept:
+        if engine.name in residents:
             placements[engine.name] = Placement(RESIDENT, weights, 0, others)
         elif budget is None or others + weights <= budget or engine.stream_bytes is None:
             placements[engine.name] = Placement(LOADED, weights, weights, others + weights)

@@ -15,7 +15,7 @@ from sd35_trt.planning.decide import decide, decide_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
 from sd35_trt.store.disk import file_errors
-from sd35_trt.store.staging import check_destination
+from sd35_trt.store.replacement import check_destination
 from sd35_trt.targets import choose_builder, find_target
 
 from .compile import compile_model

@@ -51,8 +51,8 @@ def tokenizer_stage(inputs: StageInputs, components: list[str]) -> Stage:
     folders = [row.tokenizer for name in components if (row := COMPONENTS[name]).tokenizer]
     # CLIP's configuration holds the length of its position table.
     configs = {n: inputs.checkpoint.config(COMPONENTS[n].part) for n in ("clip_l", "clip_g")}
-    described = {**inputs.describe(*folders), "configs": configs}
-    return Stage("tokenizers", described, ("sd35_trt.export.tokenizers",), run)
+    description = {**inputs.describe(*folders), "configs": configs}
+    return Stage("tokenizers", description, ("sd35_trt.export.tokenizers",), run)
 
 
 def component_stage(
@@ -78,21 +78,21 @@ def component_stage(
         from sd35_trt.export.graphs import KeptGraphs
 
         options = ExportOptions(clip_tokens, guided, dialect)
-        graph = {k: v for k, v in described.items() if k not in ("files", "calibration")}
+        graph = {k: v for k, v in description.items() if k not in ("files", "calibration")}
         if scales:
             graph["calibration"] = scales.structure(name)
-        graphs = KeptGraphs(inputs.cache, described["config"], graph)
+        graphs = KeptGraphs(inputs.cache, description["config"], graph)
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
 
-    described = {**inputs.describe(part), "form": dialect}
+    description = {**inputs.describe(part), "form": dialect}
     # A single file's configuration is not among the files.
-    described["config"] = inputs.checkpoint.config(part)
+    description["config"] = inputs.checkpoint.config(part)
     if scales and (effect := scales.describe(name)):
-        described["calibration"] = effect
+        description["calibration"] = effect
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
-    described["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
+    description["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
     if COMPONENTS[name].tokenizer:
-        described["clip_tokens"] = clip_tokens
+        description["clip_tokens"] = clip_tokens
     if name == "denoiser":
-        described["guided"] = guided
-    return Stage(name, described, ("sd35_trt.export.component",), run)
+        description["guided"] = guided
+    return Stage(name, description, ("sd35_trt.export.component",), run)

@@ -43,13 +43,13 @@ def show(model: str, name: str, as_json: bool) -> None:
     from sd35_trt.policies import load_policy
     from sd35_trt.store.hub import resolve_model
 
-    chosen = load_policy(name)
+    policy = load_policy(name)
     root = resolve_model(model)
     with requirement("showing a policy's layers", "build"):
         from sd35_trt.checkpoints.single_file import open_checkpoint
         from sd35_trt.export.inventory import inventory
 
-    entries = inventory(open_checkpoint(root), chosen)
+    entries = inventory(open_checkpoint(root), policy)
     if as_json:
         print_json(entries)
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import File
 from sd35_trt.progress import Progress
 
@@ -42,11 +43,11 @@ class Stage:
 def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
     """The stage's directory, from the cache where its inputs and its files are unchanged."""
     key = stage.key
-    found = cache.find(stage.name, key)
-    if found is not None:
-        if _is_whole(cache, found):
+    folder = cache.find(stage.name, key)
+    if folder is not None:
+        if _is_whole(cache, folder):
             progress(stage.name, 1, 1, "unchanged")
-            return found
+            return folder
         cache.discard(stage.name, key)
     with cache.create(stage.name, key) as work:
         stage.run(work, lambda fraction, note: progress(stage.name, fraction, 1, note))
@@ -56,10 +57,11 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
-    found = cache.find(stage.name, key)
-    assert found is not None
+    folder = cache.find(stage.name, key)
+    if folder is None:
+        raise Sd35Error(f"{cache.root / stage.name / key} was deleted meanwhile", "try again")
     progress(stage.name, 1, 1, "done")
-    return found
+    return folder
 
 
 def _is_whole(cache: StageCache, folder: Path) -> bool:
