@@ -33,7 +33,7 @@ _OURS = """
 import json, sys, time
 from pathlib import Path
 from sd35_trt.build import BuildOptions, build
-def progress(stage, fraction, note):
+def progress(stage, done, total, note):
     print(json.dumps([time.time(), stage, note]), flush=True)
 model, calibration, out, cache = sys.argv[1:5]
 size = tuple(map(int, sys.argv[5:7])) or None
@@ -49,12 +49,13 @@ build(
 _CALIBRATION = """
 import sys
 from pathlib import Path
-from sd35_trt.bundle import sha256_file
-from sd35_trt.calibration_file import Calibration
+from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.components import COMPONENTS
-from sd35_trt.export.checkpoint import Checkpoint
 from sd35_trt.export.component import fp8_layers
-from sd35_trt.policy import load_policy
+from sd35_trt.formats.bundle import sha256_file
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.policies import load_policy
+from sd35_trt.store.replacement import write_directory
 root, out = map(Path, sys.argv[1:])
 layers, _ = fp8_layers(Checkpoint(root), COMPONENTS, load_policy("fp8"))
 files = {str(p.relative_to(root)): sha256_file(p) for p in root.glob("*/*") if p.is_file()}

@@ -103,9 +103,9 @@ def read_matrix(path: Path) -> list[Case]:
 
 
 def _check_options(where: str, command: str, options: Mapping[str, Any]) -> None:
-    known = {
-        word for p in sd35_trt.commands[command].params for word in (*p.opts, *p.secondary_opts)
-    }
+    row = sd35_trt.get_command(click.Context(sd35_trt), command)
+    assert row is not None
+    known = {word for p in row.params for word in (*p.opts, *p.secondary_opts)}
     for word in _words(options):
         if word.startswith("--") and (word not in known or word in _OWN):
             raise UsageError(

@@ -8,7 +8,9 @@ Prints a Markdown table for native sizes, one picture at a time, each target's d
 from __future__ import annotations
 
 from sd35_trt.checkpoints.structure import PUBLISHED
-from sd35_trt.planning.plan import Plan, PlanOptions, plan, replan
+from sd35_trt.planning.options import PlanOptions
+from sd35_trt.planning.plan import Plan
+from sd35_trt.planning.run import plan, replan
 from sd35_trt.residency import STREAMED
 from sd35_trt.targets import targets
 from sd35_trt.units import format_memory

@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd35_trt import __version__
-from sd35_trt.components import COMPONENTS, LATENT_SCALE
-from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.checkpoints.identity import file_hashes
+from sd35_trt.checkpoints.look import look
+from sd35_trt.compat.requirement import requirement
 from sd35_trt.formats.calibration import DESCRIPTION
 from sd35_trt.policies import load_policy
+from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
-from sd35_trt.store.hub import resolve_model
-from sd35_trt.store.staging import check_destination
-from sd35_trt.variants import recognise
+from sd35_trt.store.replacement import check_destination
+from sd35_trt.variants import Variant
+
+from .prompts import digest, packaged_prompts, read_prompts
 
 if TYPE_CHECKING:
     from sd35_trt.formats.calibration import Calibration
@@ -39,7 +42,7 @@ class CalibrateOptions:
 
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers: for a file; see :class:`sd35_trt.build.run.BuildOptions`.
+        tokenizers: for a file; see :class:`sd35_trt.build.options.BuildOptions`.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -67,9 +70,7 @@ class CalibrateOptions:
     command: str = ""
 
 
-def calibrate(
-    options: CalibrateOptions, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> Calibration:
+def calibrate(options: CalibrateOptions, progress: Progress = silent) -> Calibration:
     """Make a calibration and write it to ``options.out``.
 
     A policy without FP8 gives one that holds ranges alone, for the range guard.
@@ -93,7 +94,7 @@ SENSITIVITY_PROMPTS = 8
 def analyse_sensitivity(
     options: CalibrateOptions,
     budget: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = silent,
 ) -> tuple[Sensitivity, list[str]]:
     """Measure how much each group of the MMDiT's linears suffers from FP8; write it to ``out``.
 
@@ -129,40 +130,21 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
         CheckpointError: not a usable checkpoint.
         UsageError: an option that does not fit.
     """
-    try:
-        from sd35_trt.checkpoints.diffusers import Checkpoint
-        from sd35_trt.checkpoints.single_file import open_checkpoint
-
-        from .prompts import digest, packaged_prompts, read_prompts
+    with requirement("calibrating", "build"):
         from .run import Settings, check_device
-    except ImportError as error:
-        raise Sd35Error(
-            f"calibrating needs {error.name}", "pip install 'sd35-trt[build]'"
-        ) from error
-    root = resolve_model(options.model)
-    checkpoint = open_checkpoint(root, options.tokenizers)
-    config = checkpoint.config("transformer")
-    variant = recognise(config, checkpoint.hint)
-    if options.prompts is not None:
-        prompts = read_prompts(options.prompts)
-    elif variant.name == "mini":
-        from sd35_trt.mini import calibration_prompts_path
-
-        prompts = read_prompts(calibration_prompts_path())
-    else:
-        prompts = read_prompts(packaged_prompts())
-    if options.limit is not None and options.limit < len(prompts):
-        prompts = [prompts[i * len(prompts) // options.limit] for i in range(options.limit)]
+    model = look(options.model, options.tokenizers)
+    checkpoint, variant = model.checkpoint, model.variant
+    prompts = _prompts(options, variant)
     sizes = options.sizes or (variant.size,)
-    _check_sizes(sizes, config)
+    for size in sizes:
+        model.sizes.check(*size)
     check_device(options.device)
     batch = options.batch or max(1, _PIXELS // max(w * h for w, h in sizes))
-    parts = [p for p in dict.fromkeys(r.part for r in COMPONENTS.values()) if checkpoint.has(p)]
-    weights = [path.name for part in parts for path in checkpoint.weights(part).files]
+    weights = [path.name for part in model.parts for path in checkpoint.weights(part).files]
     settings = Settings(
-        root=root,
+        root=checkpoint.root,
         source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
-        parts=tuple(parts),
+        parts=tuple(model.parts),
         prompts=tuple(prompts),
         steps=variant.steps if options.steps is None else options.steps,
         guidance=variant.guidance if options.guidance is None else options.guidance,
@@ -174,13 +156,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
         file_variant="fp16" if any(".fp16." in name for name in weights) else None,
     )
     settings.batches()  # refuses more sizes than prompts
-    cache = StageCache(default_cache_dir())
-    files = {
-        f"{part}/{path.name}": cache.file_hash(path)
-        for part in parts
-        if checkpoint.config(part)
-        for path in checkpoint.files(part)
-    }
+    files = file_hashes(checkpoint, model.parts, StageCache(default_cache_dir()))
     versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
     return settings, {
         "variant": variant.name,
@@ -198,12 +174,21 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
     }
 
 
-def _check_sizes(sizes: tuple[tuple[int, int], ...], config: dict[str, Any]) -> None:
-    patch = LATENT_SCALE * int(config.get("patch_size", 2))
-    largest = int(config.get("pos_embed_max_size", 96)) * patch
-    for width, height in sizes:
-        if any(side % patch or not patch <= side <= largest for side in (width, height)):
-            raise UsageError(
-                f"--size {width}x{height} is not within {patch}:{largest} in steps of {patch}",
-                "choose both sides among those",
-            )
+def _prompts(options: CalibrateOptions, variant: Variant) -> list[str]:
+    """The prompts to draw.
+
+    Raises:
+        UsageError: a prompt file that cannot be read, or holds none.
+    """
+    if options.prompts is not None:
+        path = options.prompts
+    elif variant.name == "mini":
+        from sd35_trt.mini import calibration_prompts_path
+
+        path = calibration_prompts_path()
+    else:
+        path = packaged_prompts()
+    prompts = read_prompts(path)
+    if options.limit is not None and options.limit < len(prompts):
+        prompts = [prompts[i * len(prompts) // options.limit] for i in range(options.limit)]
+    return prompts

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.policies import Policy
-from sd35_trt.store.staging import write_directory
+from sd35_trt.progress import Progress, silent
+from sd35_trt.store.replacement import write_directory
 
 from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
@@ -27,9 +29,6 @@ from .state import State, kept_state
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
-#: Called with the stage, what of it is done, and its total.
-Progress = Callable[[str, int, int], None]
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -37,9 +36,6 @@ _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 # Parts of the pipeline that SD3.5 leaves out.
 _UNUSED = {"image_encoder": None, "feature_extractor": None}
-
-#: diffusers' default ``max_sequence_length``.
-_T5_TOKENS = 256
 
 _NEGATIVE = "negative.safetensors"
 
@@ -81,12 +77,12 @@ class Settings:
         count, n = len(self.prompts), len(self.sizes)
         if count < n:
             raise UsageError(f"{n} sizes but {count} prompts", "give more prompts or fewer sizes")
-        made = []
+        batches = []
         for k, size in enumerate(self.sizes):
             indices = range(k, count, n)
             for start in range(0, len(indices), self.batch):
-                made.append(Batch(size, tuple(indices[start : start + self.batch])))
-        return made
+                batches.append(Batch(size, tuple(indices[start : start + self.batch])))
+        return batches
 
 
 @dataclass(frozen=True)
@@ -189,19 +185,19 @@ class _Observer:
 
     def amax(self) -> dict[str, dict[str, float]]:
         """By field of the calibration."""
-        found: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+        amax: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
         for recorder in self.recorders.values():
-            found["activations"] |= recorder.amax
+            amax["activations"] |= recorder.amax
         for calibrator in self._calibrators:
-            found["inputs"] |= calibrator.inputs()
-            found["bmm"] |= calibrator.bmm()
-        return found
+            amax["inputs"] |= calibrator.inputs()
+            amax["bmm"] |= calibrator.bmm()
+        return amax
 
 
 def t5_tokens(pipe: StableDiffusion3Pipeline) -> int:
     """Length of the T5 part of the text: diffusers' default, or the tokenizer's where shorter."""
     tokenizer = pipe.tokenizer_3
-    return min(_T5_TOKENS, tokenizer.model_max_length) if tokenizer else _T5_TOKENS
+    return min(T5_TOKENS, tokenizer.model_max_length) if tokenizer else T5_TOKENS
 
 
 def encode(pipe: StableDiffusion3Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -274,7 +270,7 @@ def calibrate(
     policy: Policy,
     provenance: Mapping[str, Any],
     out: Path,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Calibration:
     """Draw every prompt and write the calibration.
 

@@ -15,12 +15,13 @@ from torch import nn
 
 from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy
-from sd35_trt.store.staging import staging
+from sd35_trt.progress import Progress, silent
+from sd35_trt.store.replacement import replacement
 
 from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
 from .quantizers import fp8_linears, insert_quantizers
 from .ranges import RangeRecorder, owner
-from .run import TEXT_PARTS, Progress, Settings, diagnosed, draw, encode, load
+from .run import TEXT_PARTS, Settings, diagnosed, draw, encode, load
 
 RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
 
@@ -162,7 +163,7 @@ def measure(
     settings: Settings,
     base: Policy,
     budget: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Sensitivity:
     """Quantize group after group.
 
@@ -286,7 +287,7 @@ def write(
     Args:
         plotter: :func:`plot`, or None where matplotlib is not installed.
     """
-    with staging(out, RESULT) as work:
+    with replacement(out, RESULT) as work:
         data = {"provenance": dict(provenance), **result.as_dict()}
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (work / RESULT).write_text(text + "\n", "utf-8")

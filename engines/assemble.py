@@ -20,8 +20,8 @@ from sd35_trt.formats.bundle import (
     describe_file,
 )
 from sd35_trt.formats.calibration import Calibration
+from sd35_trt.store.replacement import replacement
 from sd35_trt.store.stages import stage_files
-from sd35_trt.store.staging import staging
 
 from .builder import Builder, Engine
 
@@ -45,7 +45,7 @@ def assemble(
         facts: the manifest's other fields.
         calibration: what was built with; the bundle keeps it as ``calibration.json``.
     """
-    with staging(out, MANIFEST) as work:
+    with replacement(out, MANIFEST) as work:
         entries = []
         for engine in engines:
             exported, name = engine.component, engine.component.name

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
+from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError
 
 DESCRIPTION_FILE = "tokenizers.json"
-
-#: diffusers' default ``max_sequence_length``.
-T5_TOKENS = 256
 
 
 def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) -> None:

@@ -6,8 +6,8 @@ import datetime
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,23 @@ import scipy
 import skimage
 
 from sd35_trt import __version__
-from sd35_trt.backends import BACKENDS
 from sd35_trt.calibration.prompts import digest, read_prompts
-from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.mini.scenes import Example
+from sd35_trt.progress import Progress, silent
 from sd35_trt.runtime.devices.device import open_device
 from sd35_trt.runtime.request import make_request
 from sd35_trt.runtime.sessions.session import device_of
-from sd35_trt.store.staging import staging
+from sd35_trt.store.disk import file_errors
+from sd35_trt.store.replacement import replacement
 
-from .draw import Candidate, Plan, Reference, draw_candidate, draw_reference
-from .gate import Thresholds, checks
-from .linears import LinearError, equal_linears, linear_errors
-from .metrics import load_lpips, psnr, squared_error, ssim
+from .draw import PictureSet
+from .figures import measure
+from .gate import checks
+from .options import VerifyOptions
 from .page import Pictures, render_page
-from .reference import HALF, Count, check_comparable, open_reference
+from .reference import check_comparable, open_reference
 
 #: Version of ``report.json``.
 FORMAT = 1
@@ -50,37 +51,7 @@ CAPTIONS = 100
 _LIBRARIES = (np, onnx, onnxruntime, scipy, skimage)
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
-    """What ``sd35-trt verify BUNDLE --against`` takes.
-
-    Attributes:
-        against: ``half`` or the reference's directory.
-        model, tokenizers: see :func:`sd35_trt.quality.reference.open_reference`.
-        prompts: a prompt file; None takes mini's held-out captions, or the packaged prompts.
-        captions: how many of them; None takes 100 captions of mini, or all of a file.
-        seed: of the first picture; the others count up.
-        steps: None takes the model's.
-        command: recorded in the report.
-    """
-
-    bundle: Path
-    against: str = HALF
-    model: str | None = None
-    tokenizers: Path | None = None
-    prompts: Path | None = None
-    captions: int | None = None
-    seed: int = 0
-    steps: int | None = None
-    cache_dir: Path | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    command: str = ""
-
-
-def verify(
-    options: VerifyOptions,
-    count: Count = lambda *_: None,
-) -> dict[str, Any]:
+def verify(options: VerifyOptions, progress: Progress = silent) -> dict[str, Any]:
     """Compare two bundles and write ``report/`` in the first.
 
     Returns:
@@ -95,61 +66,71 @@ def verify(
     prompts, examples, origin = _prompts(options, candidate)
     options.thresholds.check(examples is not None)
     _check_request(options, candidate)
-    try:
-        with (
-            staging(candidate.root / FOLDER, JSON_FILE) as work,
-            tempfile.TemporaryDirectory(dir=work) as spool,
-            open_reference(
-                candidate,
-                options.against,
-                options.model,
-                options.cache_dir,
-                count,
-                options.tokenizers,
-            ) as reference,
-        ):
-            common = check_comparable(reference, candidate)
-            defaults = candidate.manifest.defaults
-            plan = Plan(
-                prompts,
-                options.seed,
-                int(defaults["steps"]) if options.steps is None else options.steps,
-                common.size,
-                common.batch,
-                float(defaults["guidance"]),
-            )
-            report = {
-                "format": FORMAT,
-                "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "command": options.command,
-                "versions": _versions(),
-                "model": {k: candidate.manifest.model[k] for k in ("name", "variant")},
-                "reference": _describe(reference, options.against),
-                "candidate": _describe(candidate, str(options.bundle)),
-                "run": {
-                    "prompts": origin,
-                    "prompts_sha256": digest(prompts),
-                    "images": len(prompts),
-                    "seed": plan.seed,
-                    "steps": plan.steps,
-                    "guidance": plan.guidance,
-                    "size": list(plan.size),
-                    "batch": len(next(plan.batches())),
-                },
-            }
-            figures, pictures = _measure(reference, candidate, plan, examples, Path(spool), count)
-            report |= figures
-            found = checks(report, options.thresholds)
-            report["gate"] = [asdict(check) for check in found]
-            report["passed"] = all(check.passed for check in found)
-            report["seconds"] = round(time.perf_counter() - start, 1)
-            _write(work, report, pictures)
-    except OSError as error:
-        raise Sd35Error(
-            f"cannot write {error.filename or options.bundle / FOLDER}: {error.strerror or error}",
-            "make the bundle writable, or free space",
-        ) from error
+    with (
+        file_errors(candidate.root / FOLDER, "free space, or make the bundle writable"),
+        replacement(candidate.root / FOLDER, JSON_FILE) as work,
+        tempfile.TemporaryDirectory(dir=work) as spool,
+        open_reference(
+            candidate,
+            options.against,
+            options.model,
+            options.cache_dir,
+            progress,
+            options.tokenizers,
+        ) as reference,
+    ):
+        common = check_comparable(reference, candidate)
+        defaults = candidate.manifest.defaults
+        pictures = PictureSet(
+            prompts,
+            options.seed,
+            int(defaults["steps"]) if options.steps is None else options.steps,
+            common.size,
+            common.batch,
+            float(defaults["guidance"]),
+        )
+        report = _origins(options, reference, candidate, pictures, origin)
+        figures, images = measure(reference, candidate, pictures, examples, Path(spool), progress)
+        report |= figures
+        bounds = checks(report, options.thresholds)
+        report["gate"] = [asdict(check) for check in bounds]
+        report["passed"] = all(check.passed for check in bounds)
+        report["seconds"] = round(time.perf_counter() - start, 1)
+        _write(work, report, images)
     return report
+
+
+def _origins(
+    options: VerifyOptions,
+    reference: Bundle,
+    candidate: Bundle,
+    pictures: PictureSet,
+    prompts: str,
+) -> dict[str, Any]:
+    """What a report says of how it was made.
+
+    Args:
+        prompts: where they come from.
+    """
+    return {
+        "format": FORMAT,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": options.command,
+        "versions": _versions(),
+        "model": {k: candidate.manifest.model[k] for k in ("name", "variant")},
+        "reference": _describe(reference, options.against),
+        "candidate": _describe(candidate, str(options.bundle)),
+        "run": {
+            "prompts": prompts,
+            "prompts_sha256": digest(pictures.prompts),
+            "images": len(pictures.prompts),
+            "seed": pictures.seed,
+            "steps": pictures.steps,
+            "guidance": pictures.guidance,
+            "size": list(pictures.size),
+            "batch": len(next(pictures.batches())),
+        },
+    }
 
 
 def _prompts(
@@ -213,141 +194,6 @@ def _describe(bundle: Bundle, name: str) -> dict[str, Any]:
         "weight_bytes": {c.name: c.weight_bytes for c in m.components},
         "made": m.created,
     }
-
-
-def _measure(
-    reference: Bundle,
-    candidate: Bundle,
-    plan: Plan,
-    examples: Sequence[Example] | None,
-    spool: Path,
-    count: Count,
-) -> tuple[dict[str, Any], Pictures]:
-    n = len(plan.prompts)
-    again = len(set(next(plan.batches())))
-    one = draw_reference(reference, plan, spool, lambda done: count("reference", int(done), n))
-    other = draw_candidate(
-        candidate, plan, one, spool, lambda done: count("candidate", int(done), n + again)
-    )
-    linears, note = _linears(reference, candidate, one, count)
-    pictures = Pictures(one.images, other.images)
-    each, images = _compare_images(pictures, plan, other, count)
-    figures = {
-        "linears": [asdict(linear) for linear in linears],
-        "linears_note": note,
-        "latents": _latents(one, other),
-        "images": images,
-        "scenes": None,
-        "each": each,
-    }
-    if examples is not None:
-        from .scenes import compare_scenes
-
-        figures["scenes"], verdicts = compare_scenes(one.images, other.images, examples)
-        for row, (right, still) in zip(each, verdicts, strict=True):
-            row |= {"reference_right": right, "candidate_right": still}
-    return figures, pictures
-
-
-def _linears(
-    reference: Bundle, candidate: Bundle, drawn: Reference, count: Count
-) -> tuple[list[LinearError], str]:
-    """Errors of every linear; or none, and why."""
-    errors: list[LinearError] = []
-    total = 100 * len(drawn.feeds)
-    for done, (name, feeds) in enumerate(drawn.feeds.items()):
-        one, other = (bundle.manifest.component(name) for bundle in (reference, candidate))
-        assert one is not None
-        assert other is not None
-        if any(BACKENDS[c.engine].needs_library for c in (one, other)):
-            return [], "single layers are compared in ONNX Runtime bundles only"
-        path = reference.path(one.files[0].path)
-        if [file.sha256 for file in one.files] == [file.sha256 for file in other.files]:
-            errors += equal_linears(name, path)
-            count("layers", 100 * (done + 1), total)
-            continue
-
-        def report(fraction: float, done: int = done) -> None:
-            count("layers", int(100 * (done + fraction)), total)
-
-        errors += linear_errors(
-            name,
-            path,
-            candidate.path(other.files[0].path),
-            feeds,
-            report,
-        )
-    return errors, ""
-
-
-def _latents(one: Reference, other: Candidate) -> dict[str, Any]:
-    free, final = other.free, other.free[-1]
-    return {
-        "sigma": one.sigmas.tolist(),
-        "free_running": {
-            "mean": free.mean(axis=1).tolist(),
-            "p10": np.percentile(free, 10, axis=1).tolist(),
-            "median": np.median(free, axis=1).tolist(),
-            "p90": np.percentile(free, 90, axis=1).tolist(),
-        },
-        "teacher_forced": {
-            "mean": other.forced.mean(axis=1).tolist(),
-            "images": other.forced.shape[1],
-        },
-        "final": {
-            "mean": float(final.mean()),
-            "median": float(np.median(final)),
-            "max": float(final.max()),
-        },
-    }
-
-
-def _compare_images(
-    pictures: Pictures, plan: Plan, other: Candidate, count: Count
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Per picture and over all; PSNR is None where it is infinite."""
-    distance, note = load_lpips()
-    each: list[dict[str, Any]] = []
-    pairs = zip(pictures.candidate, pictures.reference, strict=True)
-    for i, (image, expected) in enumerate(pairs):
-        error = squared_error(image, expected)
-        each.append(
-            {
-                "prompt": plan.prompts[i],
-                "seed": plan.seed + i,
-                "squared_error": error,
-                "psnr": psnr(error),
-                "ssim": ssim(image, expected),
-                "lpips": distance(image, expected) if distance else None,
-                "latent_error": float(other.free[-1, i]),
-            }
-        )
-        count("pictures", i + 1, len(plan.prompts))
-    errors = [row["squared_error"] for row in each]
-    similar = [row["ssim"] for row in each]
-    images: dict[str, Any] = {
-        "identical": errors.count(0.0),
-        "psnr": {
-            "all": psnr(float(np.mean(errors))),
-            "median": psnr(float(np.median(errors))),
-            "worst": psnr(max(errors)),
-        },
-        "ssim": {
-            "mean": float(np.mean(similar)),
-            "median": float(np.median(similar)),
-            "worst": min(similar),
-        },
-        "lpips": None,
-        "lpips_note": note,
-    }
-    if distance:
-        values = [row["lpips"] for row in each]
-        images["lpips"] = {
-            "mean": float(np.mean(values)),
-            "median": float(np.median(values)),
-            "worst": max(values),
-        }
-    return each, images
 
 
 def _write(work: Path, report: Mapping[str, Any], pictures: Pictures) -> None:

@@ -18,9 +18,6 @@ from sd35_trt.runtime.sessions.session import Session, SessionOptions, open_sess
 from .linears import Feed
 from .metrics import relative_errors
 
-#: Called with the number of images drawn so far, between steps a fraction.
-Drawn = Callable[[float], None]
-
 # Images at a time, where the bundles allow it: more is no faster.
 _BATCH = 16
 
@@ -30,7 +27,7 @@ _FEEDS, _FEED_IMAGES = 4, 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class PictureSet:
     """What both bundles draw: caption i from seed ``seed + i``.
 
     Attributes:
@@ -56,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceDrawing:
     """What the reference drew.
 
     Attributes:
@@ -74,7 +71,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateDrawing:
     """What the compared bundle drew.
 
     Attributes:
@@ -122,7 +119,7 @@ class _Watched:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _BatchResult:
     """One batch: images uint8 [b, H, W, 3], latents float32 [steps, b, C, h, w], sigmas [steps]."""
 
     images: np.ndarray
@@ -130,28 +127,30 @@ class _Drawn:
     sigmas: np.ndarray
 
 
-def _draw(pipe: Pipeline, plan: Plan, drawn: Drawn) -> Iterator[_Drawn]:
+def _draw(
+    pipe: Pipeline, pictures: PictureSet, on_pictures: Callable[[float], None]
+) -> Iterator[_BatchResult]:
     """Draw batch by batch.
 
     Raises:
         Sd35Error: names the bundle whose engine failed, or whose latents are not finite.
     """
     count = 0
-    for indices in plan.batches():
+    for indices in pictures.batches():
         real = len(set(indices))
         steps: list[tuple[float, np.ndarray]] = []
 
         def keep(step: Step, before: int = count, real: int = real, steps: list = steps) -> None:
             steps.append((step.sigma, step.latents[:real].copy()))
-            drawn(before + real * (step.index + 1) / step.total)
+            on_pictures(before + real * (step.index + 1) / step.total)
 
         try:
             result = pipe.generate(
-                [plan.prompts[i] for i in indices],
-                seed=[plan.seed + i for i in indices],
-                steps=plan.steps,
-                guidance=plan.guidance,
-                size=plan.size,
+                [pictures.prompts[i] for i in indices],
+                seed=[pictures.seed + i for i in indices],
+                steps=pictures.steps,
+                guidance=pictures.guidance,
+                size=pictures.size,
                 callback=keep,
             )
         except UsageError:
@@ -159,7 +158,7 @@ def _draw(pipe: Pipeline, plan: Plan, drawn: Drawn) -> Iterator[_Drawn]:
         except Sd35Error as error:
             raise Sd35Error(f"{pipe.bundle.root}: {error}") from error
         sigmas, latents = zip(*steps, strict=True)
-        yield _Drawn(result.images[:real], np.stack(latents), np.array(sigmas))
+        yield _BatchResult(result.images[:real], np.stack(latents), np.array(sigmas))
         count += real
 
 
@@ -167,9 +166,16 @@ def _spool(folder: Path, batch: int) -> Path:
     return folder / f"latents-{batch}.npy"
 
 
-def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Reference:
-    """Draw with the reference; the latents of every step go to files in ``spool``."""
-    chosen = set(np.linspace(0, plan.steps - 1, _FEEDS).round().astype(int).tolist())
+def draw_reference(
+    bundle: Bundle, pictures: PictureSet, spool: Path, on_pictures: Callable[[float], None]
+) -> ReferenceDrawing:
+    """Draw with the reference.
+
+    Args:
+        spool: an empty folder; the latents of every step go to files there.
+        on_pictures: called with the number of pictures that are done, between steps a fraction.
+    """
+    chosen = set(np.linspace(0, pictures.steps - 1, _FEEDS).round().astype(int).tolist())
     feeds: dict[str, list[Feed]] = {}
     first: list[Feed] = []
 
@@ -183,7 +189,7 @@ def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Ref
             if component.name != "denoiser":
                 if not some:
                     some.append(_copy(inputs, *inputs))
-            elif len(first) < plan.steps:
+            elif len(first) < pictures.steps:
                 if len(first) in chosen:
                     some.append({k: array[:_FEED_IMAGES].copy() for k, array in inputs.items()})
                 step = _copy(inputs, "latents", "previous_denoised")
@@ -193,10 +199,10 @@ def draw_reference(bundle: Bundle, plan: Plan, spool: Path, drawn: Drawn) -> Ref
 
     images = []
     with Pipeline(bundle, open_session=watch) as pipe:
-        for number, batch in enumerate(_draw(pipe, plan, drawn)):
+        for number, batch in enumerate(_draw(pipe, pictures, on_pictures)):
             images.append(batch.images)
             np.save(_spool(spool, number), batch.latents)
-    return Reference(np.concatenate(images), batch.sigmas, feeds, first)
+    return ReferenceDrawing(np.concatenate(images), batch.sigmas, feeds, first)
 
 
 def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
@@ -204,13 +210,17 @@ def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
 
 
 def draw_candidate(
-    bundle: Bundle, plan: Plan, reference: Reference, spool: Path, drawn: Drawn
-) -> Candidate:
+    bundle: Bundle,
+    pictures: PictureSet,
+    reference: ReferenceDrawing,
+    spool: Path,
+    on_pictures: Callable[[float], None],
+) -> CandidateDrawing:
     """Draw with the compared bundle, and its first batch once more on the reference's latents.
 
     Args:
         spool: where :func:`draw_reference` left its latents.
-        drawn: counts the images of the first batch twice.
+        on_pictures: as of :func:`draw_reference`; counts the pictures of the first batch twice.
     """
     forced: list[np.ndarray] = []
     forcing = True
@@ -238,17 +248,17 @@ def draw_candidate(
         return _Watched(session, device, before, after)
 
     images, free = [], []
-    first = next(plan.batches())
+    first = next(pictures.batches())
     real = len(set(first))
     with Pipeline(bundle, open_session=watch) as pipe:
-        alone = dataclasses.replace(plan, prompts=plan.prompts[:real])
-        for _ in _draw(pipe, alone, drawn):
+        alone = dataclasses.replace(pictures, prompts=pictures.prompts[:real])
+        for _ in _draw(pipe, alone, on_pictures):
             pass
         forcing = False
-        for number, batch in enumerate(_draw(pipe, plan, lambda n: drawn(real + n))):
+        for number, batch in enumerate(_draw(pipe, pictures, lambda n: on_pictures(real + n))):
             images.append(batch.images)
             expected = np.load(_spool(spool, number))
             free.append(relative_errors(batch.latents, expected, (2, 3, 4)))
-    return Candidate(
+    return CandidateDrawing(
         np.concatenate(images), np.concatenate(free, axis=1), np.stack(forced)[:, :real]
     )

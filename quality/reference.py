@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd35_trt.components import COMPONENTS
-from sd35_trt.errors import BundleError, UsageError
+from sd35_trt.checkpoints.identity import difference
+from sd35_trt.checkpoints.single_file import open_checkpoint
+from sd35_trt.errors import BundleError, CheckpointError, UsageError
 from sd35_trt.formats.bundle import CALIBRATION, Bundle
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
 from sd35_trt.store.hub import resolve_model
-from sd35_trt.store.staging import write_directory
-
-#: Called with what is being done, how much of it is done, and its total.
-Count = Callable[[str, int, int], None]
+from sd35_trt.store.replacement import write_directory
 
 #: The name that stands for the half-precision twin.
 HALF = "half"
@@ -37,7 +36,7 @@ def open_reference(
     against: str,
     model: str | None,
     cache_dir: Path | None,
-    count: Count,
+    progress: Progress,
     tokenizers: Path | None = None,
 ) -> Iterator[Bundle]:
     """The reference for the time of the comparison.
@@ -66,9 +65,9 @@ def open_reference(
     # Every component, the tokenizers and the bundle itself.
     stages = dict.fromkeys([*_components(candidate), "tokenizers", "bundle"], 0.0)
 
-    def progress(stage: str, fraction: float, note: str) -> None:
-        stages[stage] = fraction
-        count("building", int(100 * sum(stages.values()) / len(stages)), 100)
+    def report(stage: str, done: float, total: float, note: str = "", /) -> None:
+        stages[stage] = done / total
+        progress("building", int(100 * sum(stages.values()) / len(stages)), 100)
 
     with working_directory(cache.root / "references", ".tmp-") as folder:
         calibration = None
@@ -91,7 +90,7 @@ def open_reference(
             calibration=calibration,
             command=f"sd35-trt verify {candidate.root} --against {HALF}",
         )
-        yield Bundle.open(build(options, progress))
+        yield Bundle.open(build(options, report))
 
 
 def bundle_calibration(bundle: Bundle) -> Calibration:
@@ -109,27 +108,16 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     Raises:
         BundleError: names the file that differs.
     """
-    root = resolve_model(model or "mini")
-    files = _single_files(root) if root.is_file() else None
-    for name, digest in candidate.manifest.model["files"].items():
-        path = root / name if files is None else files.get(name)
-        exists = path is not None and path.is_file()
-        if path is None or not exists or cache.file_hash(path) != digest:
-            state = "differs" if exists else "is missing"
-            raise BundleError(
-                f"{candidate.root} was not made from {model or 'the packaged mini'} "
-                f"({name} {state})",
-                "name its checkpoint with --model DIR, or compare with --against BUNDLE",
-            )
-
-
-def _single_files(file: Path) -> dict[str, Path]:
-    """A single-file checkpoint's files by their names in a manifest."""
-    from sd35_trt.checkpoints.single_file import open_checkpoint
-
-    checkpoint = open_checkpoint(file)
-    parts = dict.fromkeys(row.part for row in COMPONENTS.values() if checkpoint.has(row.part))
-    return {f"{part}/{path.name}": path for part in parts for path in checkpoint.files(part)}
+    try:
+        checkpoint = open_checkpoint(resolve_model(model or "mini"))
+        reason = difference(checkpoint, candidate.manifest.model["files"], cache)
+    except CheckpointError as error:
+        reason = str(error).partition(" — ")[0]
+    if reason is not None:
+        raise BundleError(
+            f"{candidate.root} was not made from {model or 'the packaged mini'} ({reason})",
+            "name its checkpoint with --model DIR, or compare with --against BUNDLE",
+        )
 
 
 def check_comparable(reference: Bundle, candidate: Bundle) -> Common:

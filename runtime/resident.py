@@ -12,11 +12,11 @@ from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import BundleError, OutOfMemory
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import (
+    PHASES,
     RESIDENT,
-    STAGES,
     STREAM_BUFFERS,
     STREAMED,
-    Engine,
+    Footprint,
     Residency,
     plan_residency,
 )
@@ -89,7 +89,7 @@ class EngineSet:
         self._open_session = open_session
         self._components = {
             name: component
-            for name in chain.from_iterable(STAGES.values())
+            for name in chain.from_iterable(PHASES.values())
             if (component := bundle.manifest.component(name)) is not None
         }
         self._sessions: dict[str, Session] = {}
@@ -227,26 +227,26 @@ class EngineSet:
             session.close()
 
     def _make_plan(self, dims: Mapping[str, int]) -> Residency:
-        return plan_residency(self._engines(dims), self.budget, self._reserve)
+        return plan_residency(self._footprints(dims), self.budget, self._reserve)
 
     def _least(self, dims: Mapping[str, int]) -> int:
-        return plan_residency(self._engines(dims), 0, self._reserve).peak_bytes
+        return plan_residency(self._footprints(dims), 0, self._reserve).peak_bytes
 
     @property
     def _reserve(self) -> int:
         backend = BACKENDS[self._bundle.manifest.builder]
         return backend.context_bytes if self._device.kind == "cuda" else 0
 
-    def _engines(self, dims: Mapping[str, int]) -> list[Engine]:
+    def _footprints(self, dims: Mapping[str, int]) -> list[Footprint]:
         steps = int(self._bundle.manifest.defaults["steps"])
         # A text encoder's batch is of texts.
         texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
         return [
-            Engine(
+            Footprint(
                 name,
                 name,
                 self._weight_bytes(component),
-                working_bytes(component, texts if name in STAGES["text"] else dims),
+                working_bytes(component, texts if name in PHASES["text"] else dims),
                 steps if name == "denoiser" else 1,
                 self._stream_bytes(component),
                 name in BACKENDS[component.engine].keeps_activations,

@@ -7,12 +7,73 @@ from dataclasses import dataclass
 from typing import Any
 
 from .components import COMPONENTS, LATENT_SCALE
+from .errors import CheckpointError, UsageError
 
 #: Smallest, most usual and largest value of a dimension, as an optimization profile takes them.
 Bounds = tuple[int, int, int]
 
+#: Length of T5's part of the text: diffusers' default ``max_sequence_length``. Without T5, its part
+#: is this many zeros.
+T5_TOKENS = 256
+
 #: Steps that one run of the conditioner computes at most: its memory grows with them.
 MAX_STEPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """Widths and heights that a model can draw, in pixels.
+
+    Attributes:
+        unit: they are multiples of this: a patch of the transformer.
+        largest: as many patches as its table of positions has.
+    """
+
+    unit: int
+    largest: int
+
+    @classmethod
+    def of(cls, transformer: Mapping[str, Any]) -> SizeLimits:
+        """Those of a transformer.
+
+        Args:
+            transformer: its configuration.
+
+        Raises:
+            CheckpointError: names the key that is missing or no number.
+        """
+        unit = LATENT_SCALE * whole_number({"patch_size": 2, **transformer}, "patch_size")
+        return cls(unit, unit * whole_number(transformer, "pos_embed_max_size"))
+
+    def check(self, width: int, height: int) -> None:
+        """Refuse a size that the model cannot draw.
+
+        Raises:
+            UsageError: names the sizes that it can.
+        """
+        sides = (width, height)
+        if any(side % self.unit or not self.unit <= side <= self.largest for side in sides):
+            example = min(1024, self.largest)
+            raise UsageError(
+                f"--size {width}x{height} is not within {self.unit}:{self.largest} in steps of "
+                f"{self.unit}",
+                f"use for example --size {example}x{example}",
+            )
+
+
+def whole_number(transformer: Mapping[str, Any], key: str) -> int:
+    """A whole number of a transformer's configuration.
+
+    Raises:
+        CheckpointError: names the key that is missing or no number.
+    """
+    value = transformer.get(key)
+    if not isinstance(value, int):
+        raise CheckpointError(
+            f"transformer/config.json has {key} = {value!r}",
+            "take the original model's config.json",
+        )
+    return value
 
 
 @dataclass(frozen=True)

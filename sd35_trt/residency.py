@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Stages of a picture in their order → their components.
-STAGES = {
+#: Phases of a picture in their order → their components.
+PHASES = {
     "text": ("clip_l", "clip_g", "t5"),
     "image to image": ("vae_encoder",),
     "conditioning": ("conditioner",),
@@ -27,12 +27,12 @@ RESIDENT, LOADED, STREAMED = "resident", "loaded", "streamed"
 
 
 @dataclass(frozen=True)
-class Engine:
+class Footprint:
     """What the planner needs to know of one engine.
 
     Attributes:
         name: of the component.
-        stage: of the generation; engines run one after another, in the order given.
+        phase: of the generation; engines run one after another, in the order given.
         weight_bytes: of its weights.
         activation_bytes: working memory while it runs, its inputs and outputs included.
         runs: how often it runs per picture.
@@ -42,7 +42,7 @@ class Engine:
     """
 
     name: str
-    stage: str
+    phase: str
     weight_bytes: int
     activation_bytes: int
     runs: int = 1
@@ -88,7 +88,7 @@ class Residency:
     fits: bool
 
 
-def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int = 0) -> Residency:
+def plan_residency(engines: Sequence[Footprint], budget: int | None, reserve: int = 0) -> Residency:
     """The plan that moves the fewest bytes per picture within a budget.
 
     Every set of engines to keep is tried; the others are loaded for their run, or streamed where
@@ -105,9 +105,9 @@ def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int =
         return _place(engines, frozenset(e.name for e in engines), None, reserve)
     names = [engine.name for engine in engines]
     plans = [
-        _place(engines, frozenset(kept), budget, reserve)
+        _place(engines, frozenset(residents), budget, reserve)
         for count in range(len(names) + 1)
-        for kept in itertools.combinations(names, count)
+        for residents in itertools.combinations(names, count)
     ]
     return min(
         plans,
@@ -116,16 +116,16 @@ def plan_residency(engines: Sequence[Engine], budget: int | None, reserve: int =
 
 
 def _place(
-    engines: Sequence[Engine], kept: frozenset[str], budget: int | None, reserve: int
+    engines: Sequence[Footprint], residents: frozenset[str], budget: int | None, reserve: int
 ) -> Residency:
-    resident = sum(e.weight_bytes for e in engines if e.name in kept)
+    resident = sum(e.weight_bytes for e in engines if e.name in residents)
     reserve += sum(e.activation_bytes for e in engines if e.keeps_activations)
     working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
     placements: dict[str, Placement] = {}
-    streamed: list[Engine] = []
+    streamed: list[Footprint] = []
     for engine in engines:
         weights, others = engine.weight_bytes, resident + reserve + working[engine.name]
-        if engine.name in kept:
+        if engine.name in residents:
             placements[engine.name] = Placement(RESIDENT, weights, 0, others)
         elif budget is None or others + weights <= budget or engine.stream_bytes is None:
             placements[engine.name] = Placement(LOADED, weights, weights, others + weights)

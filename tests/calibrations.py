@@ -15,7 +15,7 @@ from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import sha256_file
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.policies import Policy, load_policy
-from sd35_trt.store.staging import write_directory
+from sd35_trt.store.replacement import write_directory
 
 
 def load_transformer(checkpoint: Path) -> SD3Transformer2DModel:

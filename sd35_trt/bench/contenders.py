@@ -1,4 +1,4 @@
-"""What can be measured, what it is asked to draw, and what comes of a run."""
+"""What can be measured, and what comes of a run."""
 
 from __future__ import annotations
 
@@ -12,49 +12,27 @@ import numpy as np
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.runtime import Pipeline, Step
 
-#: Parts of a run. ``loop`` is conditioning and denoising together, which is what a peer that
-#: computes the conditioning in every step can be compared with; text, loop and decode make up
-#: ``total`` but for the handling of the request.
-STAGES = ("text", "conditioning", "denoise", "loop", "decode", "total")
+from .workload import Workload
+
+#: What is timed of a run. ``loop`` is conditioning and denoising together: a peer that computes the
+#: conditioning in every step can be compared by it. Text, loop and decode make up ``total`` but for
+#: the handling of the request.
+TIMINGS = ("text", "conditioning", "denoise", "loop", "decode", "total")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What both sides draw, with the bundle's defaults filled in.
-
-    Attributes:
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        vram_budget: bytes that a bundle keeps to; None where there is no limit.
-        prompt: before the number of the run is added.
-    """
-
-    device: str
-    vram_budget: int | None
-    threads: int
-    prompt: str
-    steps: int
-    size: tuple[int, int]
-    batch: int
-    guidance: float
-    sampler: str
-    t5_tokens: int
-    runs: int
-    warmup: int
-
-
-@dataclass(frozen=True)
-class Drawn:
+class Run:
     """One run.
 
     Attributes:
-        stages: seconds of those of :data:`STAGES` that are known.
+        timings: seconds of those of :data:`TIMINGS` that are known.
         steps: seconds from the end of one denoising step to that of the next, so one fewer than
             there are steps; of a single step, the loop's.
         images: uint8 [B, H, W, 3].
         notes: as in :class:`sd35_trt.runtime.Result`.
     """
 
-    stages: dict[str, float]
+    timings: dict[str, float]
     steps: tuple[float, ...]
     images: np.ndarray
     notes: tuple[str, ...] = ()
@@ -66,7 +44,7 @@ class Contender(Protocol):
     def load(self) -> float:
         """Load all that drawing needs; seconds that it took."""
 
-    def draw(self, prompt: str, seed: int) -> Drawn:
+    def draw(self, prompt: str, seed: int) -> Run:
         """Draw a batch from consecutive seeds."""
 
     def describe(self) -> dict[str, Any]:
@@ -79,9 +57,9 @@ class Contender(Protocol):
 class EngineContender:
     """A bundle on this project's runtime."""
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, workload: Workload) -> None:
         self._bundle = bundle
-        self._settings = settings
+        self._workload = workload
         self._pipe: Pipeline | None = None
 
     def load(self) -> float:
@@ -93,14 +71,14 @@ class EngineContender:
         start = time.perf_counter()
         self._pipe = Pipeline.load(
             self._bundle.root,
-            threads=self._settings.threads,
-            device=self._settings.device,
-            vram_budget=self._settings.vram_budget,
+            threads=self._workload.threads,
+            device=self._workload.device,
+            vram_budget=self._workload.vram_budget,
         )
         self._pipe.preload()
         return time.perf_counter() - start
 
-    def draw(self, prompt: str, seed: int) -> Drawn:
+    def draw(self, prompt: str, seed: int) -> Run:
         """See :class:`Contender`."""
         assert self._pipe is not None
         ends: list[float] = []
@@ -108,16 +86,16 @@ class EngineContender:
         def after_step(_: Step) -> None:
             ends.append(time.perf_counter())
 
-        s = self._settings
+        w = self._workload
         start = time.perf_counter()
         result = self._pipe.generate(
-            prompt, seed=seed, callback=after_step, steps=s.steps, size=s.size, batch=s.batch,
-            guidance=s.guidance, sampler=s.sampler, t5_tokens=s.t5_tokens,
+            prompt, seed=seed, callback=after_step, steps=w.steps, size=w.size, batch=w.batch,
+            guidance=w.guidance, sampler=w.sampler, t5_tokens=w.t5_tokens,
         )  # fmt: skip
         total = time.perf_counter() - start
-        stages = {name: result.timings[name] for name in STAGES if name in result.timings}
-        stages |= {"loop": stages["conditioning"] + stages["denoise"], "total": total}
-        return Drawn(stages, step_seconds(ends, stages["loop"]), result.images, result.notes)
+        timings = {name: result.timings[name] for name in TIMINGS if name in result.timings}
+        timings |= {"loop": timings["conditioning"] + timings["denoise"], "total": total}
+        return Run(timings, step_seconds(ends, timings["loop"]), result.images, result.notes)
 
     def describe(self) -> dict[str, Any]:
         """The bundle's identity."""

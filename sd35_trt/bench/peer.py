@@ -1,153 +1,54 @@
-"""What a bundle is measured against: diffusers' pipeline on the same checkpoint."""
+"""What a bundle is measured against: another bundle, or diffusers."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import importlib.util
 
-import numpy as np
+from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.quality.reference import check_checkpoint, check_comparable
+from sd35_trt.runtime.sessions.session import device_of
+from sd35_trt.store.cache import StageCache, default_cache_dir
+from sd35_trt.store.hub import resolve_model
 
-from sd35_trt.errors import Sd35Error
+from .contenders import Contender, EngineContender
+from .options import DIFFUSERS_COMPILED, WITH_DIFFUSERS, BenchOptions
+from .workload import Workload, check_request
 
-from .contenders import Drawn, Settings, step_seconds
-
-if TYPE_CHECKING:
-    import torch
+#: What diffusers' pipeline is made of.
+LIBRARIES = ("torch", "diffusers", "transformers")
 
 
-class DiffusersContender:
-    """``StableDiffusion3Pipeline``.
+def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Contender | None:
+    """What the bundle is measured against, not loaded yet.
 
-    Its transformer computes the conditioning in every step, so that it has no stages
-    ``conditioning`` and ``denoise``, but their sum ``loop``. It encodes the empty negative prompt
-    in every run.
-
-    Args:
-        checkpoint: a diffusers model directory.
-        t5: whether to load the T5 encoder.
-        compiled: the transformer's blocks by ``torch.compile``, when they run first.
-        single: FP32 on a GPU too; the CPU always computes in FP32. Else BF16, or FP16 where the
-            GPU has no BF16.
+    Raises:
+        Sd35Error: it does not draw what the bundle draws, or is not installed.
     """
-
-    def __init__(
-        self,
-        checkpoint: Path,
-        settings: Settings,
-        t5: bool,
-        single: bool,
-        compiled: bool = False,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._settings = settings
-        self._t5 = t5
-        self._compiled = compiled
-        self._single = single or settings.device == "cpu"
-        self._pipe: Any = None
-        self._dtype: torch.dtype | None = None
-        self._encoded = 0.0
-
-    def load(self) -> float:
-        """Read the weights and take them to the device; importing the libraries is not timed.
-
-        Raises:
-            Sd35Error: the bundle runs on a GPU that PyTorch cannot use.
-        """
-        import diffusers
-        import torch
-        import transformers
-
-        if self._settings.device != "cpu" and not torch.cuda.is_available():
+    if options.against is None:
+        return None
+    if options.against not in WITH_DIFFUSERS:
+        other = Bundle.open(options.against)
+        device_of(other, options.device)
+        check_comparable(other, bundle)
+        size, guidance = workload.size, workload.guidance
+        check_request(other.manifest, workload.batch, workload.steps, size, guidance)
+        return EngineContender(other, workload)
+    for package in LIBRARIES:
+        if importlib.util.find_spec(package) is None:
             raise Sd35Error(
-                f"PyTorch {torch.__version__} sees no GPU here", "install PyTorch for CUDA"
+                f"--against {options.against} needs {package}", "pip install 'sd35-trt[build]'"
             )
-        for library in (diffusers, transformers):
-            library.utils.logging.disable_progress_bar()
-            library.utils.logging.set_verbosity_error()
-        # Before the clock starts: naming it imports it.
-        pipeline = diffusers.StableDiffusion3Pipeline
-        torch.set_num_threads(self._settings.threads)
-        if self._single:
-            self._dtype = torch.float32
-        else:
-            half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-            self._dtype = half
-        absent = {} if self._t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._pipe = pipeline.from_pretrained(
-                self._checkpoint, torch_dtype=self._dtype, local_files_only=True, **absent
-            ).to(self._settings.device)
-        self._synchronize()
-        seconds = time.perf_counter() - start
-        if self._compiled:
-            for block in self._pipe.transformer.transformer_blocks:
-                block.compile()
-        self._pipe.set_progress_bar_config(disable=True)
-        self._pipe.encode_prompt = self._timed(self._pipe.encode_prompt)
-        return seconds
+    check_checkpoint(bundle, options.model, StageCache(default_cache_dir()))
+    checkpoint = resolve_model(options.model or "mini")
+    if checkpoint.is_file():
+        raise UsageError(
+            f"diffusers does not load {checkpoint} without the hub",
+            "compare bundles: --against BUNDLE",
+        )
+    from .diffusers import DiffusersContender
 
-    def _timed(self, encode: Any) -> Any:
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            result = encode(*args, **kwargs)
-            self._synchronize()
-            self._encoded = time.perf_counter()
-            return result
-
-        return encode_prompt
-
-    def draw(self, prompt: str, seed: int) -> Drawn:
-        """See :class:`sd35_trt.bench.contenders.Contender`."""
-        import torch
-
-        ends: list[float] = []
-
-        def after_step(*_: Any) -> dict[str, Any]:
-            self._synchronize()
-            ends.append(time.perf_counter())
-            return {}
-
-        s = self._settings
-        generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(s.batch)]
-        start = time.perf_counter()
-        pictures = self._pipe(
-            prompt,
-            num_images_per_prompt=s.batch,
-            num_inference_steps=s.steps,
-            guidance_scale=s.guidance,
-            width=s.size[0],
-            height=s.size[1],
-            max_sequence_length=s.t5_tokens,
-            generator=generators,
-            callback_on_step_end=after_step,
-        ).images
-        end = time.perf_counter()
-        stages = {
-            "text": self._encoded - start,
-            "loop": ends[-1] - self._encoded,
-            "decode": end - ends[-1],
-            "total": end - start,
-        }
-        images = np.stack([np.asarray(picture) for picture in pictures])
-        return Drawn(stages, step_seconds(ends, stages["loop"]), images)
-
-    def describe(self) -> dict[str, Any]:
-        """Which checkpoint, in which arithmetic."""
-        return {
-            "kind": "diffusers-compiled" if self._compiled else "diffusers",
-            "path": str(self._checkpoint),
-            "dtype": str(self._dtype).removeprefix("torch."),
-        }
-
-    def close(self) -> None:
-        """Release the weights."""
-        self._pipe = None
-
-    def _synchronize(self) -> None:
-        if self._settings.device != "cpu":
-            import torch
-
-            torch.cuda.synchronize()
+    t5 = bundle.manifest.component("t5") is not None
+    single = bundle.manifest.policy["name"] == "fp32"
+    compiled = options.against == DIFFUSERS_COMPILED
+    return DiffusersContender(checkpoint, workload, t5, single, compiled)

@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle."""
 
-from .run import BuildOptions, build
+from .options import BuildOptions
+from .run import build
 
 __all__ = ["BuildOptions", "build"]

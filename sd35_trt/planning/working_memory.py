@@ -19,8 +19,9 @@ from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.policies import Policy
+from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache
-from sd35_trt.store.stages import Progress, Stage, run_stage
+from sd35_trt.store.stages import Stage, run_stage
 from sd35_trt.targets import Target
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def compiled_activations(
     bounds: Mapping[str, Bounds],
     target: Target,
     cache: StageCache,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> int:
     """Bytes that the builder reports for a component's engine, without inputs and outputs.
 
@@ -98,8 +99,8 @@ def compiled_activations(
             left_out = export_weightless(name, source, policy, options, folder, graphs)
             component = ExportedComponent.read(folder)
             reported = builder.working_memory(component, bounds, folder, report)
-        found = reported + left_out * _copies(name, options, bounds)
-        (out / _FILE).write_text(json.dumps({"activation_bytes": found}) + "\n", "utf-8")
+        total = reported + left_out * _copies(name, options, bounds)
+        (out / _FILE).write_text(json.dumps({"activation_bytes": total}) + "\n", "utf-8")
 
     part = COMPONENTS[name].part
     exported: dict[str, Any] = {
@@ -149,8 +150,8 @@ def estimated_memory(
         sizes = component_sizes(name, source, policy, options, dims)
         allocation = BACKENDS[builder].allocation
         allocated = sizes.allocated if allocation == "arena" else None
-        found = Estimate(sizes.working(allocation), allocated)
-        (out / _FILE).write_text(json.dumps(asdict(found)) + "\n", "utf-8")
+        estimate = Estimate(sizes.working(allocation), allocated)
+        (out / _FILE).write_text(json.dumps(asdict(estimate)) + "\n", "utf-8")
 
     part = COMPONENTS[name].part
     inputs: dict[str, Any] = {
@@ -163,7 +164,7 @@ def estimated_memory(
         "builder": builder,
     }
     code = ("sd35_trt.export.sizes",)
-    folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), lambda *_: None)
+    folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), silent)
     return Estimate(**json.loads((folder / _FILE).read_text("utf-8")))
 
 

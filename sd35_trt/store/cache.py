@@ -105,11 +105,11 @@ class StageCache:
         identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         memo = self._hashes / hashlib.sha256(repr(identity).encode()).hexdigest()
         try:
-            known = memo.read_text("ascii")
-            if len(known) == 64:
-                return known
+            digest = memo.read_text("ascii")
+            if len(digest) == 64:
+                return digest
         except (OSError, ValueError):
-            known = ""
+            digest = ""  # not hashed before, or the note of it is damaged
         digest = sha256_file(path)
         self._hashes.mkdir(parents=True, exist_ok=True)
         partial = memo.with_suffix(f".{os.getpid()}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sd35_trt.errors import CheckpointError, Sd35Error
+from sd35_trt.compat.requirement import requirement
+from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 
 # What a build reads of a repository on the hub.
@@ -72,12 +73,8 @@ def fetch_tokenizers(file: Path) -> Path:
 
 
 def _fetch(repository: str, patterns: tuple[str, ...], failure: str, fix: str) -> Path:
-    try:
+    with requirement("fetching from the hub", "build"):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise Sd35Error(
-            "fetching from the hub needs huggingface_hub", "pip install 'sd35-trt[build]'"
-        ) from error
     try:
         return Path(
             snapshot_download(

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import File
+from sd35_trt.progress import Progress
 
 from .cache import StageCache
 from .code import code_digest
-
-#: Called with a stage's name, the fraction of it that is done, and what is being done.
-Progress = Callable[[str, float, str], None]
 
 _FILES = "stage.json"
 
@@ -44,24 +43,25 @@ class Stage:
 def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
     """The stage's directory, from the cache where its inputs and its files are unchanged."""
     key = stage.key
-    found = cache.find(stage.name, key)
-    if found is not None:
-        if _is_whole(cache, found):
-            progress(stage.name, 1.0, "unchanged")
-            return found
+    folder = cache.find(stage.name, key)
+    if folder is not None:
+        if _is_whole(cache, folder):
+            progress(stage.name, 1, 1, "unchanged")
+            return folder
         cache.discard(stage.name, key)
     with cache.create(stage.name, key) as work:
-        stage.run(work, lambda fraction, note: progress(stage.name, fraction, note))
+        stage.run(work, lambda fraction, note: progress(stage.name, fraction, 1, note))
         files = {}
         for path in sorted(work.iterdir()):
             # Later builds rely on these bytes: nobody should write to them by accident.
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
-    found = cache.find(stage.name, key)
-    assert found is not None
-    progress(stage.name, 1.0, "done")
-    return found
+    folder = cache.find(stage.name, key)
+    if folder is None:
+        raise Sd35Error(f"{cache.root / stage.name / key} was deleted meanwhile", "try again")
+    progress(stage.name, 1, 1, "done")
+    return folder
 
 
 def _is_whole(cache: StageCache, folder: Path) -> bool:

@@ -13,7 +13,9 @@ import pytest
 from conftest import one_error_line
 
 from sd35_trt.bench import meters
-from sd35_trt.bench.bench import STAGES, BenchOptions, bench
+from sd35_trt.bench.contenders import TIMINGS
+from sd35_trt.bench.options import BenchOptions
+from sd35_trt.bench.run import bench
 from sd35_trt.runtime import Pipeline
 
 QUICK = ("--steps", 3, "--runs", 2, "--warmup", 1, "--size", "64x64")
@@ -39,7 +41,7 @@ def test_result_is_whole(run, mini_bundle: Path) -> None:  # type: ignore[no-unt
     assert len(bundle["manifest_sha256"]) == 64
     assert len(bundle["runs"]) == 2
     assert bundle["step"]["n"] == 2 * (3 - 1)
-    for name in STAGES:
+    for name in TIMINGS:
         spread = bundle["stages"][name]
         assert spread["n"] == 2
         assert 0 < spread["p10"] <= spread["median"] <= spread["p90"]
@@ -131,19 +133,19 @@ def test_against_a_bundle(run, mini_bundle: Path, make_bundle: Callable[..., Pat
 
 
 def test_they_take_turns(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sd35_trt.bench import bench as module
+    from sd35_trt.bench.contenders import EngineContender
 
     order: list[int] = []
     made: list[object] = []
-    draw = module.EngineContender.draw
+    draw = EngineContender.draw
 
-    def watch(self: module.EngineContender, prompt: str, seed: int) -> Any:
+    def watch(self: EngineContender, prompt: str, seed: int) -> Any:
         if self not in made:
             made.append(self)
         order.append(made.index(self))
         return draw(self, prompt, seed)
 
-    monkeypatch.setattr(module.EngineContender, "draw", watch)
+    monkeypatch.setattr(EngineContender, "draw", watch)
     options = BenchOptions(
         mini_bundle, runs=4, warmup=1, steps=1, size=(64, 64), against=str(mini_bundle)
     )
@@ -199,17 +201,17 @@ def test_without_the_peers_packages(
 
 
 def test_pictures_that_differ_are_noted(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sd35_trt.bench import bench as module
+    from sd35_trt.bench.contenders import EngineContender
 
-    draw = module.EngineContender.draw
+    draw = EngineContender.draw
     odd: list[object] = []
 
-    def spoil(self: module.EngineContender, prompt: str, seed: int) -> Any:
+    def spoil(self: EngineContender, prompt: str, seed: int) -> Any:
         odd.append(self)
         drawn = draw(self, prompt, seed + (self is not odd[0]))
         return drawn
 
-    monkeypatch.setattr(module.EngineContender, "draw", spoil)
+    monkeypatch.setattr(EngineContender, "draw", spoil)
     result = bench(BenchOptions(mini_bundle, runs=1, warmup=1, steps=8, against=str(mini_bundle)))
     assert any("this may not be the same work" in note for note in result["notes"])
 
@@ -288,7 +290,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engines stay on the CPU; what is measured is taken from NVML."""
-    from sd35_trt.bench import bench as module
+    from sd35_trt.bench import workload as module
 
     load = Pipeline.load
     monkeypatch.setattr(module, "device_of", lambda bundle, asked: "cuda")

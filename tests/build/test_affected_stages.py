@@ -16,10 +16,12 @@ import pytest
 from calibrations import save
 from conftest import UNFINISHED
 
+import sd35_trt.build.compile
+import sd35_trt.build.export
 import sd35_trt.build.run
-import sd35_trt.engines.assemble
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.engines.tensorrt import TensorRTBuilder
+from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.mini import calibration_path
@@ -116,8 +118,9 @@ CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], set[str]]] = {
 def dry(make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dry:
     make_bundle(target="ada")
     dry = Dry(tmp_path)
-    monkeypatch.setattr(sd35_trt.build.run, "run_stage", dry)
-    monkeypatch.setattr(sd35_trt.engines.assemble, "assemble", lambda *_: None)
+    monkeypatch.setattr(sd35_trt.build.export, "run_stage", dry)
+    monkeypatch.setattr(sd35_trt.build.compile, "run_stage", dry)
+    monkeypatch.setattr(sd35_trt.build.run, "assemble", lambda *_: None)
     return dry
 
 
@@ -148,7 +151,7 @@ def test_another_version_rebuilds_what_it_made(
     options = BuildOptions(target="ada", out=tmp_path / "bundle", cache_dir=stage_cache)
     build(options)
     assert dry.missing == set()
-    versions = sd35_trt.export.provenance.tool_versions()
+    versions = tool_versions()
     if library in versions:
         versions[library] = "0.0"
         monkeypatch.setattr(sd35_trt.build.run, "tool_versions", lambda: versions)

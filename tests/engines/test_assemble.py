@@ -179,7 +179,7 @@ def test_unchanged_inputs_do_no_work(mini_bundle: Path, stage_cache: Path, tmp_p
     notes: dict[str, str] = {}
     out = build(
         BuildOptions(out=tmp_path / "again", cache_dir=stage_cache),
-        lambda stage, fraction, note: notes.update({stage: note}),
+        lambda stage, done, total, note: notes.update({stage: note}),
     )
     assert set(notes.values()) == {"unchanged", "written"}
 
@@ -200,7 +200,7 @@ def test_a_changed_policy_line_rebuilds_what_it_concerns(
     notes: dict[str, str] = {}
     build(
         BuildOptions(out=tmp_path / "again", cache_dir=stage_cache, policy=str(path)),
-        lambda stage, fraction, note: notes.update({stage: note}),
+        lambda stage, done, total, note: notes.update({stage: note}),
     )
     # From an earlier session of these tests, clip_g itself may be there too.
     assert {s for s, note in notes.items() if note == "done"} <= {"clip_g"}
@@ -220,7 +220,7 @@ def test_a_damaged_stage_is_made_again(
     notes: dict[str, str] = {}
     out = build(
         BuildOptions(out=tmp_path / "again", cache_dir=cache),
-        lambda stage, fraction, note: notes.update({stage: note}),
+        lambda stage, done, total, note: notes.update({stage: note}),
     )
     assert notes["clip_l"] == "done"
     assert notes["clip_g"] == "unchanged"

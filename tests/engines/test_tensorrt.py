@@ -206,7 +206,7 @@ def test_nothing_is_compiled_twice(ada_bundle: Path, stage_cache: Path, tmp_path
     notes: dict[str, str] = {}
     out = build(
         BuildOptions(target="ada", out=tmp_path / "again", cache_dir=stage_cache),
-        lambda stage, fraction, note: notes.update({stage: note}),
+        lambda stage, done, total, note: notes.update({stage: note}),
     )
     assert set(notes.values()) == {"unchanged", "written"}
     assert "denoiser-plan" in notes

@@ -14,18 +14,21 @@ from conftest import one_error_line
 from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.structure import Structure
-from sd35_trt.cli.report import print_plan
+from sd35_trt.cli.tables.plan import print_plan
 from sd35_trt.dimensions import dimension_bounds
 from sd35_trt.export import weightless
 from sd35_trt.export.component import ExportOptions
 from sd35_trt.export.sizes import Sizes, component_sizes
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.planning import plan as module
-from sd35_trt.planning.plan import STAGES, Plan, PlanOptions, plan, replan
+from sd35_trt.planning import run as module
+from sd35_trt.planning.options import PlanOptions
+from sd35_trt.planning.plan import Plan
+from sd35_trt.planning.record import plan_record
+from sd35_trt.planning.run import plan, replan
 from sd35_trt.planning.working_memory import compiled_activations
 from sd35_trt.policies import builtin_policies, load_policy
-from sd35_trt.residency import LOADED, RESIDENT, STREAMED
+from sd35_trt.residency import LOADED, PHASES, RESIDENT, STREAMED
 from sd35_trt.store.cache import StageCache
 from sd35_trt.targets import find_target
 
@@ -35,7 +38,7 @@ def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[...,
     manifest = Bundle.open(make_bundle(policy=policy)).manifest
     planned = plan(PlanOptions("mini", "cpu", policy)).components
     assert set(planned) == {c.name for c in manifest.components}
-    assert list(planned) == [n for names in STAGES.values() for n in names]
+    assert list(planned) == [n for names in PHASES.values() for n in names]
     for component in manifest.components:
         predicted = planned[component.name].weights
         assert predicted == pytest.approx(component.weight_bytes, rel=0.01), component.name
@@ -121,14 +124,14 @@ def test_what_left_out_blocks_would_add(stage_cache: Path, monkeypatch: pytest.M
 def test_exact_plans(run, stage_cache: Path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     exact = plan(PlanOptions("mini", "rtx4090", size=(64, 64), exact=True, cache_dir=stage_cache))
-    for component in exact.as_dict()["components"]:
+    for component in plan_record(exact)["components"]:
         sizes = exact.components[component["name"]]
         assert component["activation_bytes"] == sizes.compiled
         assert (
             component["peak_bytes"] >= sizes.compiled + sizes.ports + exact.residency.resident_bytes
         )
     assert exact.exact
-    assert exact.as_dict()["exact"] is True
+    assert plan_record(exact)["exact"] is True
     # A GPU of the same family has the same engines, others have not.
     assert replan(exact, find_target("rtx4060")).components == exact.components
     other = replan(exact, find_target("rtx3090"))
@@ -219,15 +222,15 @@ def test_large_on_an_8_gb_card(large: Plan) -> None:
 def test_budgets_from_none_to_plenty(large: Plan) -> None:
     plenty = on(large, "l40s")
     assert plenty.verdict == "fits in 48 GiB: yes, with everything resident"
-    assert plenty.as_dict()["load_seconds_per_image"] == 0
+    assert plan_record(plenty)["load_seconds_per_image"] == 0
     assert on(large, "rtx4060", large.least_bytes).residency.fits
     short = on(large, "rtx4060", large.least_bytes - 1)
     assert not short.residency.fits
     assert f"no, it takes at least {large.least_bytes / 1e9:.1f} GB" in short.verdict
     family = on(large, "ada")
     assert "everything resident takes" in family.verdict
-    assert family.as_dict()["fits"] is None
-    assert family.as_dict()["load_seconds_per_image"] is None
+    assert plan_record(family)["fits"] is None
+    assert plan_record(family)["load_seconds_per_image"] is None
 
 
 def test_only_some_builders_stream(large: Plan) -> None:
@@ -239,8 +242,8 @@ def test_only_some_builders_stream(large: Plan) -> None:
 
 
 def test_loading_follows_bus_and_disk(large: Plan) -> None:
-    narrow = large.as_dict()
-    wide = on(large, "rtx4090", 8 * 2**30).as_dict()
+    narrow = plan_record(large)
+    wide = plan_record(on(large, "rtx4090", 8 * 2**30))
     assert wide["bus_bytes_per_image"] == narrow["bus_bytes_per_image"]
     # Sixteen lanes for eight; the disk is slower than either.
     assert wide["load_seconds_per_image"] == pytest.approx(narrow["load_seconds_per_image"] / 2)
@@ -297,7 +300,7 @@ def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -
     monkeypatch.setattr(module, "measure", lambda *a: asked.append(a) or large.components)
     turbo = plan(PlanOptions("large-turbo", "rtx4090", size=(512, 512)))
     assert (turbo.variant, turbo.steps, turbo.guided) == ("large-turbo", 4, False)
-    assert asked[0][3:] == ((512, 512), 1, False)
+    assert asked[0][2:] == ((512, 512), 1, False)
 
 
 def test_plan_prints_a_table(run, large: Plan, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

@@ -18,8 +18,9 @@ import pytest
 from conftest import one_error_line
 
 from sd35_trt.formats.bundle import Bundle
-from sd35_trt.quality.compare import VerifyOptions, verify
-from sd35_trt.quality.draw import Plan
+from sd35_trt.quality.compare import verify
+from sd35_trt.quality.draw import PictureSet
+from sd35_trt.quality.options import VerifyOptions
 
 QUICK = ["--captions", 2, "--steps", 2, "--json"]
 
@@ -244,7 +245,8 @@ class Absent(MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 importlib.util.find_spec = lambda name, *rest: None if name in HIDDEN else find_spec(name, *rest)
-from sd35_trt.quality.compare import VerifyOptions, verify
+from sd35_trt.quality.compare import verify
+from sd35_trt.quality.options import VerifyOptions
 half = Path({str(half)!r})
 report = verify(VerifyOptions(half, str(half), captions=1, steps=1))
 assert report["images"]["identical"] == 1
@@ -322,8 +324,8 @@ def test_an_overflowing_bundle_is_named(
 
 @pytest.mark.parametrize(("count", "batch"), [(5, (1, 4)), (5, (4, 4)), (33, (1, 64)), (1, (3, 4))])
 def test_batches_are_within_what_the_bundles_accept(count: int, batch: tuple[int, int]) -> None:
-    plan = Plan([str(i) for i in range(count)], 0, 1, (128, 128), batch)
-    batches = list(plan.batches())
+    pictures = PictureSet([str(i) for i in range(count)], 0, 1, (128, 128), batch)
+    batches = list(pictures.batches())
     assert all(batch[0] <= len(indices) <= min(batch[1], 16) for indices in batches)
     drawn = [i for indices in batches for i in dict.fromkeys(indices)]
     assert drawn == list(range(count))

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd35_trt.residency import LOADED, RESIDENT, STREAMED, Engine, plan_residency
+from sd35_trt.residency import LOADED, RESIDENT, STREAMED, Footprint, plan_residency
 
-TEXT = Engine("text", "text", 60, 2, 1, 10)
-STEP = Engine("step", "denoise", 50, 10, 20, 10)
-DECODE = Engine("decode", "decode", 5, 30, 1, 4)
+TEXT = Footprint("text", "text", 60, 2, 1, 10)
+STEP = Footprint("step", "denoise", 50, 10, 20, 10)
+DECODE = Footprint("decode", "decode", 5, 30, 1, 4)
 ENGINES = (TEXT, STEP, DECODE)
 
 
-def kinds(budget: int | None, engines: tuple[Engine, ...] = ENGINES) -> dict[str, str]:
+def kinds(budget: int | None, engines: tuple[Footprint, ...] = ENGINES) -> dict[str, str]:
     return {k: p.kind for k, p in plan_residency(engines, budget).placements.items()}
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_fit_says_what_it_takes() -> None:
     plan = plan_residency(ENGINES, 33)
     assert not plan.fits
     assert plan.peak_bytes == 34
-    whole = tuple(Engine(e.name, e.stage, e.weight_bytes, e.activation_bytes) for e in ENGINES)
+    whole = tuple(Footprint(e.name, e.phase, e.weight_bytes, e.activation_bytes) for e in ENGINES)
     plan = plan_residency(whole, 33)
     assert (plan.fits, plan.peak_bytes) == (False, 62)
 
@@ -85,7 +85,7 @@ _engine = st.tuples(_sizes, _sizes, st.integers(1, 30), st.none() | st.integers(
 @given(st.lists(_engine, min_size=1, max_size=5), st.integers(0, 600))
 def test_plans_keep_their_promises(rows: list[tuple[int, int, int, int | None]], room: int) -> None:
     engines = [
-        Engine(f"e{i}", f"s{i}", w, a, runs, None if s is None else min(s, w))
+        Footprint(f"e{i}", f"s{i}", w, a, runs, None if s is None else min(s, w))
         for i, (w, a, runs, s) in enumerate(rows)
     ]
     plan = plan_residency(engines, room)
@@ -120,7 +120,7 @@ def test_the_same_question_has_the_same_answer(budget: int | None) -> None:
 
 
 def test_memory_of_a_recorded_graph_stays() -> None:
-    kept = Engine("step", "denoise", 50, 10, 20, 10, keeps_activations=True)
+    kept = Footprint("step", "denoise", 50, 10, 20, 10, keeps_activations=True)
     plan = plan_residency((TEXT, kept, DECODE), None)
     # Decoding has its own activations and the step's.
     assert plan.peak_bytes == 115 + 10 + 30

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 from conftest import one_error_line
+from fake_nvml import Nvml
 
-from sd35_trt.cli import report
 from sd35_trt.errors import Sd35Error, UsageError
-from sd35_trt.policies import PRECISIONS, Policy, Rule, builtin_policies, load_policy
+from sd35_trt.policies import PRECISIONS, Policy, Rule, load_policy
 from sd35_trt.targets import choose_builder, find_target, targets
 
 
@@ -108,44 +104,8 @@ def test_a_policy_is_refused_before_any_work(run, tmp_path: Path) -> None:  # ty
     assert not list(tmp_path.iterdir())
 
 
-def test_gpus(run) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = run("gpus")
-    assert status == 0
-    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert set(targets()) <= set(rows)
-    assert "sm89" in rows["rtx4090"]
-    assert "24 GiB  1,008 GB/s" in rows["rtx4090"]
-    status, out, _ = run("gpus", "--json")
-    listed = {row["name"]: row for row in json.loads(out)}
-    assert set(listed) == set(targets())
-    assert listed["rtx4060"]["memory_bytes"] == 8 * 2**30
-    assert listed["t4"]["policies"] == ["int8-weight", "fp32", "half"]
-    assert set(listed["ada"]["policies"]) == set(builtin_policies())
-
-
-class _Nvml(SimpleNamespace):
-    """Stands in for ``pynvml`` on a machine with one GPU of the given kind."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, capability: tuple[int, int], count: int = 1) -> None:
-        values: dict[str, Any] = {
-            "Init": None,
-            "Shutdown": None,
-            "DeviceGetCount": count,
-            "DeviceGetHandleByIndex": 0,
-            "DeviceGetName": "NVIDIA RTX A2000",
-            "DeviceGetCudaComputeCapability": capability,
-            "DeviceGetMemoryInfo": SimpleNamespace(total=6 * 2**30),
-            "DeviceGetMaxPcieLinkGeneration": 4,
-            "DeviceGetMaxPcieLinkWidth": 16,
-        }
-        super().__init__(**{f"nvml{k}": lambda *_, v=v: v for k, v in values.items()})
-
-
 def test_auto_takes_the_gpu_that_is_present(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((8, 6)))
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((8, 6)))
     found = find_target("auto")
     assert (found.name, found.compute_capability) == ("ampere", "8.6")
     assert found.builders["tensorrt-rtx"] == ("8.6",)
@@ -155,52 +115,16 @@ def test_auto_takes_the_gpu_that_is_present(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_auto_without_a_gpu_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver() -> None:
-        raise _Nvml.NVMLError("NVML Shared Library Not Found")
+        raise Nvml.NVMLError("NVML Shared Library Not Found")
 
-    without_driver = _Nvml((8, 6))
+    without_driver = Nvml((8, 6))
     without_driver.nvmlInit = no_driver
     for nvml, words in (
-        (_Nvml((8, 6), count=0), "this machine has no NVIDIA GPU"),
-        (_Nvml((6, 1)), "has compute capability 6.1, which no target has"),
+        (Nvml((8, 6), count=0), "this machine has no NVIDIA GPU"),
+        (Nvml((6, 1)), "has compute capability 6.1, which no target has"),
         (without_driver, "no NVIDIA GPU can be asked here"),
         (None, "--gpu auto: the GPU is not known without nvidia-ml-py"),
     ):
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
         with pytest.raises(Sd35Error, match=words):
             find_target("auto")
-
-
-def test_doctor_knows_the_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((8, 6)))
-    status, out, _ = run("doctor")
-    assert status == 0
-    assert "GPUs: NVIDIA RTX A2000 (compute capability 8.6, 6 GiB)" in out
-    findings = json.loads(run("doctor", "--json")[1])
-    runs = {name: target["runs"] for name, target in findings["targets"].items()}
-    assert runs == {
-        "cpu": True, "turing": False, "ampere": True, "ada": False, "hopper": False,
-        "blackwell": False,
-    }  # fmt: skip
-    monkeypatch.setattr(report, "_CUDA", "not-installed")
-    assert "to run: pip install 'sd35-trt[cuda]'" in run("doctor")[1]
-
-
-def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((9, 0)))
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    hint = "faster with: pip install 'sd35-trt[hopper]'"
-    assert hint in run("doctor")[1]
-    installed = report._version
-    monkeypatch.setattr(
-        report, "_version", lambda name: "4.0" if name == "flash-attn-4" else installed(name)
-    )
-    assert hint not in run("doctor")[1]
-
-
-def test_doctor_knows_a_pytorch_without_cuda(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setitem(sys.modules, "pynvml", _Nvml((9, 0)))
-    for cuda, runs in ((None, False), ("13.0", True)):
-        monkeypatch.setattr(torch.version, "cuda", cuda)
-        found = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
-        assert found["runs"] == runs
-        assert ("to run: a PyTorch with CUDA" in found["note"]) == (not runs)

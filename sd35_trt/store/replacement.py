@@ -13,6 +13,7 @@ from pathlib import Path
 from sd35_trt.errors import UsageError
 
 from .cache import working_directory
+from .disk import existing_parent
 
 # renameat2(2): swap two paths in one step, so that what is being replaced is never absent.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -32,9 +33,7 @@ def check_destination(out: Path, marker: str, kind: str) -> None:
         raise UsageError(f"{out} is a file or a link", "choose another --out")
     if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
         raise UsageError(f"{out} is not empty and holds no {kind}", "choose another --out")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = existing_parent(out.absolute().parent)
     try:
         with tempfile.TemporaryFile(dir=parent):  # has no name, so that a kill leaves nothing
             pass
@@ -55,7 +54,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def staging(out: Path, marker: str) -> Iterator[Path]:
+def replacement(out: Path, marker: str) -> Iterator[Path]:
     """A directory to write in; it becomes ``out`` when the block ends.
 
     Nothing stays when the block raises; what was at ``out`` before then stays as it was.
@@ -85,6 +84,6 @@ def write_directory(out: Path, marker: str, files: Mapping[str, bytes]) -> None:
         marker: as for :func:`check_destination`.
         files: contents by name.
     """
-    with staging(out, marker) as work:
+    with replacement(out, marker) as work:
         for name, content in files.items():
             (work / name).write_bytes(content)

@@ -47,7 +47,7 @@ class _Bars:
 
 
 class StageBars(_Bars):
-    """One line per stage of a build; called as :data:`sd35_trt.store.stages.Progress`."""
+    """A :class:`sd35_trt.progress.Progress`: one line a stage, with what is being done."""
 
     def __init__(self, quiet: bool) -> None:
         super().__init__(
@@ -59,8 +59,8 @@ class StageBars(_Bars):
             TextColumn("{task.description}"),
         )
 
-    def __call__(self, stage: str, fraction: float, note: str) -> None:
-        self._update(stage, 1.0, fraction, note)
+    def __call__(self, stage: str, done: float, total: float, note: str = "", /) -> None:
+        self._update(stage, total, done, note)
 
 
 class StepBar(_Bars):
@@ -81,7 +81,7 @@ class StepBar(_Bars):
 
 
 class CountBars(_Bars):
-    """One line per stage with an estimate; called with the stage, what is done, and its total."""
+    """A :class:`sd35_trt.progress.Progress`: one line a stage, with an estimate of what is left."""
 
     def __init__(self, quiet: bool) -> None:
         super().__init__(
@@ -94,5 +94,5 @@ class CountBars(_Bars):
             TimeRemainingColumn(),
         )
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: float, note: str = "", /) -> None:
         self._update(stage, total, done)

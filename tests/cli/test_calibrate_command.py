@@ -10,6 +10,7 @@ import pytest
 from conftest import one_error_line
 
 from sd35_trt.calibration import calibrate
+from sd35_trt.cli.options import BYTES
 from sd35_trt.formats.calibration import Calibration
 
 _QUICK = ("--steps", 1, "--limit", 1, "--size", "64x64")
@@ -74,9 +75,7 @@ def test_refused_in_one_line(run: Any, arguments: list[str], words: str) -> None
 
 @pytest.mark.parametrize(("text", "count"), [("7", 7), ("1.5kB", 1500), ("2 MB", 2_000_000)])
 def test_bytes(text: str, count: int) -> None:
-    from sd35_trt.cli import _Bytes
-
-    assert _Bytes().convert(text, None, None) == count
+    assert BYTES.convert(text, None, None) == count
 
 
 def test_interrupted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,80 @@
+"""A model as one look finds it, before any work: its checkpoint, parts, variant and sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.dimensions import SizeLimits
+from sd35_trt.store.hub import model_name, resolve_model
+from sd35_trt.variants import Variant, recognise
+
+from .single_file import AnyCheckpoint, open_checkpoint
+from .structure import PUBLISHED, Structure
+
+_Source = TypeVar("_Source", bound=AnyCheckpoint | Structure, covariant=True)
+_Opened = TypeVar("_Opened", bound=AnyCheckpoint | Structure)
+
+
+@dataclass(frozen=True)
+class Model(Generic[_Source]):
+    """A model, of which headers and configurations have been read.
+
+    Attributes:
+        name: what a bundle of it is called.
+        checkpoint: its files; of a published model, its structure.
+        variant: which model of the family it is.
+        sizes: of pictures, that it draws.
+        packaged: whether it is the mini that comes with this package.
+    """
+
+    name: str
+    checkpoint: _Source
+    variant: Variant
+    sizes: SizeLimits
+    packaged: bool = False
+
+    @property
+    def components(self) -> list[str]:
+        """The components that can be made of it, in the contract's order."""
+        return [name for name, row in COMPONENTS.items() if self.checkpoint.has(row.part)]
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of its parts."""
+        return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
+
+
+def look(model: str, tokenizers: Path | None = None) -> Model[AnyCheckpoint]:
+    """Look at a model.
+
+    Args:
+        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
+        tokenizers: of a model in a file; see
+            :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
+
+    Raises:
+        CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
+        UsageError: tokenizers for a directory, which has its own.
+    """
+    root = resolve_model(model)
+    checkpoint = open_checkpoint(root, tokenizers)
+    result = _describe(model_name(model, root), checkpoint, model == "mini")
+    for part in result.parts:
+        checkpoint.weights(part)  # opens every file
+    return result
+
+
+def look_at_structure(model: str) -> Model[AnyCheckpoint | Structure]:
+    """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
+    if model in PUBLISHED:
+        return _describe(model, Structure(model))
+    return look(model)
+
+
+def _describe(name: str, checkpoint: _Opened, packaged: bool = False) -> Model[_Opened]:
+    transformer = checkpoint.config("transformer")
+    variant = recognise(transformer, checkpoint.hint)
+    return Model(name, checkpoint, variant, SizeLimits.of(transformer), packaged)

@@ -1,0 +1,170 @@
+"""The figures of a comparison: latents, pictures, scenes and single linears."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sd35_trt.backends import BACKENDS
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.mini.scenes import Example
+from sd35_trt.progress import Progress
+
+from .draw import CandidateDrawing, PictureSet, ReferenceDrawing, draw_candidate, draw_reference
+from .linears import LinearError, equal_linears, linear_errors
+from .metrics import load_lpips, psnr, squared_error, ssim
+from .page import Pictures
+
+
+def measure(
+    reference: Bundle,
+    candidate: Bundle,
+    pictures: PictureSet,
+    examples: Sequence[Example] | None,
+    spool: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], Pictures]:
+    """Draw with both bundles and compare.
+
+    Args:
+        examples: the scenes that the prompts describe, where they are mini's.
+        spool: an empty folder for latents.
+
+    Returns:
+        Fields of the report, and the pictures.
+    """
+    count = len(pictures.prompts)
+    again = len(set(next(pictures.batches())))  # the first batch, which is drawn twice
+    one = draw_reference(
+        reference, pictures, spool, lambda done: progress("reference", int(done), count)
+    )
+    other = draw_candidate(
+        candidate,
+        pictures,
+        one,
+        spool,
+        lambda done: progress("candidate", int(done), count + again),
+    )
+    linears, note = _linears(reference, candidate, one, progress)
+    images = Pictures(one.images, other.images)
+    each, over_all = _compare_images(images, pictures, other, progress)
+    figures = {
+        "linears": [asdict(linear) for linear in linears],
+        "linears_note": note,
+        "latents": _latents(one, other),
+        "images": over_all,
+        "scenes": None,
+        "each": each,
+    }
+    if examples is not None:
+        from .scenes import compare_scenes
+
+        figures["scenes"], verdicts = compare_scenes(one.images, other.images, examples)
+        for row, (right, still) in zip(each, verdicts, strict=True):
+            row |= {"reference_right": right, "candidate_right": still}
+    return figures, images
+
+
+def _linears(
+    reference: Bundle, candidate: Bundle, drawing: ReferenceDrawing, progress: Progress
+) -> tuple[list[LinearError], str]:
+    """Errors of every linear; or none, and why."""
+    errors: list[LinearError] = []
+    total = 100 * len(drawing.feeds)
+    for done, (name, feeds) in enumerate(drawing.feeds.items()):
+        one, other = (bundle.manifest.component(name) for bundle in (reference, candidate))
+        assert one is not None
+        assert other is not None
+        if any(BACKENDS[c.engine].needs_library for c in (one, other)):
+            return [], "single layers are compared in ONNX Runtime bundles only"
+        path = reference.path(one.files[0].path)
+        if [file.sha256 for file in one.files] == [file.sha256 for file in other.files]:
+            errors += equal_linears(name, path)
+            progress("layers", 100 * (done + 1), total)
+            continue
+
+        def report(fraction: float, done: int = done) -> None:
+            progress("layers", int(100 * (done + fraction)), total)
+
+        errors += linear_errors(
+            name,
+            path,
+            candidate.path(other.files[0].path),
+            feeds,
+            report,
+        )
+    return errors, ""
+
+
+def _latents(one: ReferenceDrawing, other: CandidateDrawing) -> dict[str, Any]:
+    free, final = other.free, other.free[-1]
+    return {
+        "sigma": one.sigmas.tolist(),
+        "free_running": {
+            "mean": free.mean(axis=1).tolist(),
+            "p10": np.percentile(free, 10, axis=1).tolist(),
+            "median": np.median(free, axis=1).tolist(),
+            "p90": np.percentile(free, 90, axis=1).tolist(),
+        },
+        "teacher_forced": {
+            "mean": other.forced.mean(axis=1).tolist(),
+            "images": other.forced.shape[1],
+        },
+        "final": {
+            "mean": float(final.mean()),
+            "median": float(np.median(final)),
+            "max": float(final.max()),
+        },
+    }
+
+
+def _compare_images(
+    images: Pictures, pictures: PictureSet, other: CandidateDrawing, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Per picture and over all; PSNR is None where it is infinite."""
+    distance, note = load_lpips()
+    each: list[dict[str, Any]] = []
+    pairs = zip(images.candidate, images.reference, strict=True)
+    for i, (image, expected) in enumerate(pairs):
+        error = squared_error(image, expected)
+        each.append(
+            {
+                "prompt": pictures.prompts[i],
+                "seed": pictures.seed + i,
+                "squared_error": error,
+                "psnr": psnr(error),
+                "ssim": ssim(image, expected),
+                "lpips": distance(image, expected) if distance else None,
+                "latent_error": float(other.free[-1, i]),
+            }
+        )
+        progress("pictures", i + 1, len(pictures.prompts))
+    errors = [row["squared_error"] for row in each]
+    similar = [row["ssim"] for row in each]
+    over_all: dict[str, Any] = {
+        "identical": errors.count(0.0),
+        "psnr": {
+            "all": psnr(float(np.mean(errors))),
+            "median": psnr(float(np.median(errors))),
+            "worst": psnr(max(errors)),
+        },
+        "ssim": {
+            "mean": float(np.mean(similar)),
+            "median": float(np.median(similar)),
+            "worst": min(similar),
+        },
+        "lpips": None,
+        "lpips_note": note,
+    }
+    if distance:
+        values = [row["lpips"] for row in each]
+        over_all["lpips"] = {
+            "mean": float(np.mean(values)),
+            "median": float(np.median(values)),
+            "worst": max(values),
+        }
+    return each, over_all

@@ -1,0 +1,80 @@
+"""The third step of a build: the tokenizers and the components, exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35_trt.dimensions import T5_TOKENS
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.planning.calibration import check_calibration
+from sd35_trt.planning.decide import Decision
+from sd35_trt.progress import Progress
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import run_stage
+
+from .stages import StageInputs, component_stage, tokenizer_stage
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported of a model.
+
+    Attributes:
+        tokenizers: folder of their files.
+        lengths: by text encoder, ``length`` and ``pad_id`` of its tokens.
+        components: folder of each, in the contract's order.
+        files: SHA-256 of the checkpoint's files that they were made from, by ``folder/name``.
+    """
+
+    tokenizers: Path
+    lengths: Mapping[str, Mapping[str, int]]
+    components: Mapping[str, Path]
+    files: Mapping[str, str]
+
+    @property
+    def clip_tokens(self) -> int:
+        """Length of CLIP's part of the text."""
+        return self.lengths["clip_l"]["length"]
+
+    @property
+    def t5_tokens(self) -> int:
+        """Length of T5's part of the text."""
+        return self.lengths["t5"]["length"] if "t5" in self.lengths else T5_TOKENS
+
+
+def export_model(
+    decision: Decision,
+    calibration: Calibration | None,
+    dialect: str,
+    versions: Mapping[str, str],
+    cache: StageCache,
+    progress: Progress,
+) -> Export:
+    """Export every component, or take it from the cache.
+
+    Args:
+        dialect: what is written; see :class:`sd35_trt.backends.Backend`.
+        versions: of the libraries that take part.
+
+    Raises:
+        CheckpointError: a tensor or a tokenizer is missing or unusable.
+        UsageError: the policy or the calibration does not fit the model.
+    """
+    model = decision.model
+    inputs = StageInputs(model.checkpoint, cache, versions)
+    tokenizers = run_stage(cache, tokenizer_stage(inputs, model.components), progress)
+    lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
+    clip_tokens = lengths["clip_l"]["length"]
+    stages = [
+        component_stage(inputs, name, decision, calibration, clip_tokens, dialect)
+        for name in model.components
+    ]
+    files = {name: digest for stage in stages for name, digest in stage.inputs["files"].items()}
+    # What is in the cache was made with a calibration that was checked.
+    if calibration and not all(cache.find(stage.name, stage.key) for stage in stages):
+        check_calibration(calibration, model, decision.policy, files)
+    folders = {stage.name: run_stage(cache, stage, progress) for stage in stages}
+    return Export(tokenizers, lengths, folders, files)

@@ -1,0 +1,51 @@
+"""What a build is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``sd35-trt build`` takes.
+
+    Attributes:
+        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
+        tokenizers: a directory with the tokenizers' folders, for a model in a file; None looks
+            beside it, then on the hub.
+        target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
+        policy: name or path; None takes the target's default.
+        calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
+            takes the packaged one for ``mini``, or the input scales of an FP8 file, where the
+            policy needs scales.
+        out: the bundle's directory; None makes ``bundles/<model>-<target>``.
+        guidance: whether the denoiser computes both branches; None asks the model variant.
+        batch: inclusive range of images per run; None is 1 to 4.
+        size: inclusive range of width and height in pixels; None is half to one and a half times
+            the model's native size.
+        size_step: sizes are multiples of this many pixels.
+        builder: one of those that serve the target; None takes the preferred one.
+        weight_streaming: engines that can keep part of their weights in the host's memory.
+        refit: engines whose weights can be exchanged.
+        autotune: try more kernels, with the ``inductor`` builder.
+        cache_dir: where stages are kept.
+        command: recorded as the command that made the bundle.
+    """
+
+    model: str = "mini"
+    tokenizers: Path | None = None
+    target: str = "cpu"
+    policy: str | None = None
+    calibration: Path | None = None
+    out: Path | None = None
+    guidance: bool | None = None
+    batch: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    size_step: int = 64
+    builder: str | None = None
+    weight_streaming: bool = False
+    refit: bool = False
+    autotune: bool = False
+    cache_dir: Path | None = None
+    command: str = ""

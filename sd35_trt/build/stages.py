@@ -1,0 +1,98 @@
+"""The stages of a build that export: the tokenizers, and one component each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd35_trt.checkpoints.identity import file_hashes
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.components import COMPONENTS
+from sd35_trt.export.scales import Scales
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.planning.decide import Decision
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.stages import Stage
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What all stages read from, and what identifies it.
+
+    Attributes:
+        versions: of the libraries that take part.
+    """
+
+    checkpoint: AnyCheckpoint
+    cache: StageCache
+    versions: Mapping[str, str]
+
+    def describe(self, *folders: str) -> dict[str, Any]:
+        """Versions, and the hashes of the checkpoint's files in these folders.
+
+        Raises:
+            CheckpointError: a file is missing.
+        """
+        files = file_hashes(self.checkpoint, folders, self.cache)
+        return {"versions": dict(self.versions), "files": files}
+
+
+def tokenizer_stage(inputs: StageInputs, components: list[str]) -> Stage:
+    """The stage that writes the tokenizers of some components."""
+
+    def run(out: Path, progress: Callable[[float, str], None]) -> None:
+        from sd35_trt.export.tokenizers import export_tokenizers
+
+        progress(0.0, "converting")
+        export_tokenizers(inputs.checkpoint, components, out)
+
+    folders = [row.tokenizer for name in components if (row := COMPONENTS[name]).tokenizer]
+    # CLIP's configuration holds the length of its position table.
+    configs = {n: inputs.checkpoint.config(COMPONENTS[n].part) for n in ("clip_l", "clip_g")}
+    description = {**inputs.describe(*folders), "configs": configs}
+    return Stage("tokenizers", description, ("sd35_trt.export.tokenizers",), run)
+
+
+def component_stage(
+    inputs: StageInputs,
+    name: str,
+    decision: Decision,
+    calibration: Calibration | None,
+    clip_tokens: int,
+    dialect: str,
+) -> Stage:
+    """The stage that exports a component.
+
+    Args:
+        clip_tokens: length of CLIP's part of the text.
+        dialect: what is written; see :class:`sd35_trt.backends.Backend`.
+    """
+    part = COMPONENTS[name].part
+    policy, guided = decision.policy, decision.guided
+    scales = Scales.of(calibration, part) if calibration else None
+
+    def run(out: Path, progress: Callable[[float, str], None]) -> None:
+        from sd35_trt.export.component import ExportOptions, export_component
+        from sd35_trt.export.graphs import KeptGraphs
+
+        options = ExportOptions(clip_tokens, guided, dialect)
+        graph = {k: v for k, v in description.items() if k not in ("files", "calibration")}
+        if scales:
+            graph["calibration"] = scales.structure(name)
+        graphs = KeptGraphs(inputs.cache, description["config"], graph)
+        export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
+
+    description = {**inputs.describe(part), "form": dialect}
+    # A single file's configuration is not among the files.
+    description["config"] = inputs.checkpoint.config(part)
+    if scales and (effect := scales.describe(name)):
+        description["calibration"] = effect
+    # A part's components meet in their dtypes, so that the rules of each count for all of them.
+    description["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
+    if COMPONENTS[name].tokenizer:
+        description["clip_tokens"] = clip_tokens
+    if name == "denoiser":
+        description["guided"] = guided
+    return Stage(name, description, ("sd35_trt.export.component",), run)

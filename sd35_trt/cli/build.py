@@ -1,0 +1,124 @@
+"""``sd35-trt build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from sd35_trt.units import format_bytes
+
+from .options import RANGE, cache_dir_option, guided_option, invocation, json_option, model_options
+from .output import print_json
+
+
+@click.command()
+@model_options
+@click.option(
+    "--gpu",
+    "target",
+    default="cpu",
+    show_default=True,
+    metavar="TARGET",
+    help="What to build for: a GPU family or product (see sd35-trt gpus), several with commas "
+    "between, cpu, or auto.",
+)
+@click.option(
+    "--policy",
+    default=None,
+    metavar="NAME|FILE",
+    help="Precision policy: fp32, half, fp8, int8-weight, int4-weight, or a TOML file. "
+    "Default: the target's.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="What sd35-trt calibrate wrote: the scales of fp8, and ranges: what comes near FP16's "
+    "limit is computed in FP32. mini has its own.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="The bundle to write. Default: bundles/MODEL-TARGET.",
+)
+@guided_option(
+    "Build the denoiser with or without classifier-free guidance. Without, a step "
+    "is half the work. Default: with, except for Turbo models."
+)
+@click.option(
+    "--batch", type=RANGE, default=None, metavar="MIN:MAX", help="Images per run. Default: 1:4."
+)
+@click.option(
+    "--size",
+    type=RANGE,
+    default=None,
+    metavar="MIN:MAX",
+    help="Width and height in pixels. Default: half to one and a half times the "
+    "model's native size (512:1536).",
+)
+@click.option(
+    "--size-step",
+    type=int,
+    default=64,
+    show_default=True,
+    metavar="PX",
+    help="Sizes are multiples of this.",
+)
+@click.option(
+    "--builder",
+    default=None,
+    metavar="NAME",
+    help="tensorrt-rtx, tensorrt, inductor or onnxruntime. Default: the target's.",
+)
+@click.option(
+    "--weight-streaming",
+    is_flag=True,
+    help="Engines that can keep part of their weights in the host's memory.",
+)
+@click.option("--refit", is_flag=True, help="Engines whose weights can be exchanged.")
+@click.option("--autotune", is_flag=True, help="With inductor: try more kernels, for minutes.")
+@cache_dir_option("Where finished stages are kept. Default: $SD35_TRT_CACHE or ~/.cache/sd35-trt.")
+@json_option("Print the result as JSON.")
+def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
+    """Compile a model into a bundle.
+
+    A stage whose inputs are unchanged is taken from the cache. The bundle appears under its name
+    in one step when it is complete; an older one there is replaced.
+
+    \b
+    Examples:
+      sd35-trt build --gpu cpu
+      sd35-trt build --gpu ada
+      sd35-trt build --gpu cpu --model ~/models/stable-diffusion-3.5-medium --policy half
+      sd35-trt build --gpu ada --model sd3.5_large_fp8_scaled.safetensors --tokenizers tokenizers
+    """
+    from sd35_trt.build import BuildOptions, build
+    from sd35_trt.formats.bundle import Bundle
+    from sd35_trt.store.cache import default_cache_dir
+
+    from .bars import StageBars
+
+    options = BuildOptions(
+        cache_dir=cache_dir or default_cache_dir(),
+        command=invocation(),
+        **arguments,
+    )
+    start = perf_counter()
+    with StageBars(quiet=as_json) as progress:
+        out = build(options, progress)
+    seconds = perf_counter() - start
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    places = Bundle.open(out).manifest.fp32_places()
+    if as_json:
+        result = {"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}
+        print_json({**result, "fp32_places": places})
+        return
+    click.echo(f"{out}  {format_bytes(size)}  in {seconds:.1f} s")
+    if places:
+        click.echo(f"near FP16's limit when calibrated, in FP32 instead: {', '.join(places)}")

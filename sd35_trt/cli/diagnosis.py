@@ -1,0 +1,98 @@
+"""What this machine can build and run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sd35_trt import __version__
+from sd35_trt.backends import BACKENDS, Backend, resolve
+from sd35_trt.store.cache import default_cache_dir
+from sd35_trt.targets import PresentGpu, Target, choose_builder, present_gpus, targets
+
+_BUILD_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+# What every session on a GPU needs.
+_CUDA = "cuda-bindings"
+
+
+def examine() -> dict[str, Any]:
+    """What is installed here, and what follows for each GPU family and the CPU.
+
+    Returns:
+        JSON-serializable; ``targets`` by name: ``builder``, ``builds``, ``runs``, ``runtime`` (the
+        library that runs it), ``gpu`` (the one present) and ``note`` (what to install).
+    """
+    packages = {package: _version(package) for package in _BUILD_PACKAGES}
+    complete = None not in packages.values()
+    gpus, no_gpu = present_gpus()
+    families = [target for target in targets().values() if target.name == target.family]
+    return {
+        "sd35-trt": __version__,
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cache": str(default_cache_dir()),
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "no gpu": no_gpu,
+        "packages": packages,
+        "targets": {target.name: _examine_target(target, gpus, complete) for target in families},
+    }
+
+
+def _examine_target(target: Target, gpus: Sequence[PresentGpu], complete: bool) -> dict[str, Any]:
+    """What this machine can do for a target.
+
+    Args:
+        complete: whether all that every build takes is installed.
+    """
+    backend = BACKENDS[choose_builder(target)]
+    library = next((f"{p} {_version(p)}" for p in backend.packages if _version(p)), None)
+    gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
+    on_cpu = not target.compute_capabilities
+    ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(backend)
+    runs = library is not None and (on_cpu or ready)
+    faster = [
+        companion.extra
+        for companion in backend.companions
+        if {*companion.compute_capabilities} & {*target.compute_capabilities}
+        and not _version(companion.package)
+    ]
+    notes = []
+    if not complete:
+        notes.append("to build: pip install 'sd35-trt[build]'")
+    if library is None:
+        notes.append(f"needs: pip install 'sd35-trt[{backend.extra}]'")
+    elif gpu is not None and not _version(_CUDA):
+        notes.append("to run: pip install 'sd35-trt[cuda]'")
+    elif gpu is not None and not ready:
+        notes.append("to run: a PyTorch with CUDA, see pytorch.org/get-started")
+    elif runs and faster:
+        notes.append(f"faster with: pip install 'sd35-trt[{faster[0]}]'")
+    return {
+        "builder": backend.name,
+        "builds": complete and (library is not None or not backend.needs_library),
+        "runs": runs,
+        "runtime": library if runs else None,
+        "gpu": gpu.name if gpu else None,
+        "note": "; ".join(notes),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _knows_gpus(backend: Backend) -> bool:
+    """Whether the library was built with CUDA."""
+    if backend.cuda is None:
+        return True
+    try:
+        return resolve(backend.cuda) is not None
+    except ImportError:  # it does not load: neither does its CUDA
+        return False

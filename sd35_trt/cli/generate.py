@@ -1,0 +1,119 @@
+"""``sd35-trt generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    bundle_argument,
+    device_options,
+    guidance_option,
+    json_option,
+    size_option,
+    steps_option,
+)
+from .output import print_json
+
+
+@click.command()
+@bundle_argument
+@click.argument("prompt")
+@click.option("--negative", default="", metavar="TEXT", help="What to steer away from.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image.")
+@steps_option
+@guidance_option
+@click.option("--shift", type=float, default=None, help="Timestep shift. Default: the model's.")
+@size_option
+@click.option(
+    "--batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Images to draw at once, with consecutive seeds.",
+)
+@click.option(
+    "--sampler",
+    default=None,
+    metavar="euler|dpmpp-2m",
+    help="Default: euler. dpmpp-2m needs fewer steps.",
+)
+@click.option("--t5-tokens", type=int, default=None, help="Length of the T5 part of the text.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Start from this picture (image to image).",
+)
+@click.option(
+    "--strength",
+    type=float,
+    default=0.6,
+    show_default=True,
+    help="With --image: how much of it is redrawn, 0 to 1.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out.png"),
+    show_default=True,
+    metavar="FILE",
+    help="PNG to write; with a batch, the seed is added to the name.",
+)
+@device_options
+@click.option("--verify", is_flag=True, help="Check the hashes of the large files first.")
+@json_option("Print files, parameters, timings and memory as JSON.")
+def command(
+    bundle: Path,
+    prompt: str,
+    image: Path | None,
+    out: Path,
+    device: str | None,
+    vram_budget: int | None,
+    verify: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Draw PROMPT with a BUNDLE.
+
+    The parameters are kept in the PNG's metadata.
+
+    \b
+    Examples:
+      sd35-trt generate bundles/mini-cpu "two large green squares" --seed 7 --out squares.png
+      sd35-trt generate bundles/mini-cpu "a red star" --steps 14 --sampler dpmpp-2m
+      sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
+    """
+    from sd35_trt.runtime import Pipeline
+    from sd35_trt.runtime.picture import check_output, load_picture, save_picture
+
+    from .bars import StepBar
+
+    check_output(out)
+    picture = None if image is None else load_picture(image)
+    opened = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
+    with opened as pipe, StepBar(quiet=as_json) as on_step:
+        result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
+        memory = pipe.memory()
+    files = []
+    for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
+        path = out if len(result.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
+        save_picture(drawn, path, result.parameters, i)
+        files.append(str(path))
+    if as_json:
+        data = {
+            "files": files,
+            "parameters": result.parameters,
+            "seconds": {k: round(v, 4) for k, v in result.timings.items()},
+            "notes": result.notes,
+            "memory": memory,
+        }
+        print_json(data)
+        return
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    for file in files:
+        click.echo(file)

@@ -1,0 +1,31 @@
+"""``sd35-trt inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import bundle_argument, json_option
+
+
+@click.command()
+@bundle_argument
+@json_option("Print the manifest as JSON.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what a BUNDLE holds and how it was made.
+
+    \b
+    Examples:
+      sd35-trt inspect bundles/mini-cpu
+      sd35-trt inspect bundles/mini-cpu --json | jq .components
+    """
+    from sd35_trt.formats.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(opened.manifest.to_json(), nl=False)
+        return
+    from .tables.manifest import print_manifest
+
+    print_manifest(opened)

@@ -1,0 +1,157 @@
+"""Options that several commands take, and the types of their values."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sd35_trt.errors import UsageError
+from sd35_trt.units import parse_bytes
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _Pair(click.ParamType):
+    """``A<separator>B`` as two integers; ``A`` alone means both."""
+
+    def __init__(self, name: str, pattern: str) -> None:
+        self.name = name
+        self._pattern = re.compile(pattern)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = self._pattern.fullmatch(str(value))
+        if match:
+            return int(match[1]), int(match[2])
+        if str(value).isdigit():
+            return int(value), int(value)
+        self.fail(f"{value!r} is not {self.name}", param, ctx)
+
+
+class _Bytes(click.ParamType):
+    name = "BYTES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return parse_bytes(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+#: Width and height: ``1344x768``.
+SIZE = _Pair("WxH", r"(\d+)[xX](\d+)")
+
+#: Inclusive bounds: ``512:1536``.
+RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)")
+
+#: A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``.
+BYTES = _Bytes()
+
+#: What ``--model`` takes where a checkpoint is read.
+MODELS = "mini|DIR|FILE|HUB_ID"
+
+
+def invocation() -> str:
+    """The command as it was given, for the record of what it makes."""
+    import shlex
+
+    return shlex.join(["sd35-trt", *sys.argv[1:]])
+
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+model_option = click.option(
+    "--model",
+    default="mini",
+    show_default=True,
+    metavar=MODELS,
+    help="The packaged mini, a diffusers model directory, a .safetensors file in SD3.5's original "
+    "layout (ComfyUI's fp8_scaled too), or a hub id.",
+)
+
+tokenizers_option = click.option(
+    "--tokenizers",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="For a model in a file: where the folders tokenizer, tokenizer_2 and tokenizer_3 are. "
+    "Default: beside it, else from the hub.",
+)
+
+
+def model_options(command: _Command) -> _Command:
+    """The checkpoint: ``model`` and ``tokenizers``."""
+    return model_option(tokenizers_option(command))
+
+
+def guided_option(text: str) -> Callable[[_Command], _Command]:
+    """``guidance``: whether the denoiser computes both branches; None asks the model.
+
+    Args:
+        text: the help.
+    """
+    return click.option("--guidance/--no-guidance", default=None, help=text)
+
+
+def device_options(command: _Command) -> _Command:
+    """Where a bundle runs: ``device`` and ``vram_budget``."""
+    device = click.option(
+        "--device",
+        default=None,
+        metavar="cpu|cuda|cuda:N",
+        help="Where to run. Default: what the bundle was built for; onnxruntime's engines run on "
+        "both.",
+    )
+    budget = click.option(
+        "--vram-budget",
+        type=BYTES,
+        default=None,
+        help="Memory of the device to stay within, e.g. 8GiB: engines then load for their stage, "
+        "or stream their weights. Default: all engines stay.",
+    )
+    return device(budget(command))
+
+
+# What a picture is drawn with; None takes the model's.
+steps_option = click.option(
+    "--steps", type=int, default=None, help="Denoising steps. Default: the model's."
+)
+guidance_option = click.option(
+    "--guidance",
+    type=float,
+    default=None,
+    help="Classifier-free guidance scale; 1 is off. Default: the model's.",
+)
+size_option = click.option(
+    "--size",
+    type=SIZE,
+    default=None,
+    metavar="WxH",
+    help="Picture size in pixels. Default: the model's native size.",
+)
+
+
+def cache_dir_option(text: str) -> Callable[[_Command], _Command]:
+    """``cache_dir``: where finished stages are kept; None takes the default.
+
+    Args:
+        text: the help.
+    """
+    return click.option(
+        "--cache-dir", type=click.Path(path_type=Path), default=None, metavar="DIR", help=text
+    )
+
+
+def json_option(text: str) -> Callable[[_Command], _Command]:
+    """``as_json``: whether the result is printed for a machine.
+
+    Args:
+        text: the help.
+    """
+    return click.option("--json", "as_json", is_flag=True, help=text)

@@ -1,0 +1,62 @@
+"""What a bundle holds."""
+
+from __future__ import annotations
+
+from sd35_trt.formats.bundle import Bundle, Manifest, Port
+from sd35_trt.units import format_bytes
+
+from .console import fact_table, open_console, plain_table, sm_names
+
+
+def _ports(ports: tuple[Port, ...]) -> str:
+    short = {"float32": "f32", "float16": "f16", "int64": "i64", "uint8": "u8"}
+    return "\n".join(
+        f"{p.name} {short.get(p.dtype, p.dtype)} {'×'.join(map(str, p.shape))}" for p in ports
+    )
+
+
+def _target(manifest: Manifest) -> str:
+    options = manifest.engine_options
+    sm = sm_names(options.get("compute_capabilities", ()))
+    asked = [name.replace("_", " ") for name in ("weight_streaming", "refit") if options.get(name)]
+    name = f"{manifest.target} ({sm})" if sm else manifest.target
+    return ", ".join([name, f"by {manifest.builder}", *asked])
+
+
+def print_manifest(bundle: Bundle) -> None:
+    """Print a bundle's manifest as tables."""
+    m = bundle.manifest
+    console = open_console()
+    facts = {
+        "bundle": str(bundle.root),
+        "model": f"{m.model['name']} ({m.model['variant']})",
+        "target": _target(m),
+        "policy": f"{m.policy['name']} ({m.policy['sha256'][:12]})",
+        "calibration": m.calibration[:12] if m.calibration else "none",
+        "in FP32": ", ".join(f"{k} (amax {v:.3g})" for k, v in m.fp32_places().items()) or "none",
+        "guidance": f"in the graph, default {m.defaults['guidance']:g}" if m.guided else "none",
+        "batch": f"{m.ranges.batch[0]} to {m.ranges.batch[1]}",
+        "size": f"{m.ranges.size[0]} to {m.ranges.size[1]} px in steps of {m.ranges.size_step}, "
+        f"default {m.defaults['size'][0]}x{m.defaults['size'][1]}",
+        "steps": f"default {m.defaults['steps']}, shift {m.scheduler['shift']:g}",
+        "text": ", ".join(f"{k} {t.length} tokens" for k, t in m.tokenizers.items()),
+        "made": m.created,
+        "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
+        "command": m.command,
+    }
+    console.print(fact_table(facts))
+    sizes = {"weights": [format_bytes(c.weight_bytes) for c in m.components]}
+    if all(c.activation_bytes is not None for c in m.components):
+        sizes["working"] = [format_bytes(c.activation_bytes or 0) for c in m.components]
+    table = plain_table(["component"], sizes)
+    for column in ("inputs", "outputs", "sha256"):
+        table.add_column(column)
+    for c, *row in zip(m.components, *sizes.values(), strict=True):
+        table.add_row(
+            c.name, *row, _ports(c.inputs), _ports(c.outputs),
+            "\n".join(f.sha256[:12] for f in c.files),
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    total = sum(f.bytes for f in m.all_files())
+    console.print(f"\n{len(list(m.all_files()))} files, {format_bytes(total)}")

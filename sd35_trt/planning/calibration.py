@@ -1,0 +1,90 @@
+"""The calibration that a build takes: the one given, mini's own, or the checkpoint's scales."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+
+from sd35_trt.checkpoints.identity import file_hashes
+from sd35_trt.checkpoints.look import Model
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.errors import UsageError
+from sd35_trt.export.provenance import tool_versions
+from sd35_trt.formats.calibration import Calibration
+from sd35_trt.policies import Policy
+from sd35_trt.store.cache import StageCache
+
+
+def decide_calibration(
+    model: Model[AnyCheckpoint], policy: Policy, path: Path | None, cache: StageCache, advice: str
+) -> Calibration | None:
+    """The calibration to build with; None where the policy needs none and none is given.
+
+    Args:
+        path: what ``sd35-trt calibrate`` wrote.
+        cache: remembers the hashes of files.
+        advice: the command that makes the calibration which is missing.
+
+    Raises:
+        CheckpointError: the checkpoint has input scales for a part of what the policy quantizes.
+        UsageError: the policy needs one and none was given, or it cannot be read.
+    """
+    if path is not None:
+        return Calibration.load(path)
+    fp8 = [rule.component for rule in policy.rules if rule.precision == "fp8"]
+    if not any(fnmatch.filter(model.components, component) for component in fp8):
+        return None
+    if model.packaged:
+        from sd35_trt.mini import calibration_path
+
+        return Calibration.load(calibration_path())
+    if stored := _stored_scales(model, policy, cache):
+        return stored
+    raise UsageError(f"policy {policy.name!r} needs a calibration", advice)
+
+
+def _stored_scales(
+    model: Model[AnyCheckpoint], policy: Policy, cache: StageCache
+) -> Calibration | None:
+    """The input scales that a checkpoint has itself, for all that the policy quantizes.
+
+    None where it has none, or where the policy asks for the operands of attention matmuls.
+
+    Raises:
+        CheckpointError: it has a part of them.
+    """
+    from sd35_trt.export.component import fp8_layers
+
+    linears, attentions = fp8_layers(model.checkpoint, model.components, policy)
+    amax = model.checkpoint.input_amax(linears)
+    if attentions or not amax:
+        return None
+    provenance = {
+        "method": "the checkpoint's input scales",
+        "versions": tool_versions(),
+        "files": file_hashes(model.checkpoint, model.parts, cache),
+    }
+    return Calibration(amax, {}, {}, provenance)
+
+
+def check_calibration(
+    calibration: Calibration, model: Model[AnyCheckpoint], policy: Policy, files: Mapping[str, str]
+) -> None:
+    """Refuse a calibration that is not of this checkpoint and policy.
+
+    A policy without FP8 takes the ranges of any calibration of the checkpoint.
+
+    Args:
+        files: hashes of the checkpoint's parts, see :func:`file_hashes`.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    from sd35_trt.export.component import fp8_layers
+
+    linears, attentions = fp8_layers(model.checkpoint, model.components, policy)
+    if not linears and not attentions:
+        linears = list(calibration.inputs)
+        attentions = list(dict.fromkeys(name.rpartition(".")[0] for name in calibration.bmm))
+    calibration.check(files, linears, attentions)

@@ -1,0 +1,181 @@
+"""What a model, a target and a user's wishes come to, before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sd35_trt.checkpoints.look import Model
+from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.dimensions import Ranges, whole_number
+from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.policies import Policy, load_policy
+from sd35_trt.targets import Target
+from sd35_trt.variants import Variant
+
+#: Images per run where none are named.
+_BATCH = (1, 4)
+
+#: More images in a run, with guidance, would be more than 126 texts.
+_LARGEST_BATCH = 63
+
+
+def decide_policy(target: Target, name: str | None) -> Policy:
+    """The policy named, else the target's.
+
+    Args:
+        name: of a policy or its file.
+
+    Raises:
+        UsageError: there is none, or the target cannot run it.
+    """
+    policy = load_policy(name or target.policy)
+    target.check(policy)
+    return policy
+
+
+def decide_guidance(variant: Variant, wish: bool | None) -> bool:
+    """Whether both branches of guidance are computed: as wished, else as the model needs."""
+    return variant.guidance != 1.0 if wish is None else wish
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a bundle will be.
+
+    Attributes:
+        guided: whether the denoiser computes both branches of guidance.
+        batch: inclusive range of images per run.
+        size: inclusive range of width and height in pixels, multiples of ``size_step``.
+        latent_channels: of the latents.
+        scheduler: ``shift`` and ``num_train_timesteps``.
+    """
+
+    model: Model[AnyCheckpoint]
+    target: Target
+    policy: Policy
+    guided: bool
+    batch: tuple[int, int]
+    size: tuple[int, int]
+    size_step: int
+    latent_channels: int
+    scheduler: Mapping[str, float]
+
+    def ranges(self, t5_tokens: int) -> Ranges:
+        """What the engines accept.
+
+        Args:
+            t5_tokens: the usual length of T5's part of the text.
+        """
+        tokens = (min(77, t5_tokens), max(512, t5_tokens))
+        return Ranges(self.batch, self.size, self.size_step, tokens)
+
+    def defaults(self, t5_tokens: int) -> dict[str, Any]:
+        """The manifest's: what a picture is drawn with where nothing else is asked for.
+
+        Args:
+            t5_tokens: as of :meth:`ranges`.
+        """
+        variant, (low, high) = self.model.variant, self.size
+        return {
+            "steps": variant.steps,
+            "guidance": variant.guidance if self.guided else 1.0,
+            "size": [min(max(side, low), high) for side in variant.size],
+            "sampler": "euler",
+            "t5_tokens": t5_tokens,
+        }
+
+
+def decide(
+    model: Model[AnyCheckpoint],
+    target: Target,
+    policy: Policy,
+    *,
+    guidance: bool | None = None,
+    batch: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    size_step: int = 64,
+) -> Decision:
+    """Fill in what the user left open, and refuse what the model cannot draw.
+
+    Args:
+        guidance: None asks the model's variant.
+        batch: None is 1 to 4.
+        size: None is half to one and a half times the model's native size.
+
+    Raises:
+        CheckpointError: a configuration that is not SD3.5's.
+        UsageError: a range outside what the model can draw.
+    """
+    transformer = model.checkpoint.config("transformer")
+    return Decision(
+        model=model,
+        target=target,
+        policy=policy,
+        guided=decide_guidance(model.variant, guidance),
+        batch=_batch_range(batch),
+        size=_size_range(model, size, size_step),
+        size_step=size_step,
+        latent_channels=whole_number(transformer, "in_channels"),
+        scheduler=_scheduler(model.checkpoint.config("scheduler")),
+    )
+
+
+def _batch_range(wish: tuple[int, int] | None) -> tuple[int, int]:
+    low, high = wish or _BATCH
+    if not 1 <= low <= high <= _LARGEST_BATCH:
+        raise UsageError(
+            f"--batch {low}:{high} is not within 1:{_LARGEST_BATCH}",
+            "choose both bounds among those",
+        )
+    return low, high
+
+
+def _size_range(
+    model: Model[AnyCheckpoint], wish: tuple[int, int] | None, step: int
+) -> tuple[int, int]:
+    unit = model.sizes.unit
+    if step < unit or step % unit:
+        raise UsageError(f"--size-step must be a multiple of {unit}, not {step}", "use 64")
+    largest = model.sizes.largest // step * step
+    native = max(model.variant.size)
+    low, high = wish or (
+        max(step, native // 2 // step * step),
+        min(native * 3 // 2 // step * step, largest),
+    )
+    if not (step <= low <= high <= largest) or low % step or high % step:
+        raise UsageError(
+            f"--size {low}:{high} is not within {step}:{largest} in steps of {step}",
+            "choose both bounds among those, or another --size-step",
+        )
+    return low, high
+
+
+_UNUSED_SCHEDULER_OPTIONS = (
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
+
+
+def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
+    """Shift and training timesteps of a ``FlowMatchEulerDiscreteScheduler``.
+
+    Raises:
+        CheckpointError: an option that SD3.5 does not use and the runtime does not compute.
+    """
+    for option in _UNUSED_SCHEDULER_OPTIONS:
+        if config.get(option):
+            raise CheckpointError(
+                f"scheduler_config.json sets {option}, which SD3.5 does not use",
+                "take the scheduler of the original model",
+            )
+    return {
+        "shift": float(config.get("shift", 3.0)),
+        "num_train_timesteps": float(config.get("num_train_timesteps", 1000)),
+    }

@@ -1,0 +1,34 @@
+"""What a plan is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What ``sd35-trt plan`` takes.
+
+    Attributes:
+        model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
+            directory, a file in the original layout, or a hub id.
+        target: see :func:`sd35_trt.targets.find_target`.
+        policy: name or path; None takes the target's default.
+        vram: bytes of device memory to stay within; None takes the target's.
+        size: width and height in pixels; None takes the model's native size.
+        batch: pictures at once.
+        guidance: whether both branches are computed; None asks the model variant.
+        exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
+        cache_dir: where its answers are kept; None takes the build's.
+    """
+
+    model: str = "mini"
+    target: str = "cpu"
+    policy: str | None = None
+    vram: int | None = None
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    guidance: bool | None = None
+    exact: bool = False
+    cache_dir: Path | None = None

@@ -1,0 +1,59 @@
+"""``sd35-trt doctor`` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from fake_nvml import Nvml
+
+from sd35_trt.cli import diagnosis
+
+
+def test_doctor(run) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert "yes, onnxruntime" in out
+    status, out, _ = run("doctor", "--json")
+    findings = json.loads(out)
+    assert findings["targets"]["cpu"]["builds"]
+    assert findings["targets"]["cpu"]["runs"]
+    assert not findings["targets"]["ada"]["runs"]
+
+
+def test_doctor_knows_the_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((8, 6)))
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert "GPUs: NVIDIA RTX A2000 (compute capability 8.6, 6 GiB)" in out
+    findings = json.loads(run("doctor", "--json")[1])
+    runs = {name: target["runs"] for name, target in findings["targets"].items()}
+    assert runs == {
+        "cpu": True, "turing": False, "ampere": True, "ada": False, "hopper": False,
+        "blackwell": False,
+    }  # fmt: skip
+    monkeypatch.setattr(diagnosis, "_CUDA", "not-installed")
+    assert "to run: pip install 'sd35-trt[cuda]'" in run("doctor")[1]
+
+
+def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((9, 0)))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    hint = "faster with: pip install 'sd35-trt[hopper]'"
+    assert hint in run("doctor")[1]
+    installed = diagnosis._version
+    monkeypatch.setattr(
+        diagnosis, "_version", lambda name: "4.0" if name == "flash-attn-4" else installed(name)
+    )
+    assert hint not in run("doctor")[1]
+
+
+def test_doctor_knows_a_pytorch_without_cuda(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((9, 0)))
+    for cuda, runs in ((None, False), ("13.0", True)):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        found = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
+        assert found["runs"] == runs
+        assert ("to run: a PyTorch with CUDA" in found["note"]) == (not runs)

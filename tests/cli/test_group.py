@@ -1,0 +1,30 @@
+"""The command line as a whole: help, and errors in one line."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import one_error_line
+
+from sd35_trt.cli import COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_reads_like_a_manual_page(command: str, run) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "Example" in out
+    assert f"sd35-trt {command}" in out
+
+
+def test_debug_shows_the_traceback(run) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (["--debug", "build", "--gpu", "x"], ["build", "--gpu", "x", "--debug"]):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "Traceback" in err
+        assert err.splitlines()[-1].startswith("error: unknown GPU 'x'")
+
+
+def test_a_command_that_is_not_there(run) -> None:  # type: ignore[no-untyped-def]
+    status, _, err = run("nonsense")
+    assert status == 2
+    assert "No such command" in one_error_line(err)

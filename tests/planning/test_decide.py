@@ -1,0 +1,75 @@
+"""What is built where the user leaves it open, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sd35_trt.checkpoints.look import Model, look
+from sd35_trt.dimensions import Ranges
+from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.planning.decide import decide, decide_guidance, decide_policy
+from sd35_trt.targets import find_target
+from sd35_trt.variants import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def mini() -> Model[Any]:
+    return look("mini")
+
+
+def choose(model: Model[Any], **wishes: Any) -> Any:
+    target = find_target("cpu")
+    return decide(model, target, decide_policy(target, None), **wishes)
+
+
+def test_what_is_left_open(mini: Model[Any]) -> None:
+    decision = choose(mini)
+    assert decision.policy.name == "fp32"
+    assert decision.guided
+    assert decision.ranges(32) == Ranges((1, 4), (64, 192), 64, t5_tokens=(32, 512))
+    assert decision.ranges(256).t5_tokens == (77, 512)
+    assert decision.defaults(32) == {
+        "steps": 28, "guidance": 3.0, "size": [128, 128], "sampler": "euler", "t5_tokens": 32,
+    }  # fmt: skip
+
+
+def test_wishes(mini: Model[Any]) -> None:
+    decision = choose(mini, guidance=False, batch=(2, 2), size=(160, 192), size_step=32)
+    assert decision.defaults(32)["guidance"] == 1.0
+    # The native size is not among those asked for: the nearest is.
+    assert decision.defaults(32)["size"] == [160, 160]
+    assert decision.ranges(32) == Ranges((2, 2), (160, 192), 32, t5_tokens=(32, 512))
+
+
+def test_guidance_is_the_variants() -> None:
+    guided = {variant.name: decide_guidance(variant, None) for variant in VARIANTS}
+    assert guided == {"large": True, "large-turbo": False, "medium": True, "mini": True}
+    assert decide_guidance(VARIANTS[1], True)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"batch": (4, 1)}, "--batch 4:1 is not within 1:63"),
+        ({"batch": (1, 64)}, "--batch 1:64 is not within 1:63"),
+        ({"size": (64, 100)}, "--size 64:100 is not within 64:384 in steps of 64"),
+        ({"size": (128, 64)}, "--size 128:64 is not within"),
+        ({"size_step": 24}, "--size-step must be a multiple of 16, not 24"),
+        ({"size_step": 0}, "--size-step must be a multiple of 16, not 0"),
+    ],
+)
+def test_refused(mini: Model[Any], wishes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose(mini, **wishes)
+
+
+def test_a_scheduler_that_is_not_the_models(
+    mini: Model[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mini.checkpoint.config
+    changed = {"scheduler": {"use_karras_sigmas": True}}
+    monkeypatch.setattr(mini.checkpoint, "config", lambda part: changed.get(part) or config(part))
+    with pytest.raises(CheckpointError, match="sets use_karras_sigmas"):
+        choose(mini)
