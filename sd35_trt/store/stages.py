@@ -42,14 +42,34 @@ class Stage:
 
 
 def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
-    """The stage's directory, from the cache where its inputs and its files are unchanged."""
+    """The stage's directory, from the cache where its inputs and its files are unchanged.
+
+    Of several processes that need a stage, one makes it and the others wait for it.
+    """
     key = stage.key
-    found = cache.find(stage.name, key)
-    if found is not None:
-        if _is_whole(cache, found):
-            progress(stage.name, 1.0, "unchanged")
-            return found
-        cache.discard(stage.name, key)
+    if (folder := _finished(cache, stage, key)) is not None:
+        progress(stage.name, 1.0, "unchanged")
+        return folder
+
+    def waiting() -> None:
+        progress(stage.name, 0.0, "waiting for another process")
+
+    with cache.lock(stage.name, key, waiting):
+        folder = _finished(cache, stage, key)
+        if folder is None:
+            cache.discard(stage.name, key)
+            folder = _make(cache, stage, key, progress)
+    progress(stage.name, 1.0, "done")
+    return folder
+
+
+def _finished(cache: StageCache, stage: Stage, key: str) -> Path | None:
+    """The stage's directory where it is in the cache, undamaged."""
+    folder = cache.find(stage.name, key)
+    return folder if folder is not None and _is_whole(cache, folder) else None
+
+
+def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path:
     with cache.create(stage.name, key) as work:
         stage.run(work, lambda fraction, note: progress(stage.name, fraction, note))
         files = {}
@@ -58,10 +78,9 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
-    found = cache.find(stage.name, key)
-    assert found is not None
-    progress(stage.name, 1.0, "done")
-    return found
+    folder = cache.find(stage.name, key)
+    assert folder is not None
+    return folder
 
 
 def _is_whole(cache: StageCache, folder: Path) -> bool:
