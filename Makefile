@@ -1,5 +1,6 @@
 # make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
-# make test: install what the tests need, check style, types and imports, run the tests.
+# make test: install what the tests need, check style, types and imports, run the daily tests.
+# make test-all: the same with all tests, which takes an hour.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PACKAGE := .[build,onnxruntime,rtx,test]
 TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality mini
 
-.PHONY: demo test lint calibration clean
+.PHONY: demo test test-all lint calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -20,8 +21,10 @@ demo: $(STAMP)
 	@echo "the picture is $(CURDIR)/demo.png; bundles/mini-ada is for GPUs with compute capability 8.9"
 
 # Two at a time, each with one thread: most tests are Python, and they share a cache of stages.
-test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test test-all: $(STAMP) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --prepare $(SELECTED)
+
+test: SELECTED := -m "not nightly"
 
 # mypy and import-linter want the package as one tree; links make the stage folders part of it.
 lint: $(STAMP)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.cli import main
+from sd35_trt.store.cache import StageCache
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,7 +25,26 @@ def _quiet() -> None:
 
 
 #: For copies of ``stage_cache``: what another test is just writing there.
-UNFINISHED = shutil.ignore_patterns(".tmp-*")
+UNFINISHED = shutil.ignore_patterns(".tmp-*", ".lock-*")
+
+#: Bundles that most tests share: what ``make_bundle`` is called with.
+SHARED: tuple[dict[str, Any], ...] = (
+    {},
+    {"model": "large"},
+    {"policy": "fp8"},
+    {"policy": "fp8", "target": "h200", "builder": "inductor"},
+    {"policy": "int8-weight"},
+    {"model": "medium"},
+    {"policy": "fp32", "target": "h200", "builder": "inductor"},
+    {"target": "ada"},
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--prepare", action="store_true",
+        help="build what most tests share first, every worker a part of it",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +53,42 @@ def stage_cache(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.cache.mkdir("stages"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _prepared(
+    request: pytest.FixtureRequest, stage_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Stages of :data:`SHARED`, before the first test, so that workers do not wait for each other.
+
+    A worker leaves a bundle that another one has begun; who needs its stages waits for them.
+    """
+    if not request.config.getoption("--prepare"):
+        return
+    # One for all workers of a run.
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
+    begun = tmp_path_factory.getbasetemp().parent / f"prepared-{run}"
+    begun.mkdir(exist_ok=True)
+    for number, options in enumerate(SHARED):
+        with contextlib.suppress(FileExistsError):
+            (begun / str(number)).touch(exist_ok=False)
+            out = tmp_path_factory.mktemp("prepared") / "bundle"
+            build(BuildOptions(out=out, cache_dir=stage_cache, **_named(options, stage_cache)))
+            shutil.rmtree(out)
+
+
+def _named(options: Mapping[str, Any], stage_cache: Path) -> dict[str, Any]:
+    """Options of :data:`SHARED` with the path of the model."""
+    if "model" not in options:
+        return dict(options)
+    from random_checkpoints import kept_checkpoint
+
+    return {**options, "model": str(kept_checkpoint(StageCache(stage_cache), options["model"]))}
+
+
 @pytest.fixture(scope="session")
 def make_bundle(stage_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Builds a bundle; options as for ``BuildOptions``."""
+    """Gives a bundle; options as for ``BuildOptions``. Never write to it."""
 
+    @functools.cache
     def make(**options: Any) -> Path:
         out = tmp_path_factory.mktemp("bundles") / "bundle"
         return build(BuildOptions(out=out, cache_dir=stage_cache, **options))
@@ -49,17 +103,17 @@ def mini_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from random_checkpoints import write_checkpoint
+def large_checkpoint(stage_cache: Path) -> Path:
+    from random_checkpoints import kept_checkpoint
 
-    return write_checkpoint(tmp_path_factory.mktemp("large") / "large", "large")
+    return kept_checkpoint(StageCache(stage_cache), "large")
 
 
 @pytest.fixture(scope="session")
-def medium_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from random_checkpoints import write_checkpoint
+def medium_checkpoint(stage_cache: Path) -> Path:
+    from random_checkpoints import kept_checkpoint
 
-    return write_checkpoint(tmp_path_factory.mktemp("medium") / "medium", "medium")
+    return kept_checkpoint(StageCache(stage_cache), "medium")
 
 
 @pytest.fixture(scope="session")

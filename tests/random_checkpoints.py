@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from mini.training.model import build_pipeline
+from sd35_trt.store.cache import StageCache
+from sd35_trt.store.code import code_digest
 
 #: As SD3.5's tokenizers.
 CLIP_TOKENS, T5_TOKENS = 77, 512
@@ -108,6 +111,23 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     written.to(dtype=layout.dtype)
     written.save_pretrained(root, max_shard_size=layout.shard)
     return root
+
+
+def kept_checkpoint(cache: StageCache, structure: str, layout: Layout | None = None) -> Path:
+    """As :func:`write_checkpoint`, from a cache if it is there; never write to it."""
+    layout = layout or Layout()
+    inputs = {
+        "structure": structure,
+        "layout": repr(layout),
+        "code": code_digest(__name__, "mini.training.model"),
+        "versions": {n: version(n) for n in ("torch", "diffusers", "transformers", "tokenizers")},
+    }
+    kind, key = "checkpoint", cache.key(inputs)
+    with cache.lock(kind, key, lambda: None):
+        if cache.find(kind, key) is None:
+            with cache.create(kind, key) as work:
+                write_checkpoint(work / structure, structure, layout)
+    return cache.root / kind / key / structure
 
 
 def damaged(root: Path, to: Path, part: str, tensor: str, value: float) -> Path:

@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sd35_trt.formats.bundle import sha256_file
+
+from .lock import exclusive
 
 
 def default_cache_dir() -> Path:
@@ -78,6 +80,14 @@ class StageCache:
         """Directory of a finished stage, or None."""
         path = self.root / kind / key
         return path if path.is_dir() else None
+
+    def lock(
+        self, kind: str, key: str, waiting: Callable[[], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """What to hold while a stage is made; see :func:`sd35_trt.store.lock.exclusive`."""
+        folder = self.root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        return exclusive(folder / f".lock-{key}", waiting)
 
     @contextlib.contextmanager
     def create(self, kind: str, key: str) -> Iterator[Path]:

@@ -41,14 +41,34 @@ class Stage:
 
 
 def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
-    """The stage's directory, from the cache where its inputs and its files are unchanged."""
+    """The stage's directory, from the cache where its inputs and its files are unchanged.
+
+    Of several processes that need a stage, one makes it and the others wait for it.
+    """
     key = stage.key
+    if (folder := _finished(cache, stage, key)) is not None:
+        progress(stage.name, 1, 1, "unchanged")
+        return folder
+
+    def waiting() -> None:
+        progress(stage.name, 0, 1, "waiting for another process")
+
+    with cache.lock(stage.name, key, waiting):
+        folder = _finished(cache, stage, key)
+        if folder is None:
+            cache.discard(stage.name, key)
+            folder = _make(cache, stage, key, progress)
+    progress(stage.name, 1, 1, "done")
+    return folder
+
+
+def _finished(cache: StageCache, stage: Stage, key: str) -> Path | None:
+    """The stage's directory where it is in the cache, undamaged."""
     folder = cache.find(stage.name, key)
-    if folder is not None:
-        if _is_whole(cache, folder):
-            progress(stage.name, 1, 1, "unchanged")
-            return folder
-        cache.discard(stage.name, key)
+    return folder if folder is not None and _is_whole(cache, folder) else None
+
+
+def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path:
     with cache.create(stage.name, key) as work:
         stage.run(work, lambda fraction, note: progress(stage.name, fraction, 1, note))
         files = {}
@@ -60,7 +80,6 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
     folder = cache.find(stage.name, key)
     if folder is None:
         raise Sd35Error(f"{cache.root / stage.name / key} was deleted meanwhile", "try again")
-    progress(stage.name, 1, 1, "done")
     return folder
 
 

@@ -91,7 +91,10 @@ def test_table(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     assert "ratio" not in out
 
 
-@pytest.mark.parametrize("peer_name", ["diffusers", "diffusers-compiled"])
+@pytest.mark.parametrize(
+    "peer_name",
+    ["diffusers", pytest.param("diffusers-compiled", marks=pytest.mark.nightly)],
+)
 def test_against_diffusers(run, mini_bundle: Path, peer_name: str) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = run(
         "bench", mini_bundle, *QUICK, "--batch", 2, "--against", peer_name, "--json"

@@ -214,6 +214,7 @@ name = "good"
 """
 
 
+@pytest.mark.nightly
 def test_a_failing_case_is_recorded_and_the_rest_goes_on(
     tmp_path: Path, stage_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

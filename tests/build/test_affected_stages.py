@@ -162,6 +162,7 @@ def test_another_version_rebuilds_what_it_made(
     assert dry.missing == expected
 
 
+@pytest.mark.nightly
 def test_two_builds_at_once(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
     """Into one cache that lacks some stages, killing neither and corrupting nothing."""
     cache = tmp_path / "cache"

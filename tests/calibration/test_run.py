@@ -87,7 +87,7 @@ def fp8_layers(root: Path, policy: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("structure", ["large", "medium"])
+@pytest.mark.parametrize("structure", [pytest.param("large", marks=pytest.mark.nightly), "medium"])
 def test_scales_are_those_of_the_policy(
     structure: str, options: CalibrateOptions, request: pytest.FixtureRequest
 ) -> None:
@@ -258,6 +258,7 @@ def test_stopped_and_resumed_equals_uninterrupted(options: CalibrateOptions) -> 
     assert not kept(stopped).exists()
 
 
+@pytest.mark.nightly
 def test_killed_at_any_moment(options: CalibrateOptions, tmp_path: Path) -> None:
     """What is on disk at some moment is what a kill leaves."""
     moments: list[Path] = []

@@ -159,6 +159,7 @@ def test_files(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
     assert (options.out / PLOT).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.nightly
 def test_the_policy_builds_and_draws(
     analysis: tuple[CalibrateOptions, Sensitivity], stage_cache: Path, tmp_path: Path
 ) -> None:

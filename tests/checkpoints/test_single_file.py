@@ -28,7 +28,7 @@ from originals import (
     save,
     write_single,
 )
-from random_checkpoints import Layout, write_checkpoint
+from random_checkpoints import Layout, kept_checkpoint
 from safetensors.torch import load_file
 
 from sd35_trt.build import BuildOptions, build
@@ -50,6 +50,7 @@ from sd35_trt.planning.plan import PlanOptions, plan
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.quality.reference import open_reference
 from sd35_trt.runtime import Pipeline
+from sd35_trt.store.cache import StageCache
 from sd35_trt.variants import recognise
 
 SPELLINGS = ("scaled_fp8", "comfy_quant", "metadata")
@@ -57,12 +58,11 @@ STEM = "sd3.5_thing"
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sources(stage_cache: Path) -> dict[str, Path]:
     """Random checkpoints in the diffusers layout; what shapes do not show is as published."""
-    root = tmp_path_factory.mktemp("published")
+    cache = StageCache(stage_cache)
     return {
-        name: write_checkpoint(root / name, name, Layout(published=True))
-        for name in ("large", "medium")
+        name: kept_checkpoint(cache, name, Layout(published=True)) for name in ("large", "medium")
     }
 
 
@@ -222,6 +222,7 @@ def test_text_encoders_as_users_have_them(sources: dict[str, Path], file: Path) 
 # What it computes.
 
 
+@pytest.mark.nightly
 def test_the_transformer(sources: dict[str, Path], file: Path, tmp_path: Path) -> None:
     """Medium's, with two attentions and a modulation of nine rows."""
     write_single(sources["medium"], file)
@@ -449,6 +450,7 @@ reason = "some of the layers with scales"
 """
 
 
+@pytest.mark.nightly
 def test_a_build_with_the_files_scales(
     sources: dict[str, Path], file: Path, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

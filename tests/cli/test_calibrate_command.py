@@ -40,6 +40,7 @@ def test_json(run: Any, large_checkpoint: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_sensitivity(run: Any, large_checkpoint: Path) -> None:
     status, out, _ = run(
         "calibrate", "--model", large_checkpoint, *_QUICK, "--sensitivity", "--out", "found",

@@ -73,6 +73,7 @@ def test_the_bundle_holds_data_and_no_pickle(h200_bundle: Callable[[str], Path])
     assert denoiser.bounds["batch"] == (1, 4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("policy", "least"), [("fp32", 50.0), ("half", 35.0)])
 def test_it_draws_what_onnx_draws(
     policy: str, least: float, h200_bundle: Callable[[str], Path], make_bundle: Callable[..., Path]
@@ -223,7 +224,7 @@ def test_no_memory_is_said_so(
 
 def test_weights_that_stream_compute_the_same(h200_bundle: Callable[[str], Path]) -> None:
     """Within what is to be held, buffers included; a lot of buffers' worth passes through them."""
-    bundle = Bundle.open(h200_bundle("half"))
+    bundle = Bundle.open(h200_bundle("fp8"))
     for component in bundle.manifest.components:
         if not can_stream(bundle, component):
             assert component.name == "denoiser"

@@ -40,7 +40,7 @@ class Case:
     root: Path
 
 
-@pytest.fixture(scope="module", params=["large", "medium"])
+@pytest.fixture(scope="module", params=[pytest.param("large", marks=pytest.mark.nightly), "medium"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     checkpoint = request.getfixturevalue(f"{request.param}_checkpoint")
     calibration = calibrate(checkpoint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,12 +41,19 @@ DIMS = {
 
 
 @pytest.fixture(scope="module")
-def pair(make_bundle: Callable[..., Path]) -> Callable[[str], tuple[Bundle, Bundle]]:
-    """The ONNX bundle and the bundle of programs of a policy."""
+def pair(
+    make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Bundle, Bundle]]:
+    """The ONNX bundle and the bundle of programs of a policy: copies, to write descriptions in."""
 
+    @functools.cache
     def make(policy: str) -> tuple[Bundle, Bundle]:
+        folder = tmp_path_factory.mktemp(policy)
         program = make_bundle(policy=policy, target="h200", builder="inductor")
-        return Bundle.open(make_bundle(policy=policy)), Bundle.open(program)
+        return (
+            Bundle.open(Path(shutil.copytree(make_bundle(policy=policy), folder / "onnx"))),
+            Bundle.open(Path(shutil.copytree(program, folder / "program"))),
+        )
 
     return make
 
@@ -99,7 +108,7 @@ def test_fp32_is_what_onnx_computes(pair: Any, name: str) -> None:
             assert relative_error(found[key], value) <= 1e-5, key
 
 
-@pytest.mark.parametrize("policy", ["half", "fp8"])
+@pytest.mark.parametrize("policy", [pytest.param("half", marks=pytest.mark.nightly), "fp8"])
 def test_the_step_is_as_exact_as_onnx_makes_it(pair: Any, policy: str) -> None:
     truth = both(pair, "fp32", "denoiser")[0]["denoised"]
     expected, found = both(pair, policy, "denoiser")
@@ -112,6 +121,7 @@ def test_the_step_is_as_exact_as_onnx_makes_it(pair: Any, policy: str) -> None:
         assert relative_error(found["denoised"], expected["denoised"]) <= 2e-3
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["clip_l", "conditioner", "vae_decoder", "vae_encoder"])
 def test_half_is_half(pair: Any, name: str) -> None:
     for key, value in (results := both(pair, "half", name))[0].items():
@@ -238,6 +248,7 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
     assert kinds == {torch.uint8 if precision == "int4-weight" else torch.int8}
 
 
+@pytest.mark.nightly
 def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path) -> None:
     """Against diffusers; Medium's first blocks have two attentions."""
     model = load_transformer(medium_checkpoint)

@@ -22,7 +22,10 @@ from sd35_trt.runtime import Pipeline
 PREFIX = "part."
 
 
-@pytest.fixture(scope="module", params=["int8-weight", "int4-weight"])
+@pytest.fixture(
+    scope="module",
+    params=["int8-weight", pytest.param("int4-weight", marks=pytest.mark.nightly)],
+)
 def policy_and_bundle(
     request: pytest.FixtureRequest, make_bundle: Callable[..., Path]
 ) -> tuple[str, Path]:

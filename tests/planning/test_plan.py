@@ -33,7 +33,13 @@ from sd35_trt.store.cache import StageCache
 from sd35_trt.targets import find_target
 
 
-@pytest.mark.parametrize("policy", builtin_policies())
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(name, marks=pytest.mark.nightly if name == "int4-weight" else ())
+        for name in builtin_policies()
+    ],
+)
 def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[..., Path]) -> None:
     manifest = Bundle.open(make_bundle(policy=policy)).manifest
     planned = plan(PlanOptions("mini", "cpu", policy)).components
@@ -68,7 +74,11 @@ def test_activations_are_those_that_tensorrt_reports(make_bundle: Callable[..., 
 # Ampere's plans are for two capabilities.
 @pytest.mark.parametrize(
     ("target", "policy", "names"),
-    [("ada", "fp8", None), ("ampere", "int8-weight", ("clip_l", "conditioner"))],
+    [
+        ("ada", "fp8", ("clip_l",)),
+        pytest.param("ada", "fp8", None, marks=pytest.mark.nightly),
+        pytest.param("ampere", "int8-weight", ("clip_l", "conditioner"), marks=pytest.mark.nightly),
+    ],
 )
 def test_the_compiler_tells_what_the_manifest_holds(
     make_bundle: Callable[..., Path],
@@ -100,6 +110,7 @@ def test_the_compiler_tells_what_the_manifest_holds(
         assert found == pytest.approx(component.activation_bytes, rel=0.05), component.name
 
 
+@pytest.mark.nightly
 def test_what_left_out_blocks_would_add(stage_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     mini, ada = Checkpoint(checkpoint_path()), find_target("ada")
@@ -121,6 +132,7 @@ def test_what_left_out_blocks_would_add(stage_cache: Path, monkeypatch: pytest.M
     assert results[0] == pytest.approx(results[1], rel=0.01)
 
 
+@pytest.mark.nightly
 def test_exact_plans(run, stage_cache: Path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     exact = plan(PlanOptions("mini", "rtx4090", size=(64, 64), exact=True, cache_dir=stage_cache))

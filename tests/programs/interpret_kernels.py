@@ -1,6 +1,10 @@
-"""Prints the errors of the fused operators' kernels in Triton's interpreter, as JSON."""
+"""Prints the errors of the fused operators' kernels in Triton's interpreter, as JSON.
+
+Its argument is the number of tilings to try.
+"""
 
 import json
+import sys
 from typing import Any
 
 import torch
@@ -29,8 +33,9 @@ def convert(values: Any, given: Any, wanted: Any, rounding: Any) -> Any:
 convert_float = interpreter._convert_float
 interpreter._convert_float = convert
 kernels._tanh = tanh
+TILES = (kernels.Tiles(16, 128, 64, 4, 2, 1, True, 3), kernels.Tiles(32, 64, 64, 4, 2))
 found = {}
-for tiles in (kernels.Tiles(32, 64, 64, 4, 2), kernels.Tiles(16, 128, 64, 4, 2, 1, True, 3)):
+for tiles in TILES[: int(sys.argv[1])]:
     kernels.TILES = dict.fromkeys(kernels.TILES, tiles)
     for tokens in ((48, 20), (33,)):
         for operator in FUNCTIONS:

@@ -75,15 +75,16 @@ def errors(
 LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3}
 
 
-def test_kernels_compute_what_the_operators_mean() -> None:
+@pytest.mark.parametrize("tilings", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_kernels_compute_what_the_operators_mean(tilings: int) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(Path(__file__).with_name("interpret_kernels.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("interpret_kernels.py")), str(tilings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 4 * len(FUNCTIONS)
+    assert len(found) == 2 * tilings * len(FUNCTIONS)
     for key, values in found.items():
         assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
 

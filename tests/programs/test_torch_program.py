@@ -88,8 +88,8 @@ def test_a_program_computes_what_was_traced(tmp_path: Path) -> None:
 _LOAD = """
 import sys, torch
 from pathlib import Path
-from sd35_trt.program import read_program
-from sd35_trt.torch_program import TorchProgram, offer_kernels, read_tensors
+from sd35_trt.formats.program import read_program
+from sd35_trt.programs.torch_program import TorchProgram, offer_kernels, read_tensors
 folder = Path(sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))  # kernels for the CPU are for so many threads
 offer_kernels((folder / "kernels").read_bytes())
@@ -102,6 +102,7 @@ print(counters["inductor"]["fxgraph_cache_miss"], hits)
 """
 
 
+@pytest.mark.nightly
 def test_a_graph_is_compiled_once_for_all_its_calls_and_processes(tmp_path: Path) -> None:
     program, weights = two_calls(tmp_path)
     torch._dynamo.reset()

@@ -27,19 +27,21 @@ QUICK = ["--captions", 2, "--steps", 2, "--json"]
 
 @pytest.fixture(scope="module")
 def bundles(make_bundle: Callable[..., Path]) -> dict[str, Path]:
-    return {name: make_bundle(policy=name) for name in ("half", "int8-weight", "int4-weight")}
+    return {name: make_bundle(policy=name) for name in ("half", "int8-weight")}
 
 
 @pytest.fixture(scope="module")
-def reports(bundles: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """int8-weight and int4-weight against half."""
-    options = VerifyOptions(
-        bundles["half"], str(bundles["half"]), captions=5, seed=3, steps=3, command="a <command>"
+def options(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> VerifyOptions:
+    """int8-weight against half; the report is written into a copy."""
+    copy = shutil.copytree(bundles["int8-weight"], tmp_path_factory.mktemp("report") / "int8")
+    return VerifyOptions(
+        Path(copy), str(bundles["half"]), captions=5, seed=3, steps=3, command="a <command>"
     )
-    return {
-        name: verify(replace(options, bundle=bundles[name]))
-        for name in ("int8-weight", "int4-weight")
-    }
+
+
+@pytest.fixture(scope="module")
+def report(options: VerifyOptions) -> dict[str, Any]:
+    return verify(options)
 
 
 @pytest.fixture
@@ -78,8 +80,15 @@ def test_equal_bundles_draw_equal_pictures(run, half: Path, bundles: dict[str, P
     assert "all as the manifest says" in out
 
 
-def test_fewer_bits_are_worse(reports: dict[str, dict[str, Any]]) -> None:
-    eight, four = reports["int8-weight"], reports["int4-weight"]
+@pytest.mark.nightly
+def test_fewer_bits_are_worse(
+    report: dict[str, Any],
+    options: VerifyOptions,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    copy = shutil.copytree(make_bundle(policy="int4-weight"), tmp_path / "int4")
+    eight, four = report, verify(replace(options, bundle=Path(copy)))
     assert 0 < eight["latents"]["final"]["mean"] < four["latents"]["final"]["mean"]
     forced = [np.array(r["latents"]["teacher_forced"]["mean"]) for r in (eight, four)]
     assert (forced[0] > 0).all()
@@ -113,23 +122,20 @@ def test_fp8_layers(make_bundle: Callable[..., Path], half: Path) -> None:
             assert row["own_error"] == 0.0
 
 
-def test_the_report_is_complete(
-    reports: dict[str, dict[str, Any]], bundles: dict[str, Path]
-) -> None:
-    report = reports["int4-weight"]
+def test_the_report_is_complete(report: dict[str, Any], bundles: dict[str, Path]) -> None:
     assert report["run"]["steps"] == len(report["latents"]["sigma"]) == 3
     assert report["latents"]["sigma"][-1] == 0.0
     assert [row["seed"] for row in report["each"]] == [3, 4, 5, 6, 7]
     for row in report["each"]:
         assert {"prompt", "psnr", "ssim", "lpips", "latent_error", "candidate_right"} <= set(row)
-    manifest = Bundle.open(bundles["int4-weight"]).manifest
+    manifest = Bundle.open(bundles["int8-weight"]).manifest
     linears = {(row["component"], row["layer"]) for row in report["linears"]}
     assert len(linears) == len(report["linears"])
     assert ("denoiser", "transformer_blocks.0.attn.to_q") in linears
     assert {component for component, _ in linears} == {c.name for c in manifest.components} - {
         "vae_encoder"
     }
-    assert report["candidate"]["policy"] == "int4-weight"
+    assert report["candidate"]["policy"] == "int8-weight"
     assert (
         report["candidate"]["weight_bytes"]["denoiser"]
         < report["reference"]["weight_bytes"]["denoiser"]
@@ -153,10 +159,8 @@ class _Links(HTMLParser):
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
 
 
-def test_the_page_stands_alone(
-    reports: dict[str, dict[str, Any]], bundles: dict[str, Path]
-) -> None:
-    text = page(bundles["int4-weight"])
+def test_the_page_stands_alone(report: dict[str, Any], options: VerifyOptions) -> None:
+    text = page(options.bundle)
     parser = _Links()
     parser.feed(text)
     assert parser.links
@@ -174,7 +178,7 @@ def test_the_page_stands_alone(
     assert parser.tags.count("img") >= 3 * 5
     assert "prefers-color-scheme: dark" in text
     assert "a &lt;command&gt;" in text
-    for row in reports["int4-weight"]["each"]:
+    for row in report["each"]:
         assert row["prompt"].split()[0] in text
 
 
@@ -182,7 +186,7 @@ def test_a_missed_threshold_fails_and_the_report_is_written(
     run, half: Path, bundles: dict[str, Path]
 ) -> None:  # type: ignore[no-untyped-def]
     status, out, err = run(
-        "verify", half, "--against", bundles["int4-weight"], *QUICK, "--min-psnr", 90
+        "verify", half, "--against", bundles["int8-weight"], *QUICK, "--min-psnr", 90
     )
     assert status == 1
     line = one_error_line(err)
@@ -195,7 +199,7 @@ def test_a_missed_threshold_fails_and_the_report_is_written(
 
 
 def test_half_is_built_where_none_is_given(
-    run, bundles: dict[str, Path], stage_cache: Path, reports: dict[str, dict[str, Any]], tmp_path
+    run, bundles: dict[str, Path], stage_cache: Path, report: dict[str, Any], tmp_path
 ) -> None:  # type: ignore[no-untyped-def]
     bundle = shutil.copytree(bundles["int8-weight"], tmp_path / "int8")
     status, out, _ = run(
@@ -206,8 +210,8 @@ def test_half_is_built_where_none_is_given(
     for word in ("latent error", "PSNR", "SSIM", "LPIPS", "scenes right", "quantized linears"):
         assert word in out
     built = json.loads((bundle / "report" / "report.json").read_text("utf-8"))
-    assert built["linears"] == reports["int8-weight"]["linears"]
-    assert built["latents"] == reports["int8-weight"]["latents"]
+    assert built["linears"] == report["linears"]
+    assert built["latents"] == report["latents"]
     assert built["reference"]["policy"] == "half"
     assert not list((stage_cache / "references").iterdir())
 
@@ -290,7 +294,7 @@ def test_an_interruption_leaves_the_older_report(half: Path, bundles: dict[str, 
     (half / "report").mkdir()
     (half / "report" / "report.json").write_text("the older one")
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
-    options = VerifyOptions(half, str(bundles["int4-weight"]), captions=1, steps=1)
+    options = VerifyOptions(half, str(bundles["int8-weight"]), captions=1, steps=1)
     for stage in ("reference", "layers"):
 
         def stop(what: str, done: int, total: int, stage: str = stage) -> None:

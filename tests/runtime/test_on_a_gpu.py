@@ -217,6 +217,7 @@ def test_an_engine_that_fails_leaves_the_pipeline_usable(
             equal(gpu.generate("a red star", steps=6), cpu.generate("a red star", steps=6))
 
 
+@pytest.mark.nightly
 def test_loading_and_closing_leaves_nothing(mini_bundle: Path, fake: FakeCuda) -> None:
     for i in range(200):
         with on_gpu(mini_bundle, fake) as gpu:

@@ -18,6 +18,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("soak", None)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("benchmarks")
 def test_sixty_requests(mini_bundle: Path, make_bundle: Callable[..., Path]) -> None:
     from soak import make_cases, soak, table

@@ -17,6 +17,7 @@ def pipe():
     return evaluate.load(checkpoint_path())
 
 
+@pytest.mark.nightly
 def test_the_checkpoint_draws_what_captions_say(pipe):
     examples = evaluate.heldout(20)
     assert len({tag for e in examples for tag in e.tags}) == 7  # every kind of caption
@@ -93,6 +94,7 @@ def test_weights_are_small_half_precision_and_finite():
                 assert torch.isfinite(tensor).all(), name
 
 
+@pytest.mark.nightly
 def test_a_seed_fixes_the_random_weights_and_the_files_load(tmp_path):
     first, second = (model.build_pipeline(seed=4) for _ in range(2))
     for a, b in zip(first.transformer.parameters(), second.transformer.parameters(), strict=True):

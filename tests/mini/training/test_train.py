@@ -37,6 +37,7 @@ def test_training_without_data_says_how_to_make_it(tmp_path):
     assert "make it with: python -m mini.training.train data" in result.output
 
 
+@pytest.mark.nightly
 def test_all_stages_run_are_cut_and_resume(tmp_path):
     common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--batch", 2, "--vae-batch", 2)
     result = invoke("data", *common, "--examples", 16, "--workers", 1)
@@ -70,6 +71,7 @@ def test_all_stages_run_are_cut_and_resume(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     packaged = checkpoint_path()
     common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--start", packaged)

@@ -1,0 +1,66 @@
+"""A lock between processes: a file that one at a time may hold."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# File systems without such locks; there, two may do the same work, and one result is kept.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock while the block runs; when its process dies, the lock is free.
+
+    Args:
+        path: of the lock's file, in an existing directory; it is there while the lock is held.
+        waiting: called once where another holds it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    descriptor = _acquire(path, waiting)
+    try:
+        yield
+    finally:
+        # Before it is released, so that nobody holds a lock by a file that is gone from its path.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, waiting: Callable[[], None]) -> int:
+    """Descriptor of the open file whose lock is held."""
+    while True:
+        # For writing, too: over NFS, only such a file can be locked for one alone.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it has removed the file.
+            if _is_at(descriptor, path):
+                return descriptor
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return descriptor
+            os.close(descriptor)
+            raise
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
