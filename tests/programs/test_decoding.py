@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from example_program import CPU
 
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.program import Graph, Node
 from sd35_trt.programs.decoding import graph_module
-from tests.programs.example_program import CPU
 
 
 @pytest.mark.parametrize("target", ["aten.from_file.default", "os.system", "aten.nonsense.default",

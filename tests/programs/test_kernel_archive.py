@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from example_program import CPU, two_calls
 
 from sd35_trt.programs import kernel_archive
 from sd35_trt.programs.kernel_archive import collect_kernels, offer_kernels
 from sd35_trt.programs.torch_program import TorchProgram
-from tests.programs.example_program import CPU, two_calls
 
 _LOAD = """
 import sys, torch

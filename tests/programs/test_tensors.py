@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from example_program import CPU, two_calls
 
 from sd35_trt.errors import BundleError
 from sd35_trt.programs.tensors import read_tensors
-from tests.programs.example_program import CPU, two_calls
 
 
 def test_damaged_tensors(tmp_path: Path) -> None:

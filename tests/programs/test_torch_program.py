@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_program import CPU, Twice, two_calls
 
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.program import Program, View, read_program
 from sd35_trt.programs import torch_program
 from sd35_trt.programs.torch_program import TorchProgram
-from tests.programs.example_program import CPU, Twice, two_calls
 
 
 def test_a_program_computes_what_was_traced(tmp_path: Path) -> None:
