@@ -53,7 +53,8 @@ from sd35_trt.export.scales import Scales
 from sd35_trt.export.torch_layers import use_torch_layers
 from sd35_trt.formats.program import Program
 from sd35_trt.policies import Policy, Rule, load_policy
-from sd35_trt.programs.torch_program import ATTENTION, MODES, TorchProgram
+from sd35_trt.programs.attention import ATTENTION
+from sd35_trt.programs.torch_program import MODES, TorchProgram
 from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
 
 _SMALL: dict[str, Any] = {

@@ -19,13 +19,11 @@ from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE, read_program
 from sd35_trt.programs import flash_attention
-from sd35_trt.programs.torch_program import (
-    ATTENTION,
-    TorchProgram,
-    check_version,
-    collect_kernels,
-    read_tensors,
-)
+from sd35_trt.programs.attention import ATTENTION
+from sd35_trt.programs.kernel_archive import collect_kernels
+from sd35_trt.programs.tensors import read_tensors
+from sd35_trt.programs.torch_program import TorchProgram
+from sd35_trt.programs.torch_version import check_version
 from sd35_trt.store.stages import Stage, stage_files
 
 from .builder import BuiltEngine, Engine, EngineOptions, ExportedComponent, link_or_copy
@@ -50,7 +48,7 @@ def compile_kernels(
     """Run a component once at its usual shapes, on zeros.
 
     Returns:
-        What the compiler made, for :func:`sd35_trt.programs.torch_program.offer_kernels`.
+        What the compiler made, for :func:`sd35_trt.programs.kernel_archive.offer_kernels`.
     """
     program = read_program(component.folder / PROGRAM_FILE)
     place = torch.device(device)

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, Call, Graph, Program
-from sd35_trt.programs.torch_program import graph_data
+from sd35_trt.programs.encoding import graph_data
 
 from .ports import ComponentModule
 from .torch_layers import JoinedLinear

@@ -96,8 +96,8 @@ def compiled() -> dict[str, bytes]:
     if not _TEMPORARY:
         return {}
     folder = Path(_TEMPORARY[0].name)
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.o")}
-    return {name: found[name].read_bytes() for name in sorted(found) if _KERNEL.fullmatch(name)}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.o")}
+    return {name: paths[name].read_bytes() for name in sorted(paths) if _KERNEL.fullmatch(name)}
 
 
 def offer(kernels: Mapping[str, bytes]) -> None:

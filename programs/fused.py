@@ -3,8 +3,8 @@
 A product writes its sums, and what follows reads them: where it is done before the sums are
 written, that memory traffic is gone. What a product reads, normalized, modulated and quantized, is
 an operator too: one pass over both streams. Here the operators are what they mean, by PyTorch's
-own; :mod:`sd35_trt.programs.fused_triton` has the kernels for Hopper GPUs, where graphs call the
-operators themselves. Everywhere else graphs get these functions, and the compiler sees through
+own; :mod:`sd35_trt.programs.triton_operators` has the kernels for Hopper GPUs, where graphs call
+the operators themselves. Everywhere else graphs get these functions, and the compiler sees through
 them.
 
 Lists have an entry for each stream, the image's first; the text's may be missing. Activations are
@@ -91,12 +91,12 @@ def _modulated(
         shift, scale: [N, D].
         input_scale: by which the result is divided.
     """
-    found = []
+    results = []
     for i, rows in enumerate(x):
         y = functional.layer_norm(rows, rows.shape[-1:], eps=eps).half()
         y = y * (1 + scale[i][:, None]) + shift[i][:, None]
-        found.append(quantize(y, input_scale[i]))
-    return found
+        results.append(quantize(y, input_scale[i]))
+    return results
 
 
 def _qkv(
@@ -118,7 +118,7 @@ def _qkv(
         factor: FP32 [3 D], by which columns are multiplied before the bias FP16 [3 D].
         norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key.
     """
-    found = []
+    results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], None, torch.float16, use_fast_accum
@@ -129,8 +129,8 @@ def _qkv(
         query, key = (
             functional.rms_norm(part, head, norm[i][k], eps) for k, part in enumerate((query, key))
         )
-        found.append(torch.stack([query, key, value], dim=2).flatten(2))
-    return torch.cat(found, dim=1)
+        results.append(torch.stack([query, key, value], dim=2).flatten(2))
+    return torch.cat(results, dim=1)
 
 
 def _gelu(
@@ -148,13 +148,13 @@ def _gelu(
         x: E4M3 [N, tokens, in].
         weight: E4M3 [out, in].
     """
-    found = []
+    results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
         )
-        found.append(quantize(functional.gelu(y, approximate="tanh"), output_scale[i]))
-    return found
+        results.append(quantize(functional.gelu(y, approximate="tanh"), output_scale[i]))
+    return results
 
 
 def _gated(
@@ -175,13 +175,13 @@ def _gated(
         gate: [N, out].
         residual: [N, tokens, out].
     """
-    found = []
+    results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
         )
-        found.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype).contiguous())
-    return found
+        results.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype).contiguous())
+    return results
 
 
 def _gated_half(
@@ -198,14 +198,14 @@ def _gated_half(
             its tokens are left out.
         weight: FP16 [out, in].
     """
-    found = []
+    results = []
     first = 0
     for i, old in enumerate(residual):
         rows = x[:, first : first + old.shape[1]]
         first += old.shape[1]
         y = functional.linear(rows, weight[i], bias[i])
-        found.append((old + gate[i][:, None] * y).to(old.dtype).contiguous())
-    return found
+        results.append((old + gate[i][:, None] * y).to(old.dtype).contiguous())
+    return results
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

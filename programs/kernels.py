@@ -27,8 +27,8 @@ def find(target: str, device: torch.device) -> Callable[..., Any]:
     name = target.split(".")[1]
     if not _has_kernels(device):
         return fused.FUNCTIONS[name]
-    found: Callable[..., Any] = getattr(getattr(torch.ops, fused.NAMESPACE), name).default
-    return found
+    operator: Callable[..., Any] = getattr(getattr(torch.ops, fused.NAMESPACE), name).default
+    return operator
 
 
 @functools.cache
@@ -38,9 +38,9 @@ def _has_kernels(device: torch.device) -> bool:
         return False
     if not _has_triton():
         return False
-    from . import fused_triton
+    from . import triton_operators
 
-    fused_triton.register()
+    triton_operators.register()
     return True
 
 
@@ -52,14 +52,14 @@ def compiled_binaries() -> dict[str, bytes]:
     """What this process compiled of the kernels, by name; see :func:`offer_binaries`."""
     if not _has_triton():
         return {}
-    from . import fused_triton
+    from . import triton_binaries
 
-    return fused_triton.compiled()
+    return triton_binaries.compiled()
 
 
 def offer_binaries(binaries: Mapping[str, bytes]) -> None:
     """Let Triton find what another process compiled."""
     if binaries and _has_triton():
-        from . import fused_triton
+        from . import triton_binaries
 
-        fused_triton.offer(binaries)
+        triton_binaries.offer(binaries)

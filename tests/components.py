@@ -21,7 +21,8 @@ from sd35_trt.export.scales import Scales
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, read_program
 from sd35_trt.policies import Policy, load_policy
-from sd35_trt.programs.torch_program import TorchProgram, read_tensors
+from sd35_trt.programs.tensors import read_tensors
+from sd35_trt.programs.torch_program import TorchProgram
 from sd35_trt.runtime.sessions.onnxruntime import session_options
 
 Arrays = dict[str, np.ndarray]

@@ -36,15 +36,12 @@ from sd35_trt.components import COMPILED
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component, File, sha256_file
 from sd35_trt.formats.program import KERNELS_FILE, TENSORS_FILE, read_program
-from sd35_trt.programs.torch_program import (
-    ATTENTION,
-    StreamedProgram,
-    TorchProgram,
-    check_version,
-    collect_kernels,
-    offer_kernels,
-    read_tensors,
-)
+from sd35_trt.programs.attention import ATTENTION
+from sd35_trt.programs.kernel_archive import collect_kernels, offer_kernels
+from sd35_trt.programs.streamed_program import StreamedProgram
+from sd35_trt.programs.tensors import read_tensors
+from sd35_trt.programs.torch_program import TorchProgram
+from sd35_trt.programs.torch_version import check_version
 from sd35_trt.runtime.devices.device import Buffer, Device
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 

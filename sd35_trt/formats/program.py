@@ -2,7 +2,7 @@
 
 What ``program.json`` holds. Weights are not in it, they are beside it as safetensors; neither file
 holds code. A graph that repeats with other weights, as the blocks of a transformer do, is there
-once. :mod:`sd35_trt.programs.torch_program` makes functions of it.
+once. :mod:`sd35_trt.programs.decoding` makes functions of it.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from sd35_trt.engines.builder import Engine, EngineOptions, ExportedComponent, l
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
-from sd35_trt.programs import torch_program
-from sd35_trt.programs.torch_program import StreamedProgram
+from sd35_trt.programs.attention import ATTENTION
+from sd35_trt.programs.streamed_program import StreamedProgram
 from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.devices.device import CpuDevice
 from sd35_trt.runtime.sessions import inductor as inductor_session
@@ -174,7 +174,7 @@ def test_kernels_are_made_where_the_gpu_is(
         stage = builder.stage(component, bounds)
         assert stage is not None
         kernels = run_stage(cache, stage, lambda *_: None)
-    assert calls == [("denoiser", bounds, ("max-autotune", tuple(torch_program.ATTENTION), True))]
+    assert calls == [("denoiser", bounds, ("max-autotune", tuple(ATTENTION), True))]
     (tmp_path / "out").mkdir()
     placed = builder.place(Engine(component, kernels, bounds), tmp_path / "out")
     assert placed.files == (PROGRAM_FILE, TENSORS_FILE, KERNELS_FILE)

@@ -13,7 +13,7 @@ import triton.language as tl
 from test_fused import errors
 from triton.runtime import interpreter
 
-from sd35_trt.programs import fused_triton as kernels
+from sd35_trt.programs import triton_kernels, triton_operators
 from sd35_trt.programs.fused import E4M3, FUNCTIONS
 
 
@@ -32,14 +32,17 @@ def convert(values: Any, given: Any, wanted: Any, rounding: Any) -> Any:
 
 convert_float = interpreter._convert_float
 interpreter._convert_float = convert
-kernels._tanh = tanh
-TILES = (kernels.Tiles(16, 128, 64, 4, 2, 1, True, 3), kernels.Tiles(32, 64, 64, 4, 2))
+triton_kernels._tanh = tanh
+TILES = (
+    triton_operators.Tiles(16, 128, 64, 4, 2, 1, True, 3),
+    triton_operators.Tiles(32, 64, 64, 4, 2),
+)
 found = {}
 for tiles in TILES[: int(sys.argv[1])]:
-    kernels.TILES = dict.fromkeys(kernels.TILES, tiles)
+    triton_operators.TILES = dict.fromkeys(triton_operators.TILES, tiles)
     for tokens in ((48, 20), (33,)):
         for operator in FUNCTIONS:
-            kernel = getattr(kernels, operator)
+            kernel = getattr(triton_operators, operator)
             key = f"{operator} {tokens} {tiles.halves}"
             found[key] = errors(kernel, operator, tokens, 128, "cpu")
 print(json.dumps(found))

@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from sd35_trt.formats.program import Call, Graph, Node, Program
 from sd35_trt.programs import flash_attention
-from sd35_trt.programs.torch_program import ATTENTION, TorchProgram, collect_kernels, offer_kernels
+from sd35_trt.programs.attention import ATTENTION
+from sd35_trt.programs.kernel_archive import collect_kernels, offer_kernels
+from sd35_trt.programs.torch_program import TorchProgram
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -177,7 +179,7 @@ def test_a_users_own_folder_is_theirs(
 
 
 def test_its_folder_goes_with_the_process(tmp_path: Path) -> None:
-    code = "from sd35_trt import flash_attention as f; print(f._folder())"
+    code = "from sd35_trt.programs import flash_attention as f; print(f._folder())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FLASH_ATTENTION")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment, "TMPDIR": str(tmp_path)},

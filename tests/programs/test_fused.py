@@ -108,9 +108,9 @@ def test_binaries_are_found_in_another_cache(
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from sd35_trt.programs import fused_triton
+    from sd35_trt.programs import triton_binaries
+    from sd35_trt.programs.triton_kernels import modulate as kernel
 
-    kernel = fused_triton.modulate
     types = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "BLOCK": "constexpr"}
     for stream in "01":
         types |= dict.fromkeys([f"{name}{stream}" for name in ("x", "shift", "scale")], "*fp16")
@@ -122,9 +122,9 @@ def test_binaries_are_found_in_another_cache(
         return triton.compile(source, target=GPUTarget("cuda", 90, 32))
 
     first = compile_in("one")
-    kept = fused_triton.stored({"modulate": [first.hash]})
+    binaries = triton_binaries.stored({"modulate": [first.hash]})
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "other"))
-    fused_triton.offer({**kept, "../outside/file.json": b"", "0" * 64 + "/../x.json": b""})
+    triton_binaries.offer({**binaries, "../outside/file.json": b"", "0" * 64 + "/../x.json": b""})
     found = [path.name for path in (tmp_path / "other").rglob("*") if path.is_file()]
     assert sorted(found) == ["__grp__modulate.json", "modulate.cubin", "modulate.json"]
     again = compile_in("other")

@@ -1,0 +1,221 @@
+"""The segments of a denoiser that are traced on their own: head, blocks, and tail.
+
+Blocks repeat: those with the same signature have the same graph, with other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .layers import ModulationRows, PlainLayerNorm, cast
+from .modules import modulation_rows
+from .ports import Ports
+from .range_guard import carries_fp32
+from .whole import WholeModule
+
+# Attributes of a layer that change its graph.
+_FLAGS = ("wide", "follows", "output_dtype")
+
+
+class Head(WholeModule):
+    """Latents → image tokens on their grid."""
+
+    def __init__(self, transformer: Any, dtype: torch.dtype, latents: Any) -> None:
+        super().__init__()
+        self.pos_embed = transformer.pos_embed
+        self.dtype = dtype
+        self.output_dtype = torch.float32 if transformer.pos_embed.proj.wide else dtype
+        self.inputs = {"latents": latents}
+        grid = ("batch", "patch_rows", "patch_columns", transformer.inner_dim)
+        self.outputs = {"image": (self.output_dtype, grid)}
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        embed: Any = self.pos_embed
+        image = embed.proj(cast(latents, self.dtype))
+        rows, columns = image.shape[-2:]
+        positions = embed.pos_embed(rows, columns).unflatten(1, (rows, columns))
+        return ((image.permute(0, 2, 3, 1) + cast(positions, image.dtype)),)
+
+
+class Block(WholeModule):
+    """One of diffusers' JointTransformerBlock, its adaptive norms fed from the modulation.
+
+    Args:
+        block: its layers replaced and its policy applied.
+        dtypes: of what it is given: image, context, modulation.
+        dtype: of the streams between blocks, unless this one's exceed FP16.
+        width: channels.
+    """
+
+    def __init__(
+        self, block: Any, dtypes: dict[str, torch.dtype], dtype: torch.dtype, width: int
+    ) -> None:
+        super().__init__()
+        self.stream = torch.float32 if carries_fp32(block) else dtype
+        _narrow_norms(block, [*dtypes.values(), self.stream], dtype)
+        self.last = block.context_pre_only
+        self.rows = 0
+        for norm in (block.norm1, block.norm1_context):
+            count = modulation_rows(norm)
+            norm.silu = nn.Identity()
+            norm.linear = ModulationRows(self.rows, count)
+            self.rows += count
+        self.block = block
+        shapes: Any = {
+            "image": ("samples", "pixels", width),
+            "context": ("samples", "tokens", width),
+            "modulation": ("samples", self.rows, width),
+        }
+        self.inputs = {name: (dtypes[name], shape) for name, shape in shapes.items()}
+        names = ("image",) if self.last else ("context", "image")
+        self.outputs = {name: (self.stream, shapes[name]) for name in names}
+
+    def forward(
+        self, image: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        if carries_fp32(self.block):
+            image, context = image.float(), context.float()
+        context, image = self.block(
+            hidden_states=image, encoder_hidden_states=context, temb=modulation
+        )
+        image = cast(image, self.stream)
+        return (image,) if self.last else (cast(context, self.stream), image)
+
+    def signature(self) -> tuple[object, ...]:
+        """Equal for blocks whose graphs differ in the values of their weights alone."""
+        modules = tuple(
+            (name, type(m).__name__, *(getattr(m, flag, None) for flag in _FLAGS))
+            for name, m in self.block.named_modules()
+        )
+        ports = tuple(dtype for dtype, _ in [*self.inputs.values(), *self.outputs.values()])
+        weights = tuple(
+            (name, tuple(p.shape), p.dtype) for name, p in self.block.named_parameters()
+        )
+        return modules, weights, ports
+
+
+def _narrow_norms(module: nn.Module, dtypes: Iterable[torch.dtype], dtype: torch.dtype) -> None:
+    """Where a stream is wider than ``dtype``, let what is normalized go on in ``dtype``."""
+    if any(other != dtype for other in dtypes):
+        for norm in module.modules():
+            if isinstance(norm, PlainLayerNorm) and norm.output_dtype is None:
+                norm.output_dtype = dtype
+
+
+class Tail(WholeModule):
+    """Image tokens → velocity, guidance, and the sampler's update."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        dtypes: dict[str, torch.dtype],
+        dtype: torch.dtype,
+        inputs: Ports,
+        outputs: Ports,
+        guided: bool,
+    ) -> None:
+        super().__init__()
+        _narrow_norms(transformer.norm_out, dtypes.values(), dtype)
+        self.norm_out = transformer.norm_out
+        self.proj_out = transformer.proj_out
+        self.patch = transformer.config.patch_size
+        self.channels = transformer.out_channels
+        self.norm_out.silu = nn.Identity()
+        self.rows = modulation_rows(self.norm_out)
+        self.norm_out.linear = ModulationRows(0, self.rows)
+        samples, width = "branches" if guided else "batch", transformer.inner_dim
+        self.inputs = {
+            "image": (dtypes["image"], (samples, "patch_rows", "patch_columns", width)),
+            "modulation": (dtypes["modulation"], (samples, self.rows, width)),
+        }
+        for name in ("latents", "sigma", "coefficients", "previous_denoised"):
+            self.inputs[name] = inputs[name]
+        if guided:
+            self.inputs["guidance"] = inputs["guidance"]
+        self.outputs = outputs
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        modulation: torch.Tensor,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+        coefficients: torch.Tensor,
+        previous_denoised: torch.Tensor,
+        guidance: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, columns = image.shape[1:3]
+        patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
+        patches = patches.reshape(-1, rows, columns, self.patch**2, self.channels)
+        channels = patches.permute(0, 4, 3, 1, 2).flatten(1, 2)
+        velocity = nn.functional.pixel_shuffle(channels, self.patch)
+        if guidance is not None:
+            # Sliced apart, not chunked: chunk() would fix the batch at the example's.
+            uncond, cond = velocity[: latents.shape[0]], velocity[latents.shape[0] :]
+            velocity = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+        denoised = latents - sigma.view(-1, 1, 1, 1) * velocity
+        a, b, c = (coefficients[:, i].view(-1, 1, 1, 1) for i in range(3))
+        return a * latents + b * denoised + c * previous_denoised, denoised
+
+
+def _by_tokens(image: torch.Tensor) -> torch.Tensor:
+    """The same, a token's channels beside each other in memory, not as the convolution left them.
+
+    A copy that a compiler merges with what comes before; ``contiguous`` is none where tracing
+    takes another layout for granted than there will be.
+    """
+    return image.clone(memory_format=torch.contiguous_format)
+
+
+class PlainHead(WholeModule):
+    """What the blocks of a program read that is not an input: image tokens on their grid."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+        self.inputs = head.inputs
+        self.outputs = {"grid": head.outputs["image"]}
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
+        (image,) = self.head(latents)
+        return (_by_tokens(image),)
+
+
+class GuidedHead(WholeModule):
+    """What all blocks of a program read, of both branches: image tokens on their grid, text,
+    modulation.
+
+    Args:
+        inputs: those of the denoiser, by name
+    """
+
+    def __init__(self, head: Head, inputs: Ports) -> None:
+        super().__init__()
+        self.head = head
+        names = ("latents", "context", "modulation", "uncond_context", "uncond_modulation")
+        self.inputs = {name: inputs[name] for name in names}
+        single = {
+            "grid": self.head.outputs["image"],
+            "context": self.inputs["context"],
+            "branches_modulation": self.inputs["modulation"],
+        }
+        self.outputs = {
+            n: (dtype, ("branches", *shape[1:])) for n, (dtype, shape) in single.items()
+        }
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        context: torch.Tensor,
+        modulation: torch.Tensor,
+        uncond_context: torch.Tensor,
+        uncond_modulation: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        (image,) = self.head(latents)
+        context = torch.cat([uncond_context, context])
+        both = _by_tokens(torch.cat([image, image]))
+        return both, context, torch.cat([uncond_modulation, modulation])

@@ -1,0 +1,90 @@
+"""Putting a graph together from copies of traced segments."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class Linker:
+    """Appends nodes and copies of traced segments to a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._count = 0
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"link_{self._count}"
+
+    def constant(self, values: list[int]) -> ir.Value:
+        """A one-dimensional int64 constant."""
+        name = self._name()
+        tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape([len(values)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def node(self, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """Append one operator; returns its output."""
+        output = ir.Value(name=self._name())
+        dtype = ir.DataType.INT64 if operator == "Shape" else inputs[0].dtype
+        assert dtype is not None
+        output.type = ir.TensorType(dtype)
+        self._graph.append(
+            ir.node(operator, inputs, attributes=attributes, outputs=[output], name=output.name)
+        )
+        return output
+
+    def rows(self, modulation: ir.Value, first: int, count: int) -> ir.Value:
+        """``modulation[:, first : first + count]``."""
+        ends = (self.constant([first]), self.constant([first + count]), self.constant([1]))
+        return self.node("Slice", modulation, *ends)
+
+    def segment(
+        self,
+        segment: ir.Graph,
+        inputs: dict[str, ir.Value],
+        prefix: str,
+        weights: str,
+        local: str = "",
+    ) -> list[ir.Value]:
+        """Append a copy of a traced segment.
+
+        Args:
+            inputs: the values for its ports, by name.
+            prefix: put before the names of its nodes and values.
+            weights: put before the names of its weights, in place of ``local``; they become
+                inputs of the graph.
+
+        Returns:
+            Its outputs.
+        """
+        copy = segment.clone()
+        outputs = list(copy.outputs)
+        copy.outputs.clear()
+        for value in list(copy.inputs):
+            assert value.name is not None
+            copy.inputs.remove(value)
+            # Ports come first, weights have a dot in their names.
+            if "." not in value.name:
+                ir.convenience.replace_all_uses_with(value, inputs[value.name])
+            else:
+                value.name = weights + value.name.removeprefix(local)
+                self._graph.inputs.append(value)
+        for name, value in list(copy.initializers.items()):
+            del copy.initializers[name]
+            value.name = f"{prefix}/{name}"
+            self._graph.register_initializer(value)
+        nodes = list(copy)
+        copy.remove(nodes)
+        for node in nodes:
+            node.name = f"{prefix}/{node.name}"
+            for value in node.outputs:
+                value.name = f"{prefix}/{value.name}"
+        self._graph.extend(nodes)
+        return outputs
