@@ -10,10 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace as replace_fields
+
 from sd35_trt import __version__
 from sd35_trt.components import COMPONENTS, LATENT_SCALE
 from sd35_trt.errors import Sd35Error, UsageError
-from sd35_trt.formats.calibration import DESCRIPTION
+from sd35_trt.formats.calibration import (
+    DESCRIPTION,
+    PolicyIdentity,
+    PromptsIdentity,
+    Provenance,
+)
 from sd35_trt.policies import load_policy
 from sd35_trt.store.cache import StageCache, default_cache_dir
 from sd35_trt.store.hub import resolve_model
@@ -80,7 +87,7 @@ def calibrate(
     policy = load_policy(options.policy)
     check_destination(options.out, DESCRIPTION, "calibration")
     settings, provenance = prepare(options)
-    provenance["policy"] = {"name": policy.name, "sha256": policy.digest()}
+    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
     from .run import calibrate as run
 
     return run(settings, policy, provenance, options.out, progress)
@@ -113,7 +120,7 @@ def analyse_sensitivity(
     if options.limit is None:
         options = replace(options, limit=SENSITIVITY_PROMPTS)
     settings, provenance = prepare(options)
-    provenance["policy"] = {"name": policy.name, "sha256": policy.digest()}
+    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
     from .sensitivity import measure, plot, write
 
     result = measure(settings, policy, budget, progress)
@@ -122,7 +129,7 @@ def analyse_sensitivity(
     return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 
-def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
+def prepare(options: CalibrateOptions) -> tuple[Settings, Provenance]:
     """How to draw, and the provenance of what comes of it, without the policy.
 
     Raises:
@@ -182,20 +189,20 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
         for path in checkpoint.files(part)
     }
     versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
-    return settings, {
-        "variant": variant.name,
-        "files": files,
-        "prompts": {"sha256": digest(prompts), "count": len(prompts)},
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "sizes": [list(size) for size in settings.sizes],
-        "seed": settings.seed,
-        "method": "max",
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "versions": {"python": platform.python_version(), "sd35-trt": __version__, **versions},
-        "command": options.command,
-    }
+    return settings, Provenance(
+        variant=variant.name,
+        files=files,
+        prompts=PromptsIdentity(digest(prompts), len(prompts)),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sizes=settings.sizes,
+        seed=settings.seed,
+        method="max",
+        dtype=settings.dtype,
+        device=settings.device,
+        versions={"python": platform.python_version(), "sd35-trt": __version__, **versions},
+        command=options.command,
+    )
 
 
 def _check_sizes(sizes: tuple[tuple[int, int], ...], config: dict[str, Any]) -> None:

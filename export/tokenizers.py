@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
-
-DESCRIPTION_FILE = "tokenizers.json"
+from sd35_trt.formats.tokenizers import TokenizerFacts, write_tokenizers
 
 #: diffusers' default ``max_sequence_length``.
 T5_TOKENS = 256
@@ -27,7 +25,7 @@ def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) ->
     """
     from transformers import AutoTokenizer
 
-    description = {}
+    facts = {}
     for name in names:
         row = COMPONENTS[name]
         if row.tokenizer is None:
@@ -50,5 +48,5 @@ def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) ->
             # A tokenizer without a limit reports 1e30; CLIP's position table has one.
             positions = checkpoint.config(row.part).get("max_position_embeddings", 77)
             length = min(length, int(positions))
-        description[name] = {"length": length, "pad_id": int(tokenizer.pad_token_id)}
-    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        facts[name] = TokenizerFacts(length, int(tokenizer.pad_token_id))
+    write_tokenizers(out, facts)

@@ -73,7 +73,7 @@ class BenchOptions:
         against: None, ``diffusers``, ``diffusers-compiled``, or another bundle's directory.
         model: with ``diffusers``, the checkpoint behind the bundle; None is mini.
         threads: CPU threads of an engine, and of PyTorch; None is all that the process may use.
-        device, vram_budget: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
+        device, vram_budget, trust_kernels: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
         command: recorded in the result.
     """
 
@@ -90,6 +90,7 @@ class BenchOptions:
     threads: int | None = None
     device: str | None = None
     vram_budget: int | None = None
+    trust_kernels: bool = False
     command: str = ""
 
 
@@ -117,7 +118,7 @@ def bench(options: BenchOptions, count: Count = lambda *_: None) -> dict[str, An
         Sd35Error: the bundle or its peer cannot be run, or the checkpoint is not the bundle's.
     """
     start = time.perf_counter()
-    bundle = Bundle.open(options.bundle)
+    bundle = Bundle.open(options.bundle, trust_kernels=options.trust_kernels)
     settings = _settings(bundle, options)
     peer = _peer(bundle, options, settings)
     gpu, note = Gpu.open() if settings.device != "cpu" else (None, "")
@@ -250,7 +251,7 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
     if options.against is None:
         return None
     if options.against not in _WITH_DIFFUSERS:
-        other = Bundle.open(options.against)
+        other = Bundle.open(options.against, trust_kernels=options.trust_kernels)
         device_of(other, options.device)
         check_comparable(other, bundle)
         _request(other.manifest, settings.batch, settings.steps, settings.size, settings.guidance)
@@ -270,7 +271,7 @@ def _peer(bundle: Bundle, options: BenchOptions, settings: Settings) -> Contende
     from .peer import DiffusersContender
 
     t5 = bundle.manifest.component("t5") is not None
-    single = bundle.manifest.policy["name"] == "fp32"
+    single = bundle.manifest.policy.name == "fp32"
     compiled = options.against == DIFFUSERS_COMPILED
     return DiffusersContender(checkpoint, settings, t5, single, compiled)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd35_trt.components import COMPONENTS, LATENT_SCALE
-from sd35_trt.dimensions import Bounds, Ranges, dimension_bounds
+from sd35_trt.dimensions import Bounds, Defaults, Ranges, dimension_bounds
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.export.provenance import tool_versions
-from sd35_trt.formats.bundle import MANIFEST
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.bundle import (
+    MANIFEST,
+    Manifest,
+    Model,
+    PolicyRecord,
+    PolicyRule,
+    Scheduler,
+)
+from sd35_trt.formats.calibration import Calibration, Provenance
+from sd35_trt.formats.tokenizers import read_tokenizers
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.store.cache import StageCache, default_cache_dir
 from sd35_trt.store.hub import model_name, resolve_model
@@ -106,28 +113,17 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         variant = recognise(transformer, checkpoint.hint)
         guided = variant.guidance != 1.0 if options.guidance is None else options.guidance
         ranges = _ranges(options, variant, transformer)
-        facts: dict[str, Any] = {
-            "model": {"name": name, "variant": variant.name},
-            "target": target.name,
-            "builder": chosen,
-            "engine_options": builder.describe(),
-            "policy": policy.as_dict(),
-            "latent_channels": _dimension(transformer, "in_channels"),
-            "latent_scale": LATENT_SCALE,
-            "guided": guided,
-            "scheduler": _scheduler(checkpoint.config("scheduler")),
-            "versions": {**versions, **builder.versions()},
-            "command": options.command,
-        }
+        latent_channels = _dimension(transformer, "in_channels")
+        scheduler = _scheduler(checkpoint.config("scheduler"))
         names = [n for n, row in COMPONENTS.items() if checkpoint.has(row.part)]
         inputs = _StageInputs(checkpoint, cache, versions)
         calibration = _calibration(options, policy, names, inputs)
         for part in dict.fromkeys(COMPONENTS[n].part for n in names):
             checkpoint.weights(part)  # a missing or truncated file fails here, before any work
         tokenizers = run_stage(cache, _tokenizer_stage(inputs, names), progress)
-        lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
-        clip_tokens = lengths["clip_l"]["length"]
-        t5_tokens = lengths["t5"]["length"] if "t5" in lengths else _T5_TOKENS
+        texts = read_tokenizers(tokenizers)
+        clip_tokens = texts["clip_l"].length
+        t5_tokens = texts["t5"].length if "t5" in texts else _T5_TOKENS
         stages = [
             _component_stage(
                 inputs, n, policy, clip_tokens, guided, calibration, builder.backend.dialect
@@ -137,18 +133,37 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
         if calibration and not all(cache.find(s.name, s.key) for s in stages):
             _check_calibration(calibration, checkpoint, names, policy, stages)
         folders = {stage.name: run_stage(cache, stage, progress) for stage in stages}
-        facts["model"]["files"] = _files(stages)
-        facts["ranges"] = Ranges(*ranges, t5_tokens=(min(77, t5_tokens), max(512, t5_tokens)))
-        facts["defaults"] = {
-            "steps": variant.steps,
-            "guidance": variant.guidance if guided else 1.0,
-            "size": [min(max(s, ranges[1][0]), ranges[1][1]) for s in variant.size],
-            "sampler": "euler",
-            "t5_tokens": t5_tokens,
-        }
+        width, height = (min(max(s, ranges[1][0]), ranges[1][1]) for s in variant.size)
+        facts = Manifest(
+            model=Model(name, variant.name, _files(stages)),
+            target=target.name,
+            builder=chosen,
+            engine_options=builder.describe(),
+            policy=_record(policy),
+            latent_channels=latent_channels,
+            latent_scale=LATENT_SCALE,
+            guided=guided,
+            scheduler=scheduler,
+            versions={**versions, **builder.versions()},
+            command=options.command,
+            ranges=Ranges(*ranges, t5_tokens=(min(77, t5_tokens), max(512, t5_tokens))),
+            defaults=Defaults(
+                variant.steps,
+                variant.guidance if guided else 1.0,
+                (width, height),
+                "euler",
+                t5_tokens,
+            ),
+            # What follows is known when the bundle is assembled.
+            tokenizers={},
+            components=(),
+            files=(),
+            calibration=None,
+            created="",
+        )
         engines = []
         for name, folder in folders.items():
-            bounds = dimension_bounds(name, facts["ranges"], facts["defaults"], clip_tokens, guided)
+            bounds = dimension_bounds(name, facts.ranges, facts.defaults, clip_tokens, guided)
             component = ExportedComponent.read(folder)
             engine = _engine(builder, component, bounds, cache, progress)
             if not builder.backend.reports_memory:
@@ -158,7 +173,7 @@ def build(options: BuildOptions, progress: Progress = lambda *_: None) -> Path:
                 )
                 engine = replace(engine, **asdict(estimate))
             engines.append(engine)
-        assemble(out, builder, engines, tokenizers, lengths, facts, calibration)
+        assemble(out, builder, engines, tokenizers, facts, calibration)
         progress("bundle", 1.0, "written")
     except ImportError as error:
         raise Sd35Error(f"building needs {error.name}", "pip install 'sd35-trt[build]'") from error
@@ -231,7 +246,10 @@ def _stored_scales(
     if attentions or not amax:
         return None
     parts = dict.fromkeys(COMPONENTS[n].part for n in names)
-    provenance = {"method": "the checkpoint's input scales", **inputs.describe(*parts)}
+    known = inputs.describe(*parts)
+    provenance = Provenance(
+        method="the checkpoint's input scales", files=known["files"], versions=known["versions"]
+    )
     return Calibration(amax, {}, {}, provenance)
 
 
@@ -400,7 +418,12 @@ _UNUSED_SCHEDULER_OPTIONS = (
 )
 
 
-def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
+def _record(policy: Policy) -> PolicyRecord:
+    rules = (PolicyRule(r.component, r.match, r.precision, r.reason) for r in policy.rules)
+    return PolicyRecord(policy.name, policy.digest(), tuple(rules))
+
+
+def _scheduler(config: Mapping[str, Any]) -> Scheduler:
     """Shift and training timesteps of a ``FlowMatchEulerDiscreteScheduler``.
 
     Raises:
@@ -412,7 +435,6 @@ def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
                 f"scheduler_config.json sets {option}, which SD3.5 does not use",
                 "take the scheduler of the original model",
             )
-    return {
-        "shift": float(config.get("shift", 3.0)),
-        "num_train_timesteps": float(config.get("num_train_timesteps", 1000)),
-    }
+    return Scheduler(
+        float(config.get("shift", 3.0)), float(config.get("num_train_timesteps", 1000))
+    )

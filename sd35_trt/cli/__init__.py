@@ -123,6 +123,13 @@ _vram_budget_option = click.option(
     "stream their weights. Default: all engines stay.",
 )
 
+_trust_kernels_option = click.option(
+    "--trust-kernels",
+    is_flag=True,
+    help="Load compiled kernels that are in the bundle: they are code. For bundles whose builder "
+    "you trust.",
+)
+
 _tokenizers_option = click.option(
     "--tokenizers",
     type=click.Path(path_type=Path),
@@ -449,6 +456,7 @@ def calibrate(as_json: bool, sensitivity: bool, budget: int | None, **arguments:
 )
 @_device_option
 @_vram_budget_option
+@_trust_kernels_option
 @click.option("--verify", is_flag=True, help="Check the hashes of the large files first.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print files, parameters, timings and memory as JSON."
@@ -460,6 +468,7 @@ def generate(
     out: Path,
     device: str | None,
     vram_budget: int | None,
+    trust_kernels: bool,
     verify: bool,
     as_json: bool,
     **arguments: Any,
@@ -481,7 +490,13 @@ def generate(
 
     check_output(out)
     picture = None if image is None else load_picture(image)
-    opened = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
+    opened = Pipeline.load(
+        bundle,
+        verify=verify,
+        device=device,
+        vram_budget=vram_budget,
+        trust_kernels=trust_kernels,
+    )
     with opened as pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
         memory = dataclasses.asdict(pipe.memory())
@@ -517,11 +532,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
       sd35-trt inspect bundles/mini-cpu
       sd35-trt inspect bundles/mini-cpu --json | jq .components
     """
-    from sd35_trt.formats.bundle import Bundle
+    from sd35_trt.formats.bundle import MANIFEST, Bundle
 
     opened = Bundle.open(bundle)
     if as_json:
-        click.echo(opened.manifest.to_json(), nl=False)
+        click.echo((opened.root / MANIFEST).read_text("utf-8"), nl=False)
         return
     from .report import print_manifest
 
@@ -690,6 +705,7 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
 )
 @_device_option
 @_vram_budget_option
+@_trust_kernels_option
 @click.option(
     "--threads",
     type=click.IntRange(1),
