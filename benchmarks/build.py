@@ -205,7 +205,7 @@ def predict(name: str, work: Path) -> dict[str, int]:
     """What ``plan --exact`` expects of the engines that :func:`build_model` builds."""
     from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.components import COMPONENTS
-    from sd35_trt.dimensions import Ranges, dimension_bounds
+    from sd35_trt.dimensions import Defaults, Ranges, dimension_bounds
     from sd35_trt.export.component import ExportOptions
     from sd35_trt.planning.working_memory import compiled_activations
     from sd35_trt.policies import load_policy
@@ -216,7 +216,7 @@ def predict(name: str, work: Path) -> dict[str, int]:
     variant = next(v for v in VARIANTS if v.name == name)
     tokens = 32  # both tokenizers are mini's
     ranges = Ranges((1, 4), (512, 1536), 64, t5_tokens=(tokens, 512))
-    defaults = {"steps": variant.steps, "size": list(variant.size), "t5_tokens": tokens}
+    defaults = Defaults(variant.steps, variant.guidance, variant.size, "euler", tokens)
     options = ExportOptions(tokens)
     return {
         component: compiled_activations(

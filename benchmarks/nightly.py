@@ -140,7 +140,18 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
                 raise Sd35Error(f"{unset[0]} names a variable that is not set")
         _run(case, ["build", *_words(case.build), "--out", str(bundle), "--json"])
         built = time.perf_counter() - start
-        _run(case, ["bench", str(bundle), *_words(case.bench), "--out", str(result), "--json"])
+        _run(
+            case,
+            [
+                "bench",
+                str(bundle),
+                "--trust-kernels",
+                *_words(case.bench),
+                "--out",
+                str(result),
+                "--json",
+            ],
+        )
         data = json.loads(result.read_text("utf-8"))
     except Sd35Error as error:
         return {"status": "failed", "error": str(error), **host}

@@ -43,7 +43,7 @@ print(json.dumps({"import": t1 - t0, "load": t2 - t1, "first step": first - t2,
 _OURS = f"""{_HEAD}
 from sd35_trt.runtime import Pipeline
 t1 = time.perf_counter()
-pipe = Pipeline.load(bundle, device=device)
+pipe = Pipeline.load(bundle, device=device, trust_kernels=True)
 pipe.preload()
 t2 = time.perf_counter()
 pipe({_PROMPT!r}, seed=0, callback=lambda _: steps.append(time.perf_counter()))

@@ -37,7 +37,7 @@ from torch import nn
 
 from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.checkpoints.structure import published_config
-from sd35_trt.engines.builder import MODEL_FILE, ExportedComponent
+from sd35_trt.engines.builder import ExportedComponent
 from sd35_trt.errors import Sd35Error
 from sd35_trt.export.component import (
     MODULES,
@@ -51,6 +51,7 @@ from sd35_trt.export.fused_block import fuse_blocks
 from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.torch_layers import use_torch_layers
+from sd35_trt.formats.component import MODEL_FILE
 from sd35_trt.formats.program import Program
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.programs.attention import ATTENTION

@@ -7,14 +7,21 @@ import importlib.util
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace as replace_fields
 
 from sd35_trt import __version__
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
-from sd35_trt.formats.calibration import DESCRIPTION
+from sd35_trt.formats.calibration import (
+    DESCRIPTION,
+    PolicyIdentity,
+    PromptsIdentity,
+    Provenance,
+)
 from sd35_trt.policies import load_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
@@ -81,7 +88,7 @@ def calibrate(options: CalibrateOptions, progress: Progress = silent) -> Calibra
     policy = load_policy(options.policy)
     check_destination(options.out, DESCRIPTION, "calibration")
     settings, provenance = prepare(options)
-    provenance["policy"] = {"name": policy.name, "sha256": policy.digest()}
+    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
     from .run import calibrate as run
 
     return run(settings, policy, provenance, options.out, progress)
@@ -114,7 +121,7 @@ def analyse_sensitivity(
     if options.limit is None:
         options = replace(options, limit=SENSITIVITY_PROMPTS)
     settings, provenance = prepare(options)
-    provenance["policy"] = {"name": policy.name, "sha256": policy.digest()}
+    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
     from .sensitivity import measure, plot, write
 
     result = measure(settings, policy, budget, progress)
@@ -123,7 +130,7 @@ def analyse_sensitivity(
     return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 
-def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
+def prepare(options: CalibrateOptions) -> tuple[Settings, Provenance]:
     """How to draw, and the provenance of what comes of it, without the policy.
 
     Raises:
@@ -158,20 +165,20 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
     settings.batches()  # refuses more sizes than prompts
     files = file_hashes(checkpoint, model.parts, StageCache(default_cache_dir()))
     versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
-    return settings, {
-        "variant": variant.name,
-        "files": files,
-        "prompts": {"sha256": digest(prompts), "count": len(prompts)},
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "sizes": [list(size) for size in settings.sizes],
-        "seed": settings.seed,
-        "method": "max",
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "versions": {"python": platform.python_version(), "sd35-trt": __version__, **versions},
-        "command": options.command,
-    }
+    return settings, Provenance(
+        variant=variant.name,
+        files=files,
+        prompts=PromptsIdentity(digest(prompts), len(prompts)),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sizes=settings.sizes,
+        seed=settings.seed,
+        method="max",
+        dtype=settings.dtype,
+        device=settings.device,
+        versions={"python": platform.python_version(), "sd35-trt": __version__, **versions},
+        command=options.command,
+    )
 
 
 def _prompts(options: CalibrateOptions, variant: Variant) -> list[str]:

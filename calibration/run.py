@@ -11,11 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
+from msgspec.structs import replace
 
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
-from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.formats.band import LatentStatistics
+from sd35_trt.formats.calibration import DESCRIPTION, Calibration, Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import write_directory
@@ -268,7 +271,7 @@ def _through_autoencoder(vae: Any, latents: torch.Tensor) -> None:
 def calibrate(
     settings: Settings,
     policy: Policy,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     out: Path,
     progress: Progress = silent,
 ) -> Calibration:
@@ -287,12 +290,18 @@ def calibrate(
         UsageError: the settings contradict each other.
     """
     batches = settings.batches()
-    identity = {key: value for key, value in provenance.items() if key != "command"}
+    identity = {key: value for key, value in provenance.known().items() if key != "command"}
     identity["batch"] = settings.batch
     with kept_state(out, identity) as state, torch.inference_mode():
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
-        calibration = Calibration(**state.amax, provenance={**provenance, "latents": state.latents})
+        latents = msgspec.convert(state.latents, LatentStatistics)
+        calibration = Calibration(
+            state.amax["inputs"],
+            state.amax["activations"],
+            state.amax["bmm"],
+            replace(provenance, latents=latents),
+        )
         write_directory(out, DESCRIPTION, calibration.files())
     return calibration
 

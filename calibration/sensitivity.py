@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.calibration import Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import replacement
@@ -278,7 +279,7 @@ def plot(result: Sensitivity, path: Path) -> None:
 def write(
     result: Sensitivity,
     base: Policy,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     out: Path,
     plotter: Callable[[Sensitivity, Path], None] | None,
 ) -> None:
@@ -288,7 +289,7 @@ def write(
         plotter: :func:`plot`, or None where matplotlib is not installed.
     """
     with replacement(out, RESULT) as work:
-        data = {"provenance": dict(provenance), **result.as_dict()}
+        data = {"provenance": provenance.known(), **result.as_dict()}
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (work / RESULT).write_text(text + "\n", "utf-8")
         if plotter is not None:

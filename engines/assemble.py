@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 from sd35_trt.formats.bundle import (
     CALIBRATION,
@@ -18,8 +17,10 @@ from sd35_trt.formats.bundle import (
     Manifest,
     Tokenizer,
     describe_file,
+    write_manifest,
 )
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.calibration import Calibration, CalibrationExtract
+from sd35_trt.formats.tokenizers import read_tokenizers
 from sd35_trt.store.replacement import replacement
 from sd35_trt.store.stages import stage_files
 
@@ -31,8 +32,7 @@ def assemble(
     builder: Builder,
     engines: Iterable[Engine],
     tokenizers: Path,
-    lengths: Mapping[str, Mapping[str, int]],
-    facts: Mapping[str, Any],
+    facts: Manifest,
     calibration: Calibration | None = None,
 ) -> None:
     """Write the bundle.
@@ -41,8 +41,7 @@ def assemble(
         out: the bundle's directory.
         builder: that made the engines.
         tokenizers: stage directory of the tokenizers.
-        lengths: their ``length`` and ``pad_id`` by text encoder.
-        facts: the manifest's other fields.
+        facts: the manifest without components, tokenizers, files and calibration.
         calibration: what was built with; the bundle keeps it as ``calibration.json``.
     """
     with replacement(out, MANIFEST) as work:
@@ -76,30 +75,22 @@ def assemble(
             )
         (work / "tokenizer").mkdir()
         texts = {}
-        for name, length in lengths.items():
+        for name, read in read_tokenizers(tokenizers).items():
             path = f"tokenizer/{name}.json"
             shutil.copyfile(tokenizers / f"{name}.json", work / path)
-            texts[name] = Tokenizer(path, length["length"], length["pad_id"])
+            texts[name] = Tokenizer(path, read.length, read.pad_id)
         files = [text.path for text in texts.values()]
         if calibration:
             files.append(CALIBRATION)
-            described = {**calibration.provenance, "amax": calibration.tensors()}
-            (work / CALIBRATION).write_text(json.dumps(described, indent=1) + "\n", "utf-8")
+            (work / CALIBRATION).write_bytes(CalibrationExtract(calibration).encode())
         now = datetime.datetime.now(datetime.timezone.utc)
-        manifest = Manifest(
-            **facts,
+        manifest = replace(
+            facts,
             tokenizers=texts,
             components=tuple(entries),
             files=tuple(describe_file(work, path) for path in files),
             calibration=None if calibration is None else calibration.digest(),
             created=now.isoformat(timespec="seconds"),
         )
-        _write_manifest(work, manifest)
-
-
-def _write_manifest(work: Path, manifest: Manifest) -> None:
-    """Write ``bundle.json`` last and flush it to disk: without it, nothing loads."""
-    with (work / MANIFEST).open("w", encoding="utf-8") as stream:
-        stream.write(manifest.to_json())
-        stream.flush()
-        os.fsync(stream.fileno())
+        # Last: without it, nothing loads.
+        write_manifest(work, manifest)

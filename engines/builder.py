@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.dimensions import Bounds
 from sd35_trt.formats.bundle import Port
+from sd35_trt.formats.component import read_component
+from sd35_trt.formats.reading import Option
 from sd35_trt.store.stages import Stage
-
-#: What the exporter calls its files.
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.data"
-DESCRIPTION_FILE = "component.json"
 
 
 @dataclass(frozen=True)
@@ -36,21 +32,21 @@ class ExportedComponent:
 
     @classmethod
     def read(cls, folder: Path) -> ExportedComponent:
-        """Read ``component.json``."""
-        data = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
+        """Read ``component.json``.
 
-        def ports(key: str) -> tuple[Port, ...]:
-            return tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in data[key])
-
+        Raises:
+            BundleError: see :func:`sd35_trt.formats.component.read_component`.
+        """
+        facts = read_component(folder)
         return cls(
             folder,
-            data["name"],
-            data["weight_bytes"],
-            ports("inputs"),
-            ports("outputs"),
-            data["precisions"],
-            data["fp32_places"],
-            data["largest_layer_bytes"],
+            facts.name,
+            facts.weight_bytes,
+            facts.inputs,
+            facts.outputs,
+            facts.precisions,
+            facts.fp32_places,
+            facts.largest_layer_bytes,
         )
 
 
@@ -111,8 +107,8 @@ class Builder(Protocol):
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that compile."""
 
-    def describe(self) -> dict[str, Any]:
-        """What the engines are built for, and options; JSON-serializable, for the manifest."""
+    def describe(self) -> dict[str, Option]:
+        """What the engines are built for, and options, for the manifest."""
 
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> Stage | None:
         """The stage that compiles a component, or None where the exported files are the engine.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from sd35_trt.components import COMPILED
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE, read_program
+from sd35_trt.formats.reading import Option
 from sd35_trt.programs import flash_attention
 from sd35_trt.programs.attention import ATTENTION
 from sd35_trt.programs.kernel_archive import collect_kernels
@@ -88,7 +88,7 @@ class InductorBuilder:
             found[flash_attention.PACKAGE] = flash
         return found
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Option]:
         return {
             "compute_capabilities": list(self._capabilities),
             "mode": self._mode,

@@ -7,11 +7,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.reading import Option
 
 from .builder import BuiltEngine, Engine, EngineOptions, ExportedComponent
 
@@ -40,7 +40,7 @@ class OnnxRuntimeBuilder:
     def versions(self) -> dict[str, str]:
         return {}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Option]:
         return {}
 
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> None:

@@ -23,11 +23,11 @@ from sd35_trt.compat.tensorrt import (
 )
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE
+from sd35_trt.formats.reading import Option
 from sd35_trt.store.stages import Stage, stage_files
 
 from .builder import (
-    MODEL_FILE,
-    WEIGHTS_FILE,
     BuiltEngine,
     Engine,
     EngineOptions,
@@ -87,7 +87,7 @@ class TensorRTBuilder:
     def versions(self) -> dict[str, str]:
         return {self.backend.name: str(self._trt.__version__)}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Option]:
         return {
             "compute_capabilities": list(self._capabilities),
             "weight_streaming": self._options.weight_streaming,

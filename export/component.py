@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS
+from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
 
 from .denoiser import Denoiser
@@ -50,10 +50,6 @@ from .torch_layers import use_torch_layers
 from .weights import stream_weights
 
 DTYPES = {"fp32": torch.float32, "half": torch.float16}
-
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.data"
-DESCRIPTION_FILE = "component.json"
 
 
 @dataclass(frozen=True)
@@ -291,13 +287,12 @@ def export_component(
         total = write_program(program, module, weights, out, written)
     else:
         total = stream_weights(model, module, weights, out / MODEL_FILE, WEIGHTS_FILE, written)
-    description = {
-        "name": name,
-        "weight_bytes": total,
-        "largest_layer_bytes": largest,
-        "inputs": [asdict(port) for port in ports if port.name in module.inputs],
-        "outputs": [asdict(port) for port in ports if port.name in module.outputs],
-        "precisions": precisions,
-        "fp32_places": {k: v for k, v in places.items() if k.startswith(f"{name}/")},
-    }
-    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+    ComponentFacts(
+        name=name,
+        weight_bytes=total,
+        largest_layer_bytes=largest,
+        inputs=tuple(port for port in ports if port.name in module.inputs),
+        outputs=tuple(port for port in ports if port.name in module.outputs),
+        precisions=precisions,
+        fp32_places={k: v for k, v in places.items() if k.startswith(f"{name}/")},
+    ).write(out)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError
-
-DESCRIPTION_FILE = "tokenizers.json"
+from sd35_trt.formats.tokenizers import TokenizerFacts, write_tokenizers
 
 
 def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) -> None:
@@ -25,7 +23,7 @@ def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) ->
     """
     from transformers import AutoTokenizer
 
-    description = {}
+    facts = {}
     for name in names:
         row = COMPONENTS[name]
         if row.tokenizer is None:
@@ -48,5 +46,5 @@ def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) ->
             # A tokenizer without a limit reports 1e30; CLIP's position table has one.
             positions = checkpoint.config(row.part).get("max_position_embeddings", 77)
             length = min(length, int(positions))
-        description[name] = {"length": length, "pad_id": int(tokenizer.pad_token_id)}
-    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        facts[name] = TokenizerFacts(length, int(tokenizer.pad_token_id))
+    write_tokenizers(out, facts)

@@ -8,8 +8,6 @@ the beginning of a large weight is a hole in the file.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,11 @@ from torch import nn
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
+from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
 
 from .component import (
-    DESCRIPTION_FILE,
-    MODEL_FILE,
     MODULES,
-    WEIGHTS_FILE,
     ExportOptions,
     apply_policy,
     build_part,
@@ -88,16 +84,15 @@ def export_weightless(
         model = graphs.model(name, module) if graphs else module.trace()
     ports = module.declared_ports()
     total = _write_weights(model, module, len(module.inputs), out)
-    description = {
-        "name": name,
-        "weight_bytes": total,
-        "largest_layer_bytes": 0,
-        "inputs": [asdict(port) for port in ports if port.name in module.inputs],
-        "outputs": [asdict(port) for port in ports if port.name in module.outputs],
-        "precisions": {},
-        "fp32_places": {},
-    }
-    (out / DESCRIPTION_FILE).write_text(json.dumps(description) + "\n")
+    ComponentFacts(
+        name=name,
+        weight_bytes=total,
+        largest_layer_bytes=0,
+        inputs=tuple(port for port in ports if port.name in module.inputs),
+        outputs=tuple(port for port in ports if port.name in module.outputs),
+        precisions={},
+        fp32_places={},
+    ).write(out)
     if not rows:
         return 0
     dtype, shape = {**module.inputs, **module.outputs}["modulation"]

@@ -84,10 +84,10 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> dict[str, Any
         pictures = PictureSet(
             prompts,
             options.seed,
-            int(defaults["steps"]) if options.steps is None else options.steps,
+            defaults.steps if options.steps is None else options.steps,
             common.size,
             common.batch,
-            float(defaults["guidance"]),
+            defaults.guidance,
         )
         report = _origins(options, reference, candidate, pictures, origin)
         figures, images = measure(reference, candidate, pictures, examples, Path(spool), progress)
@@ -117,7 +117,10 @@ def _origins(
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": options.command,
         "versions": _versions(),
-        "model": {k: candidate.manifest.model[k] for k in ("name", "variant")},
+        "model": {
+            "name": candidate.manifest.model.name,
+            "variant": candidate.manifest.model.variant,
+        },
         "reference": _describe(reference, options.against),
         "candidate": _describe(candidate, str(options.bundle)),
         "run": {
@@ -139,7 +142,7 @@ def _prompts(
     """Prompts, the scenes that they describe where they are mini's, and where they come from."""
     if options.captions is not None and options.captions < 1:
         raise UsageError(f"--captions must be at least 1, not {options.captions}")
-    mini = candidate.manifest.model["variant"] == "mini"
+    mini = candidate.manifest.model.variant == "mini"
     if options.prompts is None and mini:
         from sd35_trt.mini.scoring import heldout
 
@@ -187,8 +190,8 @@ def _describe(bundle: Bundle, name: str) -> dict[str, Any]:
     return {
         "bundle": name,
         "manifest_sha256": sha256_file(bundle.root / MANIFEST),
-        "policy": m.policy["name"],
-        "policy_sha256": m.policy["sha256"],
+        "policy": m.policy.name,
+        "policy_sha256": m.policy.sha256,
         "target": m.target,
         "builder": m.builder,
         "weight_bytes": {c.name: c.weight_bytes for c in m.components},

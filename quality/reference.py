@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 from sd35_trt.checkpoints.identity import difference
 from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.errors import BundleError, CheckpointError, UsageError
-from sd35_trt.formats.bundle import CALIBRATION, Bundle
-from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.calibration import DESCRIPTION, CalibrationExtract
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
 from sd35_trt.store.hub import resolve_model
@@ -74,7 +73,8 @@ def open_reference(
         if m.calibration is not None:
             # For the range guard: FP32 in the same places.
             calibration = folder / "calibration"
-            write_directory(calibration, DESCRIPTION, bundle_calibration(candidate).files())
+            made_with = CalibrationExtract.of(candidate).calibration
+            write_directory(calibration, DESCRIPTION, made_with.files())
         options = BuildOptions(
             model=model or "mini",
             tokenizers=tokenizers,
@@ -93,12 +93,6 @@ def open_reference(
         yield Bundle.open(build(options, report))
 
 
-def bundle_calibration(bundle: Bundle) -> Calibration:
-    """The calibration that a bundle was built with."""
-    data = json.loads(bundle.path(CALIBRATION).read_text("utf-8"))
-    return Calibration.from_tensors(data.pop("amax"), data)
-
-
 def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
     """Refuse a checkpoint whose files are not those that the candidate was made from.
 
@@ -110,7 +104,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     """
     try:
         checkpoint = open_checkpoint(resolve_model(model or "mini"))
-        reason = difference(checkpoint, candidate.manifest.model["files"], cache)
+        reason = difference(checkpoint, candidate.manifest.model.files, cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
     if reason is not None:
@@ -128,12 +122,12 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
     """
     a, b = reference.manifest, candidate.manifest
     pair = f"{candidate.root} and {reference.root}"
-    if a.model["variant"] != b.model["variant"]:
+    if a.model.variant != b.model.variant:
         raise BundleError(
-            f"{pair} are of different models: {b.model['variant']} and {a.model['variant']}",
+            f"{pair} are of different models: {b.model.variant} and {a.model.variant}",
             "compare bundles of one checkpoint",
         )
-    files, others = a.model["files"], b.model["files"]
+    files, others = a.model.files, b.model.files
     for name in sorted(files.keys() | others.keys()):
         if files.get(name) != others.get(name):
             raise BundleError(
@@ -159,7 +153,7 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
             f"{pair} accept no common batch: {_range(b.ranges.batch)} and {_range(a.ranges.batch)}",
             "build both with the same --batch",
         )
-    size = (int(b.defaults["size"][0]), int(b.defaults["size"][1]))
+    size = b.defaults.size
     low, high = a.ranges.size
     if any(not low <= side <= high or side % a.ranges.size_step for side in size):
         raise BundleError(
@@ -176,7 +170,7 @@ def _range(bounds: tuple[int, int]) -> str:
 def _lengths(bundle: Bundle) -> dict[str, int]:
     m = bundle.manifest
     lengths = {name: t.length for name, t in m.tokenizers.items()}
-    return {**lengths, "t5": int(m.defaults["t5_tokens"])}
+    return {**lengths, "t5": m.defaults.t5_tokens}
 
 
 def _components(bundle: Bundle) -> list[str]:

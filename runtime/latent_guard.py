@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sd35_trt.errors import BundleError
-from sd35_trt.formats.bundle import CALIBRATION, Bundle
+from sd35_trt.formats.band import BandExtract
+from sd35_trt.formats.bundle import Bundle
 
 from .request import Request
 
@@ -73,24 +72,16 @@ class Band:
         Raises:
             BundleError: the calibration in it has another form.
         """
-        if all(file.path != CALIBRATION for file in bundle.manifest.files):
-            return None
-        data = json.loads(bundle.path(CALIBRATION).read_text("utf-8"))
-        latents = data.get("latents")
+        latents = BandExtract.of(bundle).latents
         if latents is None:
             return None
-        try:
-            sigma = np.array(latents["sigma"], np.float64)
-            order = np.argsort(sigma)
-            bounds = [
-                np.array(latents[name], np.float64).reshape(len(sigma), 2)[order]
-                for name in ("mean", "deviation")
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{bundle.root} holds a calibration without use ({error})", "build it again"
-            ) from error
-        return cls(sigma[order], *bounds)
+        sigma = np.array(latents.sigma, np.float64)
+        order = np.argsort(sigma)
+        mean, deviation = (
+            np.array(bounds, np.float64).reshape(len(sigma), 2)[order]
+            for bounds in (latents.mean, latents.deviation)
+        )
+        return cls(sigma[order], mean, deviation)
 
     def at(self, sigma: float) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) of mean and of deviation that a healthy image has at a noise level."""

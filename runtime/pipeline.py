@@ -115,6 +115,7 @@ class Pipeline:
         fallback: str | os.PathLike[str] | None = None,
         device: str | None = None,
         vram_budget: int | str | None = None,
+        trust_kernels: bool = False,
     ) -> Pipeline:
         """Open a bundle.
 
@@ -131,6 +132,9 @@ class Pipeline:
                 Engines that have no room beside others are loaded for their stage, or stream
                 their weights. The planner counts weights, and working memory where the bundle
                 knows it; see :meth:`memory`.
+            trust_kernels: load compiled kernels that are in the bundle, or in the fallback. They
+                are code: say so for bundles that you built, or whose builder you trust. Without,
+                kernels come from the user's own cache, or are compiled.
 
         Raises:
             BundleError: missing, damaged, foreign, of another format version, with engines that
@@ -138,11 +142,11 @@ class Pipeline:
             OutOfMemory: a budget that is too small; names the smallest that is enough.
             Sd35Error: there is no such device here.
         """
-        bundle = Bundle.open(path, verify=verify)
+        bundle = Bundle.open(path, verify, trust_kernels)
         device_of(bundle, device)
         other = None
         if fallback is not None:
-            other = Bundle.open(fallback, verify=verify)
+            other = Bundle.open(fallback, verify, trust_kernels)
             device_of(other, device)
         budget = parse_bytes(vram_budget) if isinstance(vram_budget, str) else vram_budget
         return cls(bundle, threads, fallback=other, device=device, vram_budget=budget)
@@ -386,7 +390,7 @@ class Pipeline:
         clock.lap("text")
 
         sigmas = make_sigmas(
-            request.steps, request.shift, int(self.manifest.scheduler["num_train_timesteps"])
+            request.steps, request.shift, int(self.manifest.scheduler.num_train_timesteps)
         )
         latents = self._noise(request)
         if request.image is not None:
@@ -484,7 +488,7 @@ class Pipeline:
         self, hidden: np.ndarray, pooled: np.ndarray, sigmas: np.ndarray
     ) -> Iterator[tuple[Buffer, Buffer]]:
         """Context and modulation of each step; several steps are computed at a time."""
-        timesteps = (sigmas * self.manifest.scheduler["num_train_timesteps"]).astype(np.float32)
+        timesteps = (sigmas * self.manifest.scheduler.num_train_timesteps).astype(np.float32)
         port = self._component("conditioner").output("modulation")
         samples, tokens = hidden.shape[:2]
         one_step = port.resolve(steps=1, samples=samples)
@@ -615,8 +619,8 @@ def _check_fallback(bundle: Bundle, fallback: Bundle) -> None:
     """
     mine, its = bundle.manifest, fallback.manifest
     what = None
-    if its.model["variant"] != mine.model["variant"]:
-        what = f"is {its.model['variant']}, {bundle.root} is {mine.model['variant']}"
+    if its.model.variant != mine.model.variant:
+        what = f"is {its.model.variant}, {bundle.root} is {mine.model.variant}"
     elif mine.guided and not its.guided:
         what = f"was built without guidance, {bundle.root} with it"
     elif not its.ranges.include(mine.ranges):

@@ -78,6 +78,7 @@ class PipelinePool:
         queue_limit: how many requests may wait.
         threads: CPU threads of each engine; None takes all cores.
         preload: load every engine now. Otherwise they load at first use.
+        trust_kernels: see :meth:`Pipeline.load`.
         observer: called with the spans of every request as it ends; what it raises is logged.
 
     Attributes:
@@ -96,6 +97,7 @@ class PipelinePool:
         queue_limit: int = 64,
         threads: int | None = None,
         preload: bool = True,
+        trust_kernels: bool = False,
         observer: Observer | None = None,
     ) -> None:
         if not bundles:
@@ -112,7 +114,7 @@ class PipelinePool:
             pipelines = {}
             for name, bundle in bundles.items():
                 pipe = bundle if isinstance(bundle, Pipeline) else Pipeline.load(
-                    bundle, threads=threads
+                    bundle, threads=threads, trust_kernels=trust_kernels
                 )  # fmt: skip
                 pipelines[name] = opened.enter_context(pipe)
                 if preload:

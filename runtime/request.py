@@ -131,20 +131,20 @@ def make_request(
         raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
     if any(s < 0 for s in seeds):
         raise UsageError(f"seed must not be negative, not {min(seeds)}")
-    steps = defaults["steps"] if steps is None else steps
+    steps = defaults.steps if steps is None else steps
     if not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
-    guidance = _positive("guidance", defaults["guidance"] if guidance is None else guidance)
+    guidance = _positive("guidance", defaults.guidance if guidance is None else guidance)
     if not manifest.guided and guidance != 1.0:
         raise UsageError(
             f"this bundle was built without guidance, so guidance is 1, not {guidance:g}",
             "leave it out, or build with: --guidance",
         )
-    shift = _positive("shift", manifest.scheduler["shift"] if shift is None else shift)
-    sampler = defaults["sampler"] if sampler is None else sampler
+    shift = _positive("shift", manifest.scheduler.shift if shift is None else shift)
+    sampler = defaults.sampler if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise UsageError(f"unknown sampler {sampler!r}", f"use one of: {', '.join(SAMPLERS)}")
-    t5_tokens = defaults["t5_tokens"] if t5_tokens is None else t5_tokens
+    t5_tokens = defaults.t5_tokens if t5_tokens is None else t5_tokens
     shortest, longest = ranges.t5_tokens
     if not shortest <= t5_tokens <= longest:
         raise UsageError(f"t5_tokens must be {shortest} to {longest}, not {t5_tokens}")
@@ -153,7 +153,7 @@ def make_request(
     pixels = None if image is None else _pixels(image, size)
     if pixels is not None:
         size = (pixels.shape[1], pixels.shape[0])
-    width, height = size or defaults["size"]
+    width, height = size or defaults.size
     _check_size(width, height, manifest)
     return Request(
         prompts=tuple(p for p in prompts for _ in range(batch)),

@@ -238,7 +238,7 @@ class EngineSet:
         return backend.context_bytes if self._device.kind == "cuda" else 0
 
     def _footprints(self, dims: Mapping[str, int]) -> list[Footprint]:
-        steps = int(self._bundle.manifest.defaults["steps"])
+        steps = self._bundle.manifest.defaults.steps
         # A text encoder's batch is of texts.
         texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
         return [

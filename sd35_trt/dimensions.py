@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from .components import COMPONENTS, LATENT_SCALE
 from .errors import CheckpointError, UsageError
 
@@ -19,6 +21,8 @@ T5_TOKENS = 256
 #: Steps that one run of the conditioner computes at most: its memory grows with them.
 MAX_STEPS_AT_ONCE = 32
 
+# No dimension of a tensor is larger.
+_MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class SizeLimits:
@@ -76,14 +80,21 @@ def whole_number(transformer: Mapping[str, Any], key: str) -> int:
     return value
 
 
-@dataclass(frozen=True)
-class Ranges:
+class Ranges(Struct, frozen=True):
     """What the engines accept: inclusive bounds; sizes in pixels, in steps of ``size_step``."""
 
     batch: tuple[int, int]
     size: tuple[int, int]
     size_step: int
     t5_tokens: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "size", "t5_tokens"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high <= _MOST:
+                raise ValueError(f"{name} {low} to {high} is no range")
+        if not 1 <= self.size_step <= _MOST:
+            raise ValueError(f"size_step {self.size_step} is no step")
 
     def include(self, other: Ranges) -> bool:
         """Whether engines with these ranges accept all that engines with the other do."""
@@ -96,10 +107,33 @@ class Ranges:
         return inside and other.size_step % self.size_step == 0
 
 
+class Defaults(Struct, frozen=True):
+    """What a request gets that does not say otherwise.
+
+    Attributes:
+        size: (width, height) in pixels.
+        sampler: a key of :data:`sd35_trt.runtime.schedule.SAMPLERS`.
+        t5_tokens: length of T5's part of the text.
+    """
+
+    steps: int
+    guidance: float
+    size: tuple[int, int]
+    sampler: str
+    t5_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "t5_tokens"):
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} {getattr(self, name)} is no count")
+        if not all(1 <= side <= _MOST for side in self.size):
+            raise ValueError(f"size {self.size[0]}x{self.size[1]} is none of a picture")
+
+
 def dimension_bounds(
     component: str,
     ranges: Ranges,
-    defaults: Mapping[str, Any],
+    defaults: Defaults,
     clip_tokens: int,
     guided: bool,
 ) -> dict[str, Bounds]:
@@ -107,7 +141,7 @@ def dimension_bounds(
 
     Args:
         component: a key of :data:`sd35_trt.components.COMPONENTS`.
-        defaults: the manifest's: ``steps``, ``size`` and ``t5_tokens``.
+        defaults: whose ``steps``, ``size`` and ``t5_tokens`` are the most usual values.
         clip_tokens: CLIP's part of the text.
         guided: whether both guidance branches are computed; the text encoders and the
             conditioner then get two texts for each image.
@@ -116,9 +150,9 @@ def dimension_bounds(
     branches = 2 if guided else 1
     texts = (branches * images, branches * images, branches * most_images)
     short, long = ranges.t5_tokens
-    t5 = (short, defaults["t5_tokens"], long)
+    t5 = (short, defaults.t5_tokens, long)
     smallest, largest = ranges.size
-    width, height = ((smallest, pixels, largest) for pixels in defaults["size"])
+    width, height = ((smallest, pixels, largest) for pixels in defaults.size)
 
     def scaled(bounds: Bounds, divisor: int) -> Bounds:
         low, usual, high = (value // divisor for value in bounds)
@@ -130,7 +164,7 @@ def dimension_bounds(
         # Texts that were encoded before are not encoded again: there may be one left.
         "batch": (1, *texts[1:]) if text_encoder else (images, images, most_images),
         "samples": texts,
-        "steps": (1, min(defaults["steps"], MAX_STEPS_AT_ONCE), MAX_STEPS_AT_ONCE),
+        "steps": (1, min(defaults.steps, MAX_STEPS_AT_ONCE), MAX_STEPS_AT_ONCE),
         "tokens": t5
         if text_encoder
         else (clip_tokens + low, clip_tokens + usual, clip_tokens + high),

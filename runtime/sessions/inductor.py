@@ -23,6 +23,7 @@ taken for the run alone, in one piece: of pieces of many sizes, PyTorch keeps tw
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,8 @@ from sd35_trt.runtime.devices.device import Buffer, Device
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 
 from .session import SessionOptions, working_bytes
+
+logger = logging.getLogger("sd35_trt")
 
 
 class TorchQueue:
@@ -183,8 +186,9 @@ class InductorSession:
         try:
             program = read_program(bundle.path(component.files[0].path))
             place, path = self._queue.device, files[TENSORS_FILE]
-            attention = chosen.get("attention", tuple(ATTENTION))
-            fast = chosen.get("fast_accumulation", False)
+            names = bundle.manifest.option_names("attention")
+            attention = tuple(names) if "attention" in chosen else tuple(ATTENTION)
+            fast = bool(chosen.get("fast_accumulation", False))
             held = options.held_bytes
             with self._queue.loading():
                 if held is not None and held < component.weight_bytes and mode == "eager":
@@ -221,8 +225,17 @@ class InductorSession:
             and manifest.versions.get("torch") == torch.__version__
         ):
             for file in self._component.files:
-                if Path(file.path).name == KERNELS_FILE:
+                if Path(file.path).name != KERNELS_FILE:
+                    continue
+                if bundle.trust_kernels:
                     offer_kernels(_checked(bundle, file))
+                else:
+                    logger.warning(
+                        "%s: its compiled kernels are code, and not loaded; they are compiled "
+                        "anew — where you trust the bundle, load it with trust_kernels=True "
+                        "(--trust-kernels)",
+                        bundle.root,
+                    )
         return kept
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:

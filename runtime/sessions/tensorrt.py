@@ -138,7 +138,7 @@ def _deserialize(runtime: Any, path: Path) -> Any:
 
 def _built_for(bundle: Bundle) -> str:
     manifest = bundle.manifest
-    capabilities = manifest.engine_options.get("compute_capabilities") or ["?"]
+    capabilities = manifest.option_names("compute_capabilities") or ["?"]
     version = manifest.versions.get(manifest.builder, "?")
     title = BACKENDS[manifest.builder].title
     return f"compute capability {', '.join(capabilities)} by {title} {version}"

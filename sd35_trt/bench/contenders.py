@@ -74,6 +74,7 @@ class EngineContender:
             threads=self._workload.threads,
             device=self._workload.device,
             vram_budget=self._workload.vram_budget,
+            trust_kernels=self._bundle.trust_kernels,
         )
         self._pipe.preload()
         return time.perf_counter() - start
@@ -104,10 +105,10 @@ class EngineContender:
             "kind": "bundle",
             "path": str(self._bundle.root),
             "manifest_sha256": sha256_file(self._bundle.root / MANIFEST),
-            "model": m.model["name"],
-            "variant": m.model["variant"],
-            "policy": m.policy["name"],
-            "policy_sha256": m.policy["sha256"],
+            "model": m.model.name,
+            "variant": m.model.variant,
+            "policy": m.policy.name,
+            "policy_sha256": m.policy.sha256,
             "target": m.target,
             "builder": m.builder,
             "guided": m.guided,

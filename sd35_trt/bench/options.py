@@ -29,7 +29,7 @@ class BenchOptions:
         against: None, ``diffusers``, ``diffusers-compiled``, or another bundle's directory.
         model: with ``diffusers``, the checkpoint behind the bundle; None is mini.
         threads: CPU threads of an engine, and of PyTorch; None is all that the process may use.
-        device, vram_budget: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
+        device, vram_budget, trust_kernels: as :meth:`sd35_trt.runtime.Pipeline.load` takes them.
         command: recorded in the result.
     """
 
@@ -46,4 +46,5 @@ class BenchOptions:
     threads: int | None = None
     device: str | None = None
     vram_budget: int | None = None
+    trust_kernels: bool = False
     command: str = ""

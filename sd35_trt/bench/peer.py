@@ -28,7 +28,7 @@ def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Cont
     if options.against is None:
         return None
     if options.against not in WITH_DIFFUSERS:
-        other = Bundle.open(options.against)
+        other = Bundle.open(options.against, trust_kernels=options.trust_kernels)
         device_of(other, options.device)
         check_comparable(other, bundle)
         size, guidance = workload.size, workload.guidance
@@ -49,6 +49,6 @@ def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Cont
     from .diffusers import DiffusersContender
 
     t5 = bundle.manifest.component("t5") is not None
-    single = bundle.manifest.policy["name"] == "fp32"
+    single = bundle.manifest.policy.name == "fp32"
     compiled = options.against == DIFFUSERS_COMPILED
     return DiffusersContender(checkpoint, workload, t5, single, compiled)

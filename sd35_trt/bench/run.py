@@ -43,7 +43,7 @@ def bench(options: BenchOptions, progress: Progress = silent) -> dict[str, Any]:
         Sd35Error: the bundle or its peer cannot be run, or the checkpoint is not the bundle's.
     """
     start = time.perf_counter()
-    bundle = Bundle.open(options.bundle)
+    bundle = Bundle.open(options.bundle, trust_kernels=options.trust_kernels)
     workload = decide_workload(bundle, options)
     peer = open_peer(bundle, options, workload)
     gpu, note = Gpu.open() if workload.device != "cpu" else (None, "")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.tokenizers import TokenizerFacts, read_tokenizers
 from sd35_trt.planning.calibration import check_calibration
 from sd35_trt.planning.decide import Decision
 from sd35_trt.progress import Progress
@@ -24,25 +24,25 @@ class Export:
 
     Attributes:
         tokenizers: folder of their files.
-        lengths: by text encoder, ``length`` and ``pad_id`` of its tokens.
+        texts: length and padding of each text encoder's tokens.
         components: folder of each, in the contract's order.
         files: SHA-256 of the checkpoint's files that they were made from, by ``folder/name``.
     """
 
     tokenizers: Path
-    lengths: Mapping[str, Mapping[str, int]]
+    texts: Mapping[str, TokenizerFacts]
     components: Mapping[str, Path]
     files: Mapping[str, str]
 
     @property
     def clip_tokens(self) -> int:
         """Length of CLIP's part of the text."""
-        return self.lengths["clip_l"]["length"]
+        return self.texts["clip_l"].length
 
     @property
     def t5_tokens(self) -> int:
         """Length of T5's part of the text."""
-        return self.lengths["t5"]["length"] if "t5" in self.lengths else T5_TOKENS
+        return self.texts["t5"].length if "t5" in self.texts else T5_TOKENS
 
 
 def export_model(
@@ -66,8 +66,8 @@ def export_model(
     model = decision.model
     inputs = StageInputs(model.checkpoint, cache, versions)
     tokenizers = run_stage(cache, tokenizer_stage(inputs, model.components), progress)
-    lengths = json.loads((tokenizers / "tokenizers.json").read_text("utf-8"))
-    clip_tokens = lengths["clip_l"]["length"]
+    texts = read_tokenizers(tokenizers)
+    clip_tokens = texts["clip_l"].length
     stages = [
         component_stage(inputs, name, decision, calibration, clip_tokens, dialect)
         for name in model.components
@@ -77,4 +77,4 @@ def export_model(
     if calibration and not all(cache.find(stage.name, stage.key) for stage in stages):
         check_calibration(calibration, model, decision.policy, files)
     folders = {stage.name: run_stage(cache, stage, progress) for stage in stages}
-    return Export(tokenizers, lengths, folders, files)
+    return Export(tokenizers, texts, folders, files)

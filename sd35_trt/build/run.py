@@ -65,6 +65,6 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
             export = export_model(decision, calibration, dialect, versions, cache, progress)
             engines = compile_model(decision, export, builder, cache, progress)
             facts = manifest_facts(decision, export, builder, versions, options.command)
-            assemble(out, builder, engines, export.tokenizers, export.lengths, facts, calibration)
+            assemble(out, builder, engines, export.tokenizers, facts, calibration)
             progress("bundle", 1, 1, "written")
     return out

@@ -73,6 +73,7 @@ def command(
     out: Path,
     device: str | None,
     vram_budget: int | None,
+    trust_kernels: bool,
     verify: bool,
     as_json: bool,
     **arguments: Any,
@@ -94,7 +95,13 @@ def command(
 
     check_output(out)
     picture = None if image is None else load_picture(image)
-    opened = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
+    opened = Pipeline.load(
+        bundle,
+        verify=verify,
+        device=device,
+        vram_budget=vram_budget,
+        trust_kernels=trust_kernels,
+    )
     with opened as pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
         memory = pipe.memory()

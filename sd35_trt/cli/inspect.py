@@ -20,11 +20,11 @@ def command(bundle: Path, as_json: bool) -> None:
       sd35-trt inspect bundles/mini-cpu
       sd35-trt inspect bundles/mini-cpu --json | jq .components
     """
-    from sd35_trt.formats.bundle import Bundle
+    from sd35_trt.formats.bundle import MANIFEST, Bundle
 
     opened = Bundle.open(bundle)
     if as_json:
-        click.echo(opened.manifest.to_json(), nl=False)
+        click.echo((opened.root / MANIFEST).read_text("utf-8"), nl=False)
         return
     from .tables.manifest import print_manifest
 

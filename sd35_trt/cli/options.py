@@ -100,7 +100,7 @@ def guided_option(text: str) -> Callable[[_Command], _Command]:
 
 
 def device_options(command: _Command) -> _Command:
-    """Where a bundle runs: ``device`` and ``vram_budget``."""
+    """Where and how a bundle runs: ``device``, ``vram_budget`` and ``trust_kernels``."""
     device = click.option(
         "--device",
         default=None,
@@ -115,7 +115,13 @@ def device_options(command: _Command) -> _Command:
         help="Memory of the device to stay within, e.g. 8GiB: engines then load for their stage, "
         "or stream their weights. Default: all engines stay.",
     )
-    return device(budget(command))
+    trust = click.option(
+        "--trust-kernels",
+        is_flag=True,
+        help="Load compiled kernels that are in the bundle: they are code. For bundles whose "
+        "builder you trust.",
+    )
+    return device(budget(trust(command)))
 
 
 # What a picture is drawn with; None takes the model's.

@@ -1,7 +1,8 @@
 """The bundle: a directory of engines, with a manifest of what they are and how they were made.
 
-``bundle.json`` holds every fact that the runtime needs, the size and SHA-256 of every other file,
-and a digest of itself. Only regular files inside the directory are ever opened.
+``bundle.json`` holds every fact that the runtime needs, the size and SHA-256 of every other file;
+``bundle.json.sha256`` beside it the SHA-256 of its bytes. Only regular files inside the directory
+are ever opened. docs/bundle-format.md specifies all of it.
 """
 
 from __future__ import annotations
@@ -10,37 +11,67 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, NoReturn
 
-from sd35_trt.dimensions import Ranges
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import BundleError
 
-#: Version of the manifest; a reader accepts exactly its own.
-FORMAT = 1
+from .reading import (
+    Count,
+    Digest,
+    Name,
+    Option,
+    Positive,
+    RelativePath,
+    Text,
+    check_format,
+    decode,
+    encode,
+    read_file,
+)
+
+#: Version of the manifest that is written.
+FORMAT = 2
+
+#: Versions that are read.
+READABLE = (1, 2)
+
+#: What a manifest may require of its reader, and this one knows.
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
 
 MANIFEST = "bundle.json"
 
-#: Amax values and provenance of the calibration, in a bundle that was built with one.
+#: SHA-256 of the manifest's bytes in hex, and a newline.
+MANIFEST_DIGEST = "bundle.json.sha256"
+
+#: Amax values and provenance of the calibration, in a bundle that was built with one; see
+#: :class:`sd35_trt.formats.calibration.CalibrationExtract`.
 CALIBRATION = "calibration.json"
 
 #: Files up to this size are hashed at every load, larger ones only on request.
 SMALL_FILE = 32 << 20
 
+# A manifest of SD3.5 Large has about 100 kB.
+_LARGEST_MANIFEST = 16 << 20
+
 _REBUILD = "build it again with: sd35-trt build"
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(Struct, frozen=True):
     """One input or output of a component.
 
     ``shape`` holds integers and the names of dynamic dimensions; ``dtype`` is a numpy name.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Annotated[str, Meta(pattern=r"\A(bool|u?int8|int32|int64|float16|float32|float64)\Z")]
+    shape: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)] | Name, ...], Meta(max_length=8)
+    ]
 
     @property
     def dynamic(self) -> list[str]:
@@ -52,17 +83,22 @@ class Port:
         return tuple(dims[d] if isinstance(d, str) else d for d in self.shape)
 
 
-@dataclass(frozen=True)
-class File:
+#: The inputs, or the outputs, of a component.
+Ports = Annotated[tuple[Port, ...], Meta(max_length=64)]
+
+
+class File(Struct, frozen=True):
     """A file of the bundle: relative path, size in bytes, SHA-256 in hex."""
 
-    path: str
-    bytes: int
-    sha256: str
+    path: RelativePath
+    bytes: Count
+    sha256: Digest
 
 
-@dataclass(frozen=True)
-class Component:
+Files = Annotated[tuple[File, ...], Meta(max_length=1024)]
+
+
+class Component(Struct, frozen=True):
     """One engine.
 
     Attributes:
@@ -82,18 +118,18 @@ class Component:
         largest_layer_bytes: weights of its largest layer; None in bundles of older versions.
     """
 
-    name: str
-    engine: str
-    files: tuple[File, ...]
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    weight_bytes: int
-    precisions: dict[str, int]
-    fp32_places: dict[str, float]
-    activation_bytes: int | None = None
-    allocated_bytes: int | None = None
-    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
-    largest_layer_bytes: int | None = None
+    name: Name
+    engine: Name
+    files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=1024)]
+    inputs: Ports
+    outputs: Ports
+    weight_bytes: Count
+    precisions: dict[Name, Count]
+    fp32_places: dict[Name, float]
+    activation_bytes: Count | None = None
+    allocated_bytes: Count | None = None
+    bounds: dict[Name, tuple[Count, Count]] = {}
+    largest_layer_bytes: Count | None = None
 
     def input(self, name: str) -> Port:
         return next(port for port in self.inputs if port.name == name)
@@ -102,47 +138,96 @@ class Component:
         return next(port for port in self.outputs if port.name == name)
 
 
-@dataclass(frozen=True)
-class Tokenizer:
+class Tokenizer(Struct, frozen=True):
     """A ``tokenizers`` file with the fixed length and padding that the model was trained with."""
 
-    path: str
-    length: int
-    pad_id: int
+    path: RelativePath
+    length: Positive
+    pad_id: Count
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Model(Struct, frozen=True):
+    """The checkpoint.
+
+    Attributes:
+        name: what it is called.
+        variant: a key of :data:`sd35_trt.variants.VARIANTS`.
+        files: path in the checkpoint → SHA-256, of all that the components were made from.
+    """
+
+    name: Text
+    variant: Name
+    files: Annotated[dict[Name, Digest], Meta(max_length=65536)]
+
+
+class PolicyRule(Struct, frozen=True):
+    """See :class:`sd35_trt.policies.Rule`."""
+
+    component: Text
+    match: Text
+    precision: Name
+    reason: Text = ""
+
+
+class PolicyRecord(Struct, frozen=True):
+    """The precision policy that was built with; ``sha256`` is of its rules."""
+
+    name: Text
+    sha256: Digest
+    rules: Annotated[tuple[PolicyRule, ...], Meta(max_length=65536)] = ()
+
+
+class Scheduler(Struct, frozen=True):
+    """``FlowMatchEulerDiscreteScheduler``'s: the usual shift, and timesteps of the training."""
+
+    shift: float
+    num_train_timesteps: float
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"shift {self.shift} is not above 0")
+        if not 1 <= self.num_train_timesteps <= 2**24:
+            raise ValueError(f"num_train_timesteps {self.num_train_timesteps} is not 1 to 2**24")
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
     """Everything in ``bundle.json``.
 
     ``calibration`` is the digest of the calibration that the bundle was built with; where there
     was one, :data:`CALIBRATION` holds it. ``engine_options`` is what the builder was asked for:
     compute capabilities, weight streaming, refit; with ``inductor`` how the session compiles.
+    ``requires`` names what a reader must know to draw what was meant.
     """
 
-    model: dict[str, Any]
-    target: str
-    builder: str
-    policy: dict[str, Any]
+    format: int = FORMAT
+    requires: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    model: Model
+    target: Name
+    builder: Name
+    policy: PolicyRecord
     ranges: Ranges
-    latent_channels: int
-    latent_scale: int
+    latent_channels: Annotated[int, Meta(ge=1, le=4096)]
+    latent_scale: Annotated[int, Meta(ge=1, le=4096)]
     guided: bool
-    scheduler: dict[str, float]
-    defaults: dict[str, Any]
-    tokenizers: dict[str, Tokenizer]
-    components: tuple[Component, ...]
-    files: tuple[File, ...]
-    versions: dict[str, str]
-    command: str
-    created: str
-    calibration: str | None
-    engine_options: dict[str, Any]
-    format: int = field(default=FORMAT)
+    scheduler: Scheduler
+    defaults: Defaults
+    tokenizers: Annotated[dict[Name, Tokenizer], Meta(max_length=256)]
+    components: Annotated[tuple[Component, ...], Meta(max_length=256)]
+    files: Files
+    versions: dict[Name, Text]
+    command: Text
+    created: Text
+    calibration: Digest | None
+    engine_options: dict[Name, Option]
 
     def component(self, name: str) -> Component | None:
         """A component by name, or None where the model has none (a checkpoint without T5)."""
         return next((c for c in self.components if c.name == name), None)
+
+    def option_names(self, name: str) -> list[str]:
+        """An engine option that is a list of names; empty where there is none."""
+        value = self.engine_options.get(name)
+        return value if isinstance(value, list) else []
 
     def fp32_places(self) -> dict[str, float]:
         """What the range guard computes in FP32, of all components; see :class:`Component`."""
@@ -156,32 +241,6 @@ class Manifest:
                 if file.path not in seen:
                     seen.add(file.path)
                     yield file
-
-    def to_json(self) -> str:
-        data = asdict(self)
-        data["digest"] = _digest(data)
-        return json.dumps(data, indent=1, sort_keys=True) + "\n"
-
-
-def _digest(data: dict[str, Any]) -> str:
-    body = {key: value for key, value in data.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _port(data: dict[str, Any]) -> Port:
-    return Port(data["name"], data["dtype"], tuple(data["shape"]))
-
-
-def _component(data: dict[str, Any]) -> Component:
-    return Component(
-        **{
-            **data,
-            "files": tuple(File(**file) for file in data["files"]),
-            "inputs": tuple(map(_port, data["inputs"])),
-            "outputs": tuple(map(_port, data["outputs"])),
-            "bounds": {k: _bounds(v) for k, v in data.get("bounds", {}).items()},
-        }
-    )
 
 
 def sha256_file(path: Path) -> str:
@@ -201,15 +260,32 @@ def describe_file(root: Path, path: str) -> File:
     return File(path, full.stat().st_size, sha256_file(full))
 
 
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write a manifest of :data:`FORMAT` and its digest, and flush them to disk.
+
+    The digest first: without both, nothing loads.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    data = encode(replace(manifest, format=FORMAT))
+    digest = hashlib.sha256(data).hexdigest()
+    for name, content in ((MANIFEST_DIGEST, f"{digest}\n".encode()), (MANIFEST, data)):
+        with (root / name).open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
 def _inside(root: Path, path: str) -> Path:
     """``root / path``, refused when it leaves the bundle by ``..``, a root or a link."""
     pure = PurePosixPath(path)
     full = root / pure
-    if (
-        pure.is_absolute()
-        or ".." in pure.parts
-        or not full.resolve().is_relative_to(root.resolve())
-    ):
+    try:
+        inside = full.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links, a name too long
+        inside = False
+    if pure.is_absolute() or ".." in pure.parts or not inside:
         raise BundleError(
             f"{root / MANIFEST}: the path {path!r} leaves the bundle", "do not use this bundle"
         )
@@ -217,14 +293,22 @@ def _inside(root: Path, path: str) -> Path:
 
 
 class Bundle:
-    """An opened bundle: its directory and its manifest."""
+    """An opened bundle.
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    Args:
+        root: its directory.
+        trust_kernels: whether compiled kernels in it may be loaded: they are code.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, trust_kernels: bool = False) -> None:
         self.root = root
         self.manifest = manifest
+        self.trust_kernels = trust_kernels
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], verify: bool = False) -> Bundle:
+    def open(
+        cls, root: str | os.PathLike[str], verify: bool = False, trust_kernels: bool = False
+    ) -> Bundle:
         """Read the manifest and check the files behind it.
 
         Sizes are always compared, small files are always hashed.
@@ -232,6 +316,7 @@ class Bundle:
         Args:
             root: the bundle's directory.
             verify: hash the large files too.
+            trust_kernels: as of the class.
 
         Raises:
             BundleError: names the file and what to do about it.
@@ -249,46 +334,71 @@ class Bundle:
                 )
             if (verify or size <= SMALL_FILE) and sha256_file(path) != file.sha256:
                 raise BundleError(f"{path} is damaged (SHA-256 differs)", _REBUILD)
-        return cls(root, manifest)
+        for tokenizer in manifest.tokenizers.values():
+            _inside(root, tokenizer.path)
+        return cls(root, manifest, trust_kernels)
 
     def path(self, relative: str) -> Path:
         """Path of a file of the bundle; refuses one outside it."""
         return _inside(self.root, relative)
 
 
+class _Head(Struct, frozen=True):
+    """What is read before all else: it says whether the rest can be."""
+
+    format: int
+    requires: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+
+
 def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = read_file(path, _LARGEST_MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{root} is not a bundle (no {MANIFEST})", "make one with: sd35-trt build"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
-        raise BundleError(f"{path} is not a bundle manifest", _REBUILD)
-    if data["format"] != FORMAT:
-        newer = data["format"] > FORMAT
-        raise BundleError(
-            f"{path} has format {data['format']}, this version reads {FORMAT}",
-            "upgrade sd35-trt" if newer else _REBUILD,
-        )
-    if data.pop("digest", None) != _digest(data):
+    head = decode(data, _Head, path, BundleError, _REBUILD)
+    check_format(head.format, READABLE, path, BundleError, _REBUILD)
+    for name in head.requires:
+        if name not in KNOWN_REQUIREMENTS:
+            raise BundleError(
+                f"{path} requires {name!r}, which this version does not know", "upgrade sd35-trt"
+            )
+    digest, stored = _digest_1(data, path) if head.format == 1 else _digest_2(data, root)
+    if digest != stored:
         raise BundleError(f"{path} is damaged (its digest differs)", _REBUILD)
+    return decode(data, Manifest, path, BundleError, _REBUILD)
+
+
+def _digest_1(data: bytes, path: Path) -> tuple[str, object]:
+    """Digest of a manifest of format 1, and what it says of itself.
+
+    Format 1 has it in the field ``digest``: the SHA-256 of the other fields as Python's
+    ``json.dumps(…, sort_keys=True)`` writes them.
+    """
     try:
-        return Manifest(
-            **{
-                **data,
-                "ranges": Ranges(**{k: _bounds(v) for k, v in data["ranges"].items()}),
-                "tokenizers": {k: Tokenizer(**v) for k, v in data["tokenizers"].items()},
-                "components": tuple(map(_component, data["components"])),
-                "files": tuple(File(**file) for file in data["files"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BundleError(f"{path} lacks or misstates a field: {error}", _REBUILD) from error
+        fields = json.loads(data, parse_constant=_refuse)
+        stored = fields.pop("digest", None)
+        text = json.dumps(fields, sort_keys=True)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
+    return hashlib.sha256(text.encode()).hexdigest(), stored
 
 
-def _bounds(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _digest_2(data: bytes, root: Path) -> tuple[str, str]:
+    """Digest of a manifest of format 2, and what :data:`MANIFEST_DIGEST` says."""
+    path = root / MANIFEST_DIGEST
+    try:
+        stored = read_file(path, 256).decode("ascii").removesuffix("\n")
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing", _REBUILD) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
+    return hashlib.sha256(data).hexdigest(), stored

@@ -10,6 +10,8 @@
 
 ``calibration.json`` says how they came about, and holds the digest of the scalars. The band of the
 latents is there too: the runtime warns of images that leave it, the build does not depend on it.
+
+A bundle holds an extract of it in one file, :class:`CalibrationExtract`.
 """
 
 from __future__ import annotations
@@ -18,16 +20,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Raw, Struct
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from sd35_trt.errors import UsageError
+from sd35_trt.errors import BundleError, UsageError
+
+from .band import REBUILD, LatentStatistics, extract_bytes
+from .bundle import Bundle
+from .reading import Count, Digest, Name, Positive, Text, check_format, decode, encode, read_file
 
 #: Version of the artifact; a reader accepts exactly its own.
 FORMAT = 1
@@ -47,6 +55,60 @@ _SMALLEST_AMAX = E4M3_MAX * 2.0**-126
 _AGAIN = "make it again with: sd35-trt calibrate"
 
 
+# Of a JSON file with a line for every layer of the model.
+_LARGEST = 64 << 20
+
+
+class PolicyIdentity(Struct, frozen=True):
+    """A precision policy's name, and the SHA-256 of its rules."""
+
+    name: Text
+    sha256: Digest
+
+
+class PromptsIdentity(Struct, frozen=True):
+    """SHA-256 of a set of prompts, and how many there are."""
+
+    sha256: Digest
+    count: Count
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """How amax values came about. What is not known is None.
+
+    Attributes:
+        variant: a key of :data:`sd35_trt.variants.VARIANTS`.
+        files: path in the checkpoint → SHA-256.
+        sizes: (width, height) in pixels.
+        method: how amax is found: ``max``, or that the checkpoint had it.
+        dtype: that was computed in: ``fp32``, ``bf16``, ``fp16``.
+        device: that computed.
+        versions: of the libraries.
+        command: that made the calibration.
+        latents: what the runtime compares with.
+    """
+
+    variant: Name | None = None
+    files: Annotated[dict[Name, Digest], Meta(max_length=65536)] | None = None
+    policy: PolicyIdentity | None = None
+    prompts: PromptsIdentity | None = None
+    steps: Positive | None = None
+    guidance: float | None = None
+    sizes: tuple[tuple[Positive, Positive], ...] | None = None
+    seed: int | None = None
+    method: Text | None = None
+    dtype: Name | None = None
+    device: Name | None = None
+    versions: dict[Name, Text] | None = None
+    command: Text | None = None
+    latents: LatentStatistics | None = None
+
+    def known(self) -> dict[str, object]:
+        """Fields that are not None, as JSON has them."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {k: msgspec.to_builtins(v) for k, v in fields.items() if v is not None}
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Amax values by name, each rounded to FP32.
@@ -55,22 +117,20 @@ class Calibration:
         inputs: ``component/layer`` of an FP8 linear → amax of its input.
         activations: ``component/module`` → amax of its output (of a tuple: of all its tensors).
         bmm: ``component/attention.operand``, operand one of :data:`ATTENTION_OPERANDS` → amax.
-        provenance: JSON-serializable: ``variant``; ``files`` (path in the checkpoint → SHA-256);
-            ``policy`` (name, sha256); ``prompts`` (sha256, count); ``steps``, ``guidance``,
-            ``sizes``, ``seed``, ``method``, ``versions``, ``command``; ``latents``: the noise
-            level after each step (``sigma``), and the smallest and the largest ``mean`` and
-            ``deviation`` that any image's latents had there.
+        provenance: how they came about.
+        unknown: fields of the description that a newer version wrote, kept as they are.
     """
 
     inputs: Mapping[str, float]
     activations: Mapping[str, float]
     bmm: Mapping[str, float]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
+    unknown: Mapping[str, Raw] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("inputs", "activations", "bmm"):
-            rounded = {k: float(np.float32(v)) for k, v in getattr(self, field).items()}
-            object.__setattr__(self, field, rounded)
+        for name in ("inputs", "activations", "bmm"):
+            rounded = {k: float(np.float32(v)) for k, v in getattr(self, name).items()}
+            object.__setattr__(self, name, rounded)
 
     def tensors(self) -> dict[str, float]:
         """Every amax by its name in the file."""
@@ -85,14 +145,20 @@ class Calibration:
 
     def files(self) -> dict[str, bytes]:
         """Contents of the artifact's files by name."""
-        description = {"format": FORMAT, "digest": self.digest(), **self.provenance}
+        description = {"format": FORMAT, "digest": self.digest(), **self.described()}
         tensors = {k: np.array(v, np.float32) for k, v in sorted(self.tensors().items())}
-        text = json.dumps(description, indent=1, sort_keys=True, ensure_ascii=False)
-        return {TENSORS: save_tensors(tensors), DESCRIPTION: f"{text}\n".encode()}
+        return {TENSORS: save_tensors(tensors), DESCRIPTION: encode(description)}
+
+    def described(self) -> dict[str, object]:
+        """The provenance by field, unknown ones included."""
+        return {**self.unknown, **self.provenance.known()}
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, float], provenance: Mapping[str, Any]
+        cls,
+        tensors: Mapping[str, float],
+        provenance: Provenance,
+        unknown: Mapping[str, Raw] | None = None,
     ) -> Calibration:
         """The inverse of :meth:`tensors`.
 
@@ -109,7 +175,7 @@ class Calibration:
                 fields["bmm"][f"{module}.{operand}"] = value
             else:
                 raise ValueError(f"holds an unknown tensor {name!r}")
-        return cls(**fields, provenance=provenance)
+        return cls(**fields, provenance=provenance, unknown=unknown or {})
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -122,10 +188,15 @@ class Calibration:
             UsageError: missing, truncated, or of another format.
         """
         folder = path.parent if path.suffix == ".safetensors" else path
-        description = _read_description(folder / DESCRIPTION)
+        path = folder / DESCRIPTION
+        data = _read_description(path)
+        head = decode(data, _Head, path, UsageError, _AGAIN)
+        check_format(head.format, (FORMAT,), path, UsageError, _AGAIN)
+        provenance = decode(data, Provenance, path, UsageError, _AGAIN)
+        unknown = _unknown_fields(data, path, UsageError, ("format", "digest"))
         file = folder / TENSORS
         try:
-            tensors = load_tensors(file.read_bytes())
+            tensors = load_tensors(read_file(file, _LARGEST))
             values = {
                 name: float(tensor.astype(np.float32).item()) for name, tensor in tensors.items()
             }
@@ -133,13 +204,11 @@ class Calibration:
             raise UsageError(f"{file} is missing", _AGAIN) from None
         except (SafetensorError, OSError, ValueError) as error:
             raise UsageError(f"{file} is truncated or damaged ({error})", _AGAIN) from error
-        digest = description.pop("digest", None)
-        description.pop("format")
         try:
-            calibration = cls.from_tensors(values, description)
+            calibration = cls.from_tensors(values, provenance, unknown)
         except ValueError as error:
             raise UsageError(f"{file} {error}", _AGAIN) from error
-        if digest != calibration.digest():
+        if head.digest != calibration.digest():
             raise UsageError(f"{file} does not belong to {DESCRIPTION} (digest differs)", _AGAIN)
         return calibration
 
@@ -159,7 +228,7 @@ class Calibration:
         Raises:
             UsageError: names the file, or the layers.
         """
-        known = self.provenance.get("files") or {}
+        known = self.provenance.files or {}
         for file, digest in checkpoint_files.items():
             if known.get(file) != digest:
                 raise UsageError(
@@ -198,22 +267,64 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+class _Head(Struct, frozen=True):
+    """What says whether a description can be read, and which scalars it belongs to."""
+
+    format: int
+    digest: Digest | None = None
+
+
+def _read_description(path: Path) -> bytes:
     try:
-        data = json.loads(path.read_text("utf-8"))
+        return read_file(path, _LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{path.parent} is not a calibration (no {path.name})",
             "make one with: sd35-trt calibrate --out DIR",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise UsageError(f"{path} cannot be read: {error}", _AGAIN) from error
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
-        raise UsageError(f"{path} does not describe a calibration", _AGAIN)
-    if data["format"] != FORMAT:
-        newer = data["format"] > FORMAT
-        raise UsageError(
-            f"{path} has format {data['format']}, this version reads {FORMAT}",
-            "upgrade sd35-trt" if newer else _AGAIN,
-        )
-    return data
+
+
+def _unknown_fields(
+    data: bytes, path: Path, error: type[BundleError | UsageError], beside: tuple[str, ...]
+) -> dict[str, Raw]:
+    """Fields of a description that are not :class:`Provenance`'s, nor those ``beside`` it."""
+    fields = decode(data, dict[str, Raw], path, error, _AGAIN)
+    known = (*Provenance.__struct_fields__, *beside)
+    return {name: raw.copy() for name, raw in fields.items() if name not in known}
+
+
+@dataclass(frozen=True)
+class CalibrationExtract:
+    """What a bundle's ``calibration.json`` holds: provenance, and amax values by tensor name.
+
+    Attributes:
+        calibration: that was built with.
+    """
+
+    calibration: Calibration
+
+    def encode(self) -> bytes:
+        """Contents of the file: the provenance's fields, and ``amax``, sorted by name."""
+        return encode({**self.calibration.described(), "amax": self.calibration.tensors()})
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> CalibrationExtract:
+        """That of a bundle.
+
+        Raises:
+            BundleError: the bundle has none, or it is not as it was written.
+        """
+        path, data = extract_bytes(bundle)
+        amax = decode(data, _Amax, path, BundleError, REBUILD).amax
+        provenance = decode(data, Provenance, path, BundleError, REBUILD)
+        unknown = _unknown_fields(data, path, BundleError, ("amax",))
+        try:
+            return cls(Calibration.from_tensors(amax, provenance, unknown))
+        except ValueError as error:
+            raise BundleError(f"{path} {error}", REBUILD) from error
+
+
+class _Amax(Struct, frozen=True):
+    amax: dict[Name, float]

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from sd35_trt.errors import BundleError
+
+from .reading import Count, Name, check_format, decode, read_file
 
 #: Version of the file; a reader accepts exactly its own.
 FORMAT = 1
@@ -25,12 +29,16 @@ TENSORS_FILE = "weights.safetensors"
 KERNELS_FILE = "kernels.bin"
 
 
-#: Kinds of :class:`View`.
-VIEWS = ("rows", "tokens", "grid")
+# The step of SD3.5 Large has about 2 MB.
+_LARGEST = 256 << 20
+
+#: An argument of an operator: a tree of JSON.
+Operand = str | int | float | bool | None | list[Any] | dict[str, Any]
+
+_Names = Annotated[tuple[Name, ...], Meta(max_length=1 << 20)]
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Struct, frozen=True):
     """One operator.
 
     Attributes:
@@ -40,14 +48,13 @@ class Node:
             ``{"dtype": name}`` for a type, ``{"device": null}`` for the device it runs on.
     """
 
-    name: str
-    target: str
-    args: list[Any]
-    kwargs: dict[str, Any]
+    name: Name
+    target: Name
+    args: list[Operand]
+    kwargs: dict[Name, Operand]
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(Struct, frozen=True):
     """A function of weights and inputs.
 
     Attributes:
@@ -56,14 +63,13 @@ class Graph:
         outputs: names of what it returns.
     """
 
-    weights: tuple[str, ...]
-    inputs: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    outputs: tuple[str, ...]
+    weights: _Names
+    inputs: _Names
+    nodes: Annotated[tuple[Node, ...], Meta(max_length=1 << 20)]
+    outputs: _Names
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Struct, frozen=True):
     """One use of a graph.
 
     Attributes:
@@ -73,14 +79,13 @@ class Call:
         outputs: names that its results get; older values of the same names are gone.
     """
 
-    graph: str
-    weights: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    graph: Name
+    weights: _Names
+    inputs: _Names
+    outputs: _Names
 
 
-@dataclass(frozen=True)
-class View:
+class View(Struct, frozen=True):
     """A value in another form; nothing is computed.
 
     Attributes:
@@ -90,16 +95,15 @@ class View:
         output: name of the result.
     """
 
-    kind: str
-    value: str
-    output: str
-    first: int = 0
-    count: int = 0
+    kind: Literal["rows", "tokens", "grid"]
+    value: Name
+    output: Name
+    first: Count = 0
+    count: Count = 0
     like: str = ""
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Struct, frozen=True):
     """A component: its ports' names are the first values and the last ones.
 
     Attributes:
@@ -107,8 +111,8 @@ class Program:
         steps: done in order.
     """
 
-    torch: str
-    graphs: Mapping[str, Graph]
+    torch: Name
+    graphs: Mapping[Name, Graph]
     steps: tuple[Call | View, ...]
 
     def weights(self) -> list[str]:
@@ -117,8 +121,25 @@ class Program:
         return list(dict.fromkeys(name for call in calls for name in call.weights))
 
     def to_json(self) -> str:
-        data = {"format": FORMAT, **asdict(self)}
-        return json.dumps(data, separators=(",", ":")) + "\n"
+        """What :func:`read_program` reads.
+
+        Raises:
+            ValueError: an operand is NaN or infinite.
+        """
+        data = {"format": FORMAT, **msgspec.to_builtins(self)}
+        return json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+class _Head(Struct, frozen=True):
+    format: int
+
+
+class _Body(Struct, frozen=True):
+    """A program as it lies in the file, whose steps tell by their fields what they are."""
+
+    torch: Name
+    graphs: Annotated[dict[Name, Graph], Meta(max_length=4096)]
+    steps: Annotated[tuple[dict[str, msgspec.Raw], ...], Meta(max_length=1 << 16)]
 
 
 def read_program(path: Path) -> Program:
@@ -129,34 +150,15 @@ def read_program(path: Path) -> Program:
     """
     again = "build the bundle again with: sd35-trt build"
     try:
-        data = json.loads(path.read_text("utf-8"))
-        version = data.pop("format")
-        if version != FORMAT:
-            raise BundleError(f"{path} has format {version}, this version reads {FORMAT}", again)
-        return Program(
-            data["torch"],
-            {name: _graph(graph) for name, graph in data["graphs"].items()},
-            tuple(_step(step) for step in data["steps"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        data = read_file(path, _LARGEST)
+    except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}", again) from error
+    head = decode(data, _Head, path, BundleError, again)
+    check_format(head.format, (FORMAT,), path, BundleError, again)
+    body = decode(data, _Body, path, BundleError, again)
 
+    def read(step: dict[str, msgspec.Raw]) -> Call | View:
+        kind: type[Call | View] = View if "kind" in step else Call
+        return decode(msgspec.json.encode(step), kind, path, BundleError, again)
 
-def _graph(data: dict[str, Any]) -> Graph:
-    return Graph(
-        tuple(data["weights"]),
-        tuple(data["inputs"]),
-        tuple(Node(**node) for node in data["nodes"]),
-        tuple(data["outputs"]),
-    )
-
-
-def _step(data: dict[str, Any]) -> Call | View:
-    if "kind" in data:
-        view = View(**data)
-        if view.kind not in VIEWS:
-            raise ValueError(f"unknown view {view.kind!r}")
-        return view
-    return Call(
-        data["graph"], tuple(data["weights"]), tuple(data["inputs"]), tuple(data["outputs"])
-    )
+    return Program(body.torch, body.graphs, tuple(map(read, body.steps)))

@@ -11,7 +11,7 @@ from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.errors import UsageError
 from sd35_trt.export.provenance import tool_versions
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.calibration import Calibration, Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.store.cache import StageCache
 
@@ -60,11 +60,11 @@ def _stored_scales(
     amax = model.checkpoint.input_amax(linears)
     if attentions or not amax:
         return None
-    provenance = {
-        "method": "the checkpoint's input scales",
-        "versions": tool_versions(),
-        "files": file_hashes(model.checkpoint, model.parts, cache),
-    }
+    provenance = Provenance(
+        method="the checkpoint's input scales",
+        versions=tool_versions(),
+        files=file_hashes(model.checkpoint, model.parts, cache),
+    )
     return Calibration(amax, {}, {}, provenance)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
-from sd35_trt.dimensions import Ranges, whole_number
+from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
@@ -49,7 +50,6 @@ class Decision:
         batch: inclusive range of images per run.
         size: inclusive range of width and height in pixels, multiples of ``size_step``.
         latent_channels: of the latents.
-        scheduler: ``shift`` and ``num_train_timesteps``.
     """
 
     model: Model[AnyCheckpoint]
@@ -60,7 +60,7 @@ class Decision:
     size: tuple[int, int]
     size_step: int
     latent_channels: int
-    scheduler: Mapping[str, float]
+    scheduler: Scheduler
 
     def ranges(self, t5_tokens: int) -> Ranges:
         """What the engines accept.
@@ -71,20 +71,16 @@ class Decision:
         tokens = (min(77, t5_tokens), max(512, t5_tokens))
         return Ranges(self.batch, self.size, self.size_step, tokens)
 
-    def defaults(self, t5_tokens: int) -> dict[str, Any]:
+    def defaults(self, t5_tokens: int) -> Defaults:
         """The manifest's: what a picture is drawn with where nothing else is asked for.
 
         Args:
             t5_tokens: as of :meth:`ranges`.
         """
         variant, (low, high) = self.model.variant, self.size
-        return {
-            "steps": variant.steps,
-            "guidance": variant.guidance if self.guided else 1.0,
-            "size": [min(max(side, low), high) for side in variant.size],
-            "sampler": "euler",
-            "t5_tokens": t5_tokens,
-        }
+        width, height = (min(max(side, low), high) for side in variant.size)
+        guidance = variant.guidance if self.guided else 1.0
+        return Defaults(variant.steps, guidance, (width, height), "euler", t5_tokens)
 
 
 def decide(
@@ -163,7 +159,7 @@ _UNUSED_SCHEDULER_OPTIONS = (
 )
 
 
-def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
+def _scheduler(config: Mapping[str, Any]) -> Scheduler:
     """Shift and training timesteps of a ``FlowMatchEulerDiscreteScheduler``.
 
     Raises:
@@ -175,7 +171,6 @@ def _scheduler(config: Mapping[str, Any]) -> dict[str, float]:
                 f"scheduler_config.json sets {option}, which SD3.5 does not use",
                 "take the scheduler of the original model",
             )
-    return {
-        "shift": float(config.get("shift", 3.0)),
-        "num_train_timesteps": float(config.get("num_train_timesteps", 1000)),
-    }
+    return Scheduler(
+        float(config.get("shift", 3.0)), float(config.get("num_train_timesteps", 1000))
+    )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd35_trt.errors import UsageError
@@ -121,13 +121,6 @@ class Policy:
                     f"policy {self.name!r}: rule {rule.match!r} matches nothing in {component}",
                     "correct the glob or delete the rule",
                 )
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "name": self.name,
-            "sha256": self.digest(),
-            "rules": [asdict(rule) for rule in self.rules],
-        }
 
 
 def builtin_policies() -> list[str]:

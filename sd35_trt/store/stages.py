@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.errors import Sd35Error
+from sd35_trt.errors import BundleError, Sd35Error
 from sd35_trt.formats.bundle import File
+from sd35_trt.formats.reading import Count, Digest, Name, decode, read_file
 from sd35_trt.progress import Progress
 
 from .cache import StageCache
@@ -90,11 +91,13 @@ def _is_whole(cache: StageCache, folder: Path) -> bool:
             and cache.file_hash(folder / file.path) == file.sha256
             for file in stage_files(folder).values()
         )
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, BundleError):
         return False
 
 
 def stage_files(folder: Path) -> dict[str, File]:
     """Sizes and hashes of a stage's files by name, as recorded when it was written."""
-    files = json.loads((folder / _FILES).read_text("utf-8"))
+    path = folder / _FILES
+    files = decode(read_file(path, 64 << 20), dict[Name, tuple[Count, Digest]], path,
+                   BundleError, "delete it: the next build writes it again")  # fmt: skip
     return {name: File(name, size, digest) for name, (size, digest) in files.items()}

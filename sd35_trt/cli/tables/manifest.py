@@ -17,7 +17,7 @@ def _ports(ports: tuple[Port, ...]) -> str:
 
 def _target(manifest: Manifest) -> str:
     options = manifest.engine_options
-    sm = sm_names(options.get("compute_capabilities", ()))
+    sm = sm_names(manifest.option_names("compute_capabilities"))
     asked = [name.replace("_", " ") for name in ("weight_streaming", "refit") if options.get(name)]
     name = f"{manifest.target} ({sm})" if sm else manifest.target
     return ", ".join([name, f"by {manifest.builder}", *asked])
@@ -29,16 +29,16 @@ def print_manifest(bundle: Bundle) -> None:
     console = open_console()
     facts = {
         "bundle": str(bundle.root),
-        "model": f"{m.model['name']} ({m.model['variant']})",
+        "model": f"{m.model.name} ({m.model.variant})",
         "target": _target(m),
-        "policy": f"{m.policy['name']} ({m.policy['sha256'][:12]})",
+        "policy": f"{m.policy.name} ({m.policy.sha256[:12]})",
         "calibration": m.calibration[:12] if m.calibration else "none",
         "in FP32": ", ".join(f"{k} (amax {v:.3g})" for k, v in m.fp32_places().items()) or "none",
-        "guidance": f"in the graph, default {m.defaults['guidance']:g}" if m.guided else "none",
+        "guidance": f"in the graph, default {m.defaults.guidance:g}" if m.guided else "none",
         "batch": f"{m.ranges.batch[0]} to {m.ranges.batch[1]}",
         "size": f"{m.ranges.size[0]} to {m.ranges.size[1]} px in steps of {m.ranges.size_step}, "
-        f"default {m.defaults['size'][0]}x{m.defaults['size'][1]}",
-        "steps": f"default {m.defaults['steps']}, shift {m.scheduler['shift']:g}",
+        f"default {m.defaults.size[0]}x{m.defaults.size[1]}",
+        "steps": f"default {m.defaults.steps}, shift {m.scheduler.shift:g}",
         "text": ", ".join(f"{k} {t.length} tokens" for k, t in m.tokenizers.items()),
         "made": m.created,
         "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),

@@ -1,0 +1,61 @@
+"""An exported component: its files, and what ``component.json`` says of it.
+
+:mod:`sd35_trt.export` writes it, :mod:`sd35_trt.engines` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from sd35_trt.errors import BundleError
+
+from .bundle import Ports
+from .reading import Count, Name, decode, encode, read_file
+
+#: A component as ONNX: the graph, and its weights as external data.
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.data"
+
+DESCRIPTION_FILE = "component.json"
+
+_AGAIN = "delete it: the next build writes it again"
+
+
+class ComponentFacts(Struct, frozen=True):
+    """What ``component.json`` holds.
+
+    Attributes:
+        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        weight_bytes: bytes of weights as stored.
+        largest_layer_bytes: weights of its largest layer.
+        precisions: how many layers have each precision of the policy.
+        fp32_places: see :class:`sd35_trt.formats.bundle.Component`.
+    """
+
+    name: Name
+    weight_bytes: Count
+    largest_layer_bytes: Count
+    inputs: Ports
+    outputs: Ports
+    precisions: dict[Name, Count]
+    fp32_places: dict[Name, float]
+
+    def write(self, folder: Path) -> None:
+        """Write ``component.json``."""
+        (folder / DESCRIPTION_FILE).write_bytes(encode(self))
+
+
+def read_component(folder: Path) -> ComponentFacts:
+    """Read ``component.json``.
+
+    Raises:
+        BundleError: missing, or not as it was written.
+    """
+    path = folder / DESCRIPTION_FILE
+    try:
+        data = read_file(path, 16 << 20)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
+    return decode(data, ComponentFacts, path, BundleError, _AGAIN)
