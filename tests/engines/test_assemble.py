@@ -193,7 +193,7 @@ def test_unchanged_inputs_do_no_work(mini_bundle: Path, stage_cache: Path, tmp_p
 def test_a_changed_policy_line_rebuilds_what_it_concerns(
     stage_cache: Path, tmp_path: Path, mini_bundle: Path
 ) -> None:
-    text = (Path(load_policy.__code__.co_filename).parent / "policies/fp32.toml").read_text()
+    text = (Path(load_policy.__code__.co_filename).parent / "fp32.toml").read_text()
     path = tmp_path / "mine.toml"
     rule = '[[rule]]\ncomponent = "clip_g"\nmatch = "*"\nprecision = "half"\nreason = ""\n'
     path.write_text(text + rule)

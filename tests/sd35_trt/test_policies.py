@@ -65,7 +65,7 @@ def test_attention_is_quantized_by_a_rule_that_names_it() -> None:
 
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    text = Path(load_policy.__code__.co_filename).parent.joinpath("policies/half.toml").read_text()
+    text = Path(load_policy.__code__.co_filename).parent.joinpath("half.toml").read_text()
     path.write_text(text)
     assert load_policy(str(path)) == load_policy("half")
     cases = {
