@@ -108,9 +108,9 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     Raises:
         BundleError: names the file that differs.
     """
-    root = resolve_model(model or "mini")
     try:
-        reason = difference(open_checkpoint(root), candidate.manifest.model["files"], cache)
+        checkpoint = open_checkpoint(resolve_model(model or "mini"))
+        reason = difference(checkpoint, candidate.manifest.model["files"], cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
     if reason is not None:

@@ -93,15 +93,15 @@ def command(
     from .bars import StepBar
 
     check_output(out)
-    start = None if image is None else load_picture(image)
-    pipeline = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
-    with pipeline as pipe, StepBar(quiet=as_json) as on_step:
-        result = pipe.generate(prompt, image=start, callback=on_step, **arguments)
+    picture = None if image is None else load_picture(image)
+    opened = Pipeline.load(bundle, verify=verify, device=device, vram_budget=vram_budget)
+    with opened as pipe, StepBar(quiet=as_json) as on_step:
+        result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
         memory = pipe.memory()
     files = []
-    for i, (seed, picture) in enumerate(zip(result.seeds, result.pil(), strict=True)):
+    for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
         path = out if len(result.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
-        save_picture(picture, path, result.parameters, i)
+        save_picture(drawn, path, result.parameters, i)
         files.append(str(path))
     if as_json:
         data = {

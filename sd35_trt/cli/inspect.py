@@ -22,10 +22,10 @@ def command(bundle: Path, as_json: bool) -> None:
     """
     from sd35_trt.formats.bundle import Bundle
 
-    contents = Bundle.open(bundle)
+    opened = Bundle.open(bundle)
     if as_json:
-        click.echo(contents.manifest.to_json(), nl=False)
+        click.echo(opened.manifest.to_json(), nl=False)
         return
     from .tables.manifest import print_manifest
 
-    print_manifest(contents)
+    print_manifest(opened)
