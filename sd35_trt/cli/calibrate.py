@@ -102,7 +102,6 @@ def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: A
     from sd35_trt.calibration.calibrate import calibrate as run
 
     from .bars import CountBars
-    from .tables.sensitivity import print_sensitivity
 
     options = CalibrateOptions(command=invocation(), **arguments)
     if sensitivity:
@@ -111,6 +110,8 @@ def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: A
         if as_json:
             print_json({"folder": str(options.out), **result.as_dict()})
             return
+        from .tables.sensitivity import print_sensitivity
+
         print_sensitivity(result)
         for note in notes:
             click.echo(f"note: {note}", err=True)

@@ -85,14 +85,13 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
     if against is not None:
         _compare(bundle, against, as_json, arguments)
         return
-    given = [name for name, value in arguments.items() if value is not None]
-    if given:
-        option = "--" + given[0].replace("_", "-")
+    wishes = [name for name, value in arguments.items() if value is not None]
+    if wishes:
+        option = "--" + wishes[0].replace("_", "-")
         raise UsageError(f"{option} needs --against", "add: --against half")
     from sd35_trt.formats.bundle import Bundle
 
-    opened = Bundle.open(bundle, verify=True)
-    files = list(opened.manifest.all_files())
+    files = list(Bundle.open(bundle, verify=True).manifest.all_files())
     total = sum(file.bytes for file in files)
     if as_json:
         print_json({"bundle": str(bundle), "files": len(files), "bytes": total})

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import Bounds
+from sd35_trt.engines.builder import Builder, ExportedComponent, load_builder
 from sd35_trt.errors import UsageError
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.policies import Policy
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
     from sd35_trt.export.component import ExportOptions
 
 _FILE = "memory.json"
+
+
+class MemoryReporter(Builder, Protocol):
+    """A builder that says how much working memory an engine takes, for GPUs that are not there."""
+
+    def working_memory(
+        self,
+        component: ExportedComponent,
+        bounds: Mapping[str, Bounds],
+        out: Path,
+        progress: Callable[[float, str], None],
+    ) -> int:
+        """Bytes of a component's engine, which is compiled in a directory and not kept."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +95,9 @@ def compiled_activations(
     Raises:
         Sd35Error: TensorRT for RTX is not installed, or does not compile the component.
     """
-    from sd35_trt.engines.builder import load_builder
-    from sd35_trt.engines.tensorrt import TensorRTBuilder
-
-    builder = load_builder(target.builder, target.builders[target.builder])
-    assert isinstance(builder, TensorRTBuilder)
+    builder = cast(MemoryReporter, load_builder(target.builder, target.builders[target.builder]))
 
     def run(out: Path, report: Callable[[float, str], None]) -> None:
-        from sd35_trt.engines.builder import ExportedComponent
         from sd35_trt.export.graphs import KeptGraphs
         from sd35_trt.export.weightless import export_weightless
 

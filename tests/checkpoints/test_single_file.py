@@ -46,7 +46,8 @@ from sd35_trt.export.weights import read_parameter
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.planning.plan import PlanOptions, plan
+from sd35_trt.planning.options import PlanOptions
+from sd35_trt.planning.run import plan
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.quality.reference import open_reference
 from sd35_trt.runtime import Pipeline

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from conftest import one_error_line
 
@@ -28,3 +32,34 @@ def test_a_command_that_is_not_there(run) -> None:  # type: ignore[no-untyped-de
     status, _, err = run("nonsense")
     assert status == 2
     assert "No such command" in one_error_line(err)
+
+
+_WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "onnx"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from sd35_trt.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["calibrate", "--out", "made"], "calibrating needs torch — pip install 'sd35-trt[build]'"),
+        (["policy", "show"], "showing a policy's layers needs torch"),
+        (["verify", "none", "--against", "other"], "comparing bundles needs onnx"),
+    ],
+)
+def test_a_library_that_is_missing(command: list[str], error: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT, *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error in one_error_line(done.stderr)
+    assert not list(tmp_path.iterdir())
