@@ -6,7 +6,10 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import itertools
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
@@ -16,11 +19,11 @@ _PACKAGE = __name__.partition(".")[0]
 def code_digest(*names: str) -> str:
     """SHA-256 over the sources of modules and, in turn, of what they import of this package.
 
-    Imports inside functions count, those for type checkers alone do not. A module that is imported
-    by a name made at run time has to be given.
+    Imports inside functions count, and the packages that a module is in; imports for type checkers
+    alone do not. A module that is imported by a name made at run time has to be given.
 
     Args:
-        names: dotted names; nothing of the modules is executed but their packages.
+        names: dotted names; nothing is imported.
 
     Raises:
         ModuleNotFoundError: names the module that there is not.
@@ -36,6 +39,7 @@ def code_digest(*names: str) -> str:
             raise ModuleNotFoundError(f"no module named {name!r}", name=name)
         sources[name] = path.read_bytes()
         waiting += _imports(name, path, sources[name])
+        waiting += filter(_source, itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
     digest = hashlib.sha256()
     for name, source in sorted(sources.items()):
         digest.update(f"{name} {len(source)}\0".encode() + source)
@@ -43,12 +47,25 @@ def code_digest(*names: str) -> str:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a module; None where there is no such module."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
+    """The file of a module; None where there is no such module, or none with code."""
+    spec = _spec(name)
+    return (
+        None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
+    )
+
+
+@functools.cache
+def _spec(name: str) -> ModuleSpec | None:
+    """As :func:`importlib.util.find_spec`, which imports the packages that a module is in."""
+    parent, _, _ = name.rpartition(".")
+    path = None
+    if parent:
+        package = _spec(parent)
+        path = None if package is None else package.submodule_search_locations
+        if path is None:
+            return None
+    specs = (finder.find_spec(name, path, None) for finder in sys.meta_path)
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def _imports(name: str, path: Path, source: bytes) -> Iterator[str]:
