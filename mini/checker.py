@@ -17,21 +17,10 @@ from typing import Any
 import click
 import numpy as np
 
-from .scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    OPPOSITE,
-    SHAPES,
-    SIZES,
-    ObjectSpec,
-    Scene,
-    Spec,
-    draw_scene,
-    relation_holds,
-    render,
-    sample,
-    shape_distance,
-)
+from .placement import draw_scene, relation_holds
+from .rendering import render, shape_distance
+from .scenes import sample
+from .world import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, SIZES, ObjectSpec, Scene, Spec
 
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background")
 

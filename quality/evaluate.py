@@ -17,8 +17,8 @@ import numpy as np
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.mini.checker import scikit_image
 from sd35_trt.mini.contact_sheet import contact_sheet
-from sd35_trt.mini.scenes import SIZE
 from sd35_trt.mini.scoring import GUIDANCE, STEPS, Score, heldout, score
+from sd35_trt.mini.world import SIZE
 from sd35_trt.runtime import Pipeline
 
 if TYPE_CHECKING:

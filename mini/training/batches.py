@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from sd35_trt.mini import scenes
-from sd35_trt.mini.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Example, Spec
+from sd35_trt.mini.rendering import distance_atlas
+from sd35_trt.mini.scenes import Example, sample
+from sd35_trt.mini.world import BACKGROUNDS, COLOURS, OPPOSITE, RELATIONS, SHAPES, SIZE, SIZES, Spec
 
 SLOTS = 3
 PAIRS = ((0, 1), (1, 2), (0, 2))
@@ -58,7 +59,7 @@ def _fill(spec: Spec, slots: np.ndarray, relations: np.ndarray) -> None:
         slots[i] = [*allowed, *(s in o.sizes for s in SIZES), True]
     for i, name, j in spec.relations:
         if (i, j) not in PAIRS:
-            i, j, name = j, i, scenes.OPPOSITE[name]
+            i, j, name = j, i, OPPOSITE[name]
         relations[PAIRS.index((i, j))] = RELATIONS.index(name)
 
 
@@ -69,7 +70,7 @@ def tokenize(tokenizer: CLIPTokenizer | T5TokenizerFast, captions: list[str]) ->
 
 
 def _shard(first: int, count: int, split: str, checkpoint: Path) -> Table:
-    examples = [scenes.sample(seed, split) for seed in range(first, first + count)]
+    examples = [sample(seed, split) for seed in range(first, first + count)]
     captions = [e.caption for e in examples]
     table = describe(examples)
     for name in ("tokenizer", "tokenizer_2"):
@@ -101,11 +102,11 @@ def join(parts: list[Table]) -> Table:
 
 
 class Renderer:
-    """Draws batches of scenes on a device, as :func:`scenes.render` draws one."""
+    """Draws batches of scenes on a device, as :func:`sd35_trt.mini.rendering.render` draws one."""
 
-    def __init__(self, device: torch.device, size: int = scenes.SIZE) -> None:
+    def __init__(self, device: torch.device, size: int = SIZE) -> None:
         self.extent = 1.6
-        self.atlas = torch.from_numpy(scenes.distance_atlas(extent=self.extent)).to(device)[:, None]
+        self.atlas = torch.from_numpy(distance_atlas(extent=self.extent)).to(device)[:, None]
         self.colours = torch.tensor(list(COLOURS.values()), device=device) / 127.5 - 1
         self.backgrounds = torch.tensor(list(BACKGROUNDS.values()), device=device) / 127.5 - 1
         axis = torch.arange(size, device=device) + 0.5

@@ -25,7 +25,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from sd35_trt.mini.scenes import SIZE
+from sd35_trt.mini.world import SIZE
 
 from . import tokenizers
 

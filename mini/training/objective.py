@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from sd35_trt.mini.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZE, SIZES
+from sd35_trt.mini.world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZE, SIZES
 
 from .batches import PAIRS, SLOTS
 from .model import CLIP_G, CLIP_L, T5

@@ -5,7 +5,10 @@ import pytest
 
 from sd35_trt.mini import checker
 from sd35_trt.mini.checker import ATTRIBUTES, Found, altered, judge, judge_found
-from sd35_trt.mini.scenes import SHAPES, ObjectSpec, Scene, Spec, Thing, draw_scene, render, sample
+from sd35_trt.mini.placement import draw_scene
+from sd35_trt.mini.rendering import render
+from sd35_trt.mini.scenes import sample
+from sd35_trt.mini.world import SHAPES, ObjectSpec, Scene, Spec, Thing
 
 RED_CIRCLE = ObjectSpec(("circle",), ("red",), ("small",))
 STAR = ObjectSpec(("star",))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sd35_trt.mini.contact_sheet import contact_sheet
-from sd35_trt.mini.scenes import render
+from sd35_trt.mini.rendering import render
 from sd35_trt.mini.scoring import heldout, score
 
 

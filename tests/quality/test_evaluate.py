@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sd35_trt.mini.scenes import render
+from sd35_trt.mini.rendering import render
 from sd35_trt.quality import evaluate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sd35_trt.mini.scenes import render
+from sd35_trt.mini.rendering import render
 from sd35_trt.mini.scoring import heldout
 from sd35_trt.quality.scenes import compare_scenes, paired_difference, share
 

@@ -3,7 +3,7 @@ import torch
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from mini.training import batches
-from sd35_trt.mini import checkpoint_path, scenes
+from sd35_trt.mini import checkpoint_path, rendering, scenes, world
 
 
 def test_batched_and_single_rendering_agree():
@@ -12,7 +12,7 @@ def test_batched_and_single_rendering_agree():
     renderer = batches.Renderer(torch.device("cpu"))
     pictures = renderer(torch.from_numpy(table["things"]), torch.from_numpy(table["background"]))
     drawn = ((pictures + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    exact = np.stack([scenes.render(e.scene) for e in examples]).astype(float)
+    exact = np.stack([rendering.render(e.scene) for e in examples]).astype(float)
     assert np.abs(drawn - exact).mean() < 0.05
     assert (np.abs(drawn - exact) > 8).mean() < 1e-4
 
@@ -20,22 +20,22 @@ def test_batched_and_single_rendering_agree():
 def test_targets_are_the_specs():
     examples = [scenes.sample(seed) for seed in range(200)]
     table = batches.describe(examples)
-    shapes = len(scenes.SHAPES)
+    shapes = len(world.SHAPES)
     for row, e in enumerate(examples):
         assert table["slots"][row, :, -1].sum() == len(e.spec.objects)
         for slot, o in enumerate(e.spec.objects):
-            allowed = {scenes.SHAPES[i] for i in np.flatnonzero(table["slots"][row, slot, :shapes])}
+            allowed = {world.SHAPES[i] for i in np.flatnonzero(table["slots"][row, slot, :shapes])}
             assert allowed == set(o.shapes)
-        stated = (table["relations"][row] < len(scenes.RELATIONS)).sum()
+        stated = (table["relations"][row] < len(world.RELATIONS)).sum()
         assert stated == len(e.spec.relations)
 
 
 def test_a_relation_against_the_order_is_turned_round():
-    o = scenes.ObjectSpec()
-    spec = scenes.Spec((o, o), ((1, "left", 0),))
-    scene = scenes.Scene("white", ())
+    o = world.ObjectSpec()
+    spec = world.Spec((o, o), ((1, "left", 0),))
+    scene = world.Scene("white", ())
     table = batches.describe([scenes.Example("", spec, scene, frozenset())])
-    assert scenes.RELATIONS[table["relations"][0, 0]] == "right"
+    assert world.RELATIONS[table["relations"][0, 0]] == "right"
 
 
 def test_every_caption_fits_the_tokenizers():

@@ -28,7 +28,7 @@ def test_the_checkpoint_draws_what_captions_say(pipe):
 
 
 def test_the_autoencoder_keeps_30_decibels(pipe):
-    from sd35_trt.mini.scenes import render
+    from sd35_trt.mini.rendering import render
 
     scenes = islice((sample(seed, "heldout").scene for seed in count()), 8)
     pictures = torch.tensor(np.stack([render(scene) for scene in scenes])) / 127.5 - 1
@@ -40,7 +40,7 @@ def test_the_autoencoder_keeps_30_decibels(pipe):
 
 
 def test_latents_have_unit_scale(pipe):
-    from sd35_trt.mini.scenes import render
+    from sd35_trt.mini.rendering import render
 
     scenes = islice((sample(seed).scene for seed in count()), 16)
     pictures = torch.tensor(np.stack([render(scene) for scene in scenes])) / 127.5 - 1

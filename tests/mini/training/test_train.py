@@ -1,8 +1,6 @@
 import json
 import math
 
-import pytest
-import torch
 from click.testing import CliRunner
 
 from mini.training import train
@@ -12,23 +10,6 @@ from sd35_trt.quality import evaluate
 
 def invoke(*arguments):
     return CliRunner().invoke(train.main, [str(a) for a in arguments])
-
-
-def test_the_rate_rises_stays_and_ends_at_zero():
-    assert train.rate(0, 0) < 0.01
-    assert train.rate(0.3, 1000) == 1
-    assert train.rate(0.9, 1000) < train.rate(0.8, 1000) < 1
-    assert train.rate(1, 1000) == 0
-
-
-def test_the_average_lags_behind_the_weights():
-    layer = torch.nn.Linear(1, 1)
-    average = train.Average({"layer": layer}, 0.9)
-    start = average.modules["layer"].weight.item()
-    with torch.no_grad():
-        layer.weight += 1
-    average.update(step=10_000)
-    assert average.modules["layer"].weight.item() == pytest.approx(start + 0.1)
 
 
 def test_training_without_data_says_how_to_make_it(tmp_path):
