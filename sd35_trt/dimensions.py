@@ -24,6 +24,7 @@ MAX_STEPS_AT_ONCE = 32
 # No dimension of a tensor is larger.
 _MOST = 2**31 - 1
 
+
 @dataclass(frozen=True)
 class SizeLimits:
     """Widths and heights that a model can draw, in pixels.

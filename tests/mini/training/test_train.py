@@ -1,6 +1,7 @@
 import json
 import math
 
+import pytest
 from click.testing import CliRunner
 
 from mini.training import train
