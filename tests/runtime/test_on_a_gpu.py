@@ -348,7 +348,7 @@ def test_the_planned_peak_is_that_of_requests(
     """Not of a plan without working memory, where more could stay."""
     whole = sum(weights(bare_bundle).values())
     monkeypatch.setattr(
-        "sd35_trt.runtime.resident.working_bytes",
+        "sd35_trt.runtime.memory_plan.working_bytes",
         lambda component, dims: whole // 2 if dims and component.name == "denoiser" else 0,
     )
     with on_gpu(bare_bundle, fake, vram_budget=CONTEXT + whole) as gpu:
