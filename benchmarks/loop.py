@@ -24,7 +24,7 @@ import click
 import numpy as np
 
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.devices.cuda import _CudaFetch, _CudaGraph
+from sd35_trt.runtime.devices.cuda_streams import CudaFetch, CudaGraph
 
 # A replay has more kernels than this; what else is queued has one each.
 _KERNELS = 8
@@ -42,16 +42,16 @@ def host_seconds(pipe: Pipeline) -> list[float]:
 
 def _host_seconds(pipe: Pipeline) -> list[float]:
     """Of one run."""
-    replay, wait = _CudaGraph.replay, _CudaFetch.wait
+    replay, wait = CudaGraph.replay, CudaFetch.wait
     calls: list[tuple[float, float, float]] = []
     waited = 0.0
 
-    def timed(graph: _CudaGraph) -> None:
+    def timed(graph: CudaGraph) -> None:
         start = time.perf_counter()
         replay(graph)
         calls.append((start, time.perf_counter(), waited))
 
-    def timed_wait(fetch: _CudaFetch) -> np.ndarray:
+    def timed_wait(fetch: CudaFetch) -> np.ndarray:
         nonlocal waited
         start = time.perf_counter()
         found = wait(fetch)
@@ -59,8 +59,8 @@ def _host_seconds(pipe: Pipeline) -> list[float]:
         return found
 
     with (
-        mock.patch.multiple(_CudaGraph, replay=timed),
-        mock.patch.multiple(_CudaFetch, wait=timed_wait),
+        mock.patch.multiple(CudaGraph, replay=timed),
+        mock.patch.multiple(CudaFetch, wait=timed_wait),
     ):
         pipe.generate(_PROMPT, steps=_SHORT)
     if len(calls) < _SHORT:

@@ -56,7 +56,9 @@ from sd35_trt.formats.program import Program
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.programs.attention import ATTENTION
 from sd35_trt.programs.torch_program import MODES, TorchProgram
-from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
+from sd35_trt.runtime.devices.cpu import CpuDevice
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.devices.opening import open_device
 
 _SMALL: dict[str, Any] = {
     "num_attention_heads": 2,

@@ -23,7 +23,7 @@ from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.mini.scenes import Example
 from sd35_trt.progress import Progress, silent
-from sd35_trt.runtime.devices.device import open_device
+from sd35_trt.runtime.devices.opening import open_device
 from sd35_trt.runtime.request import make_request
 from sd35_trt.runtime.sessions.session import device_of
 from sd35_trt.store.disk import file_errors

@@ -1,7 +1,27 @@
-"""Drawing from a bundle: the denoise loop and what it needs, without PyTorch."""
+"""Drawing from a bundle: the denoise loop and what it needs, without PyTorch.
+
+What is named here is for servers and other programs; the modules behind it may change. Errors are
+in :mod:`sd35_trt.errors`; metrics for Prometheus in :mod:`sd35_trt.runtime.metrics`, which needs
+a package more.
+"""
 
 from .job import Result, Step
+from .latent_guard import Anomaly
 from .pipeline import Pipeline
 from .pool import PipelinePool
+from .request import Request
+from .resident import EngineMemory, MemoryReport
+from .tracing import Observer, Span
 
-__all__ = ["Pipeline", "PipelinePool", "Result", "Step"]
+__all__ = [
+    "Anomaly",
+    "EngineMemory",
+    "MemoryReport",
+    "Observer",
+    "Pipeline",
+    "PipelinePool",
+    "Request",
+    "Result",
+    "Span",
+    "Step",
+]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sd35_trt.errors import Sd35Error
 
-from .timing import Span
+from .tracing import Span
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram

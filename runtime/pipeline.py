@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
-from sd35_trt.formats.bundle import Bundle, Component
+from sd35_trt.errors import Sd35Error, UsageError
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.units import parse_bytes
 
-from .denoise import DenoiseLoop, Schedule
-from .devices.device import Buffer, open_device
+from .fallback import Fallback, check_fallback
 from .job import Job, Result, Step
-from .latent_guard import Band, Guard
-from .noise import randn
-from .request import Request, join, make_request
-from .resident import EngineSet, MemoryReport, OpenSession
-from .schedule import SAMPLERS, make_sigmas
+from .renderer import Renderer
+from .request import Request, make_request
+from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
-from .text import PromptTokenizer
-from .timing import Clock, now_ns
-
-logger = logging.getLogger("sd35_trt")
-
-# Modulation of this many bytes is computed in one run of the conditioner.
-_MODULATION_CHUNK = 256 << 20
-
-_PROMPT_CACHE = 256
-
-# What runs after a component, for loading it meanwhile.
-_NEXT = {"clip_l": "clip_g", "clip_g": "t5", "t5": "conditioner", "conditioner": "denoiser"}
-
-# So many anomalous images in a row, and the fallback takes over.
-_PATIENCE = 2
-
-
-@dataclass
-class _Embeddings:
-    """One prompt's text features: hidden [tokens, width] and pooled [pooled width]."""
-
-    hidden: np.ndarray
-    pooled: np.ndarray
-    notes: tuple[str, ...] = ()
+from .timing import Clock
 
 
 class Pipeline:
@@ -78,32 +48,20 @@ class Pipeline:
         """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._prompts: OrderedDict[tuple[str, int], _Embeddings] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._tokenizers = {
-            name: PromptTokenizer(bundle.path(t.path), t.pad_id)
-            for name, t in self.manifest.tokenizers.items()
-        }
-        self._band = Band.of(bundle)
-        self._anomalies = 0
-        self._in_a_row = 0
-        self._on_fallback = False
-        self._fallback: Pipeline | None = None
         if fallback is not None:
-            _check_fallback(bundle, fallback)
-        self._device = open_device(device_of(bundle, device))
-        try:
-            self._engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
-            self._loop = DenoiseLoop(self._device)
-            self._fit(self.request("", batch=self.manifest.ranges.batch[0]))
-            if fallback is not None:
-                self._fallback = Pipeline(
-                    fallback, threads, open_session, device=device, vram_budget=vram_budget
-                )
-        except BaseException:
-            self._device.close()
-            raise
+            check_fallback(bundle, fallback)
+        self._renderer = Renderer(bundle, threads, open_session, device, vram_budget)
+        self._second: Renderer | None = None
+        self._fallback: Fallback | None = None
+        if fallback is not None:
+            try:
+                self._second = Renderer(fallback, threads, open_session, device, vram_budget)
+            except BaseException:
+                self._renderer.close()
+                raise
+            self._fallback = Fallback(self._renderer, self._second)
 
     @classmethod
     def load(
@@ -168,13 +126,9 @@ class Pipeline:
             if self._closed:
                 return
             self._closed = True
-            self._device.activate()
-            self._loop.close()
-            self._engines.close()
-            self._prompts.clear()
-            self._device.close()
-            if self._fallback is not None:
-                self._fallback.close()
+            self._renderer.close()
+            if self._second is not None:
+                self._second.close()
 
     def preload(self) -> None:
         """Load every engine that stays in memory now, the fallback's excepted.
@@ -185,8 +139,8 @@ class Pipeline:
         """
         with self._lock:
             self._check_open()
-            self._device.activate()
-            self._engines.open_all()
+            self._renderer.activate()
+            self._renderer.engines.open_all()
 
     def memory(self) -> MemoryReport:
         """What the engines and their device take; the fallback's not counted.
@@ -195,24 +149,24 @@ class Pipeline:
             Sd35Error: the pipeline is closed.
         """
         self._check_open()
-        self._device.activate()
-        return self._engines.memory()
+        self._renderer.activate()
+        return self._renderer.engines.memory()
 
     @property
     def anomalies(self) -> int:
         """How many anomalous images there were, the fallback's included."""
-        return self._anomalies + (self._fallback.anomalies if self._fallback else 0)
+        return self._renderer.anomalies + (self._second.anomalies if self._second else 0)
 
     @property
     def on_fallback(self) -> bool:
         """Whether the fallback draws."""
-        return self._on_fallback
+        return self._fallback is not None and self._fallback.active
 
     def restore(self) -> None:
         """Draw with the bundle itself again, from the next request on."""
         # Without the lock, so that a callback or an observer may do it.
-        self._in_a_row = 0
-        self._on_fallback = False
+        if self._fallback is not None:
+            self._fallback.restore()
 
     def __call__(self, prompt: str, **arguments: Any) -> Image.Image:
         """Draw one image; arguments as for :meth:`generate`."""
@@ -244,9 +198,8 @@ class Pipeline:
         """
         job = Job(self.request(prompt, **arguments), callback)
         self.draw([job])
-        assert job.outcome is not None
-        if isinstance(job.outcome, Exception):
-            raise job.outcome
+        if not isinstance(job.outcome, Result):
+            raise job.outcome or Sd35Error("the request was not drawn", "report this")
         return job.outcome
 
     def request(
@@ -315,317 +268,12 @@ class Pipeline:
         """
         with self._lock:
             self._check_open()
-            self._device.activate()
+            self._renderer.activate()
             clock = Clock()
             for job in jobs:
                 job.clock = clock
-            if self._fallback is not None and self._on_fallback:
-                self._fall_back_on(self._fallback, jobs, clock)
-                _add_note(jobs, f"drawn with the fallback {self._fallback.bundle.root}")
-                return
-            self._draw(jobs, clock)
-            if self._fallback is not None:
-                self._fall_back(jobs, clock, self._fallback)
-
-    def _fall_back(self, jobs: Sequence[Job], clock: Clock, fallback: Pipeline) -> None:
-        """Switch to the fallback where it is time, and draw again what is not finite."""
-        for job in jobs:
-            if not isinstance(job.outcome, (Result, NotFinite)):
-                continue  # cancelled: nothing is known of its images
-            anomalous = {anomaly.image for anomaly in job.anomalies}
-            for image in range(len(job.request.seeds)):
-                self._in_a_row = self._in_a_row + 1 if image in anomalous else 0
-                if self._in_a_row == _PATIENCE:
-                    self._on_fallback = True
-                    logger.error(
-                        "%s: %d anomalous images in a row; drawing with %s until restore()",
-                        self.bundle.root, _PATIENCE, fallback.bundle.root,
-                    )  # fmt: skip
-        again = [job for job in jobs if isinstance(job.outcome, NotFinite)]
-        if again:
-            for job in again:
-                job.outcome = None
-            self._fall_back_on(fallback, again, clock)
-            _add_note(again, f"drawn again with the fallback {fallback.bundle.root}")
-
-    def _fall_back_on(self, fallback: Pipeline, jobs: Sequence[Job], clock: Clock) -> None:
-        if self._engines.budget is not None:
-            # It is for one of the two at a time.
-            self._engines.release()
-        fallback._device.activate()
-        fallback._draw(jobs, clock)
-        if self._engines.budget is not None:
-            fallback._engines.release()
-        self._device.activate()
+            (self._fallback or self._renderer).draw(jobs, clock)
 
     def _check_open(self) -> None:
         if self._closed:
             raise Sd35Error("the pipeline is closed", "load it again")
-
-    def _draw(self, jobs: Sequence[Job], clock: Clock) -> None:
-        request = join([job.request for job in jobs])
-        self._fit(request)
-        ends = list(accumulate((len(job.request.seeds) for job in jobs), initial=0))
-        parts = [slice(*bounds) for bounds in pairwise(ends)]
-        guard = Guard(self._band, request)
-        try:
-            self._draw_parts(request, list(zip(jobs, parts, strict=True)), guard, clock)
-        finally:
-            self._anomalies += len(guard.anomalies)
-            for anomaly in guard.anomalies.values():
-                logger.warning("%s: %s", self.bundle.root, anomaly)
-
-    def _fit(self, request: Request) -> None:
-        """Make room for a request; see :meth:`EngineSet.fit`."""
-        texts = (2 if self.manifest.guided else 1) * len(request.seeds)
-        self._engines.fit({**request.dims, "samples": texts})
-
-    def _draw_parts(
-        self, request: Request, parts: Sequence[tuple[Job, slice]], guard: Guard, clock: Clock
-    ) -> None:
-        """Draw a joined request; each job has its part of the images."""
-        guided = self.manifest.guided
-        texts = [*request.negatives, *request.prompts] if guided else list(request.prompts)
-        embeddings = self._encode(texts, request.t5_tokens)
-        clock.lap("text")
-
-        sigmas = make_sigmas(
-            request.steps, request.shift, int(self.manifest.scheduler.num_train_timesteps)
-        )
-        latents = self._noise(request)
-        if request.image is not None:
-            # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
-            sigmas = sigmas[request.first_step :]
-            out = self._run("vae_encoder", {"image": request.image}, **request.dims)
-            encoded = self._device.download(out["latents"])
-            latents = (sigmas[0] * latents + (1 - sigmas[0]) * encoded).astype(np.float32)
-            clock.lap("encode")
-
-        def after_step(step: Step) -> bool:
-            guard.look(step.index, step.sigma, step.latents)
-            for job, part in parts:
-                if job.outcome is None:
-                    _check_finite(job, part, guard)
-                if job.outcome is None:
-                    job.after_step(replace(step, latents=step.latents[part]))
-            return any(job.outcome is None for job, _ in parts)
-
-        watched = any(job.callback is not None for job, _ in parts)
-        last, latents = self._denoise(
-            request, sigmas, latents, embeddings, after_step, watched, clock
-        )
-        for job, part in parts:
-            job.anomalies += guard.within(part)
-        if all(job.outcome is not None for job, _ in parts):
-            return
-        images = self._device.download(
-            self._run("vae_decoder", {"latents": last}, **request.dims)["image"]
-        )
-        clock.lap("decode")
-        for job, part in parts:
-            if job.outcome is None:
-                known = [embeddings[i:][part] for i in range(0, len(texts), len(request.seeds))]
-                notes = [note for some in known for e in some for note in e.notes]
-                job.outcome = self._result(job, images[part], latents[part], notes, clock)
-
-    def _result(
-        self,
-        job: Job,
-        images: np.ndarray,
-        latents: np.ndarray,
-        notes: Sequence[str],
-        clock: Clock,
-    ) -> Result:
-        request = job.request
-        told = list(dict.fromkeys(notes))
-        if any(request.negatives) and request.guidance[0] == 1.0:
-            told.append("without guidance, the negative prompt has no effect")
-        for note in told:
-            logger.warning(note)
-        waited = (clock.start_ns - job.created_ns) / 1e9
-        timings = {"queue": waited, **clock.seconds(), "total": (now_ns() - job.created_ns) / 1e9}
-        return Result(
-            # A view would keep the other jobs' images in memory.
-            images.copy(),
-            latents.copy(),
-            request.seeds,
-            request.parameters(),
-            timings,
-            (*told, *map(str, job.anomalies)),
-            tuple(job.anomalies),
-        )
-
-    def _noise(self, request: Request) -> np.ndarray:
-        shape = (1, self.manifest.latent_channels, *request.latent_size)
-        return np.concatenate([randn(shape, seed) for seed in request.seeds])
-
-    def _denoise(
-        self,
-        request: Request,
-        sigmas: np.ndarray,
-        latents: np.ndarray,
-        embeddings: Sequence[_Embeddings],
-        after_step: Callable[[Step], bool],
-        watched: bool,
-        clock: Clock,
-    ) -> tuple[Buffer, np.ndarray]:
-        """Latents after the last step, or after that for which ``after_step`` returned False."""
-        guidance = np.array(request.guidance, np.float32) if self.manifest.guided else None
-        coefficients = SAMPLERS[request.sampler](sigmas).astype(np.float32)
-        schedule = Schedule(sigmas.astype(np.float32), coefficients, guidance)
-        pooled = np.stack([e.pooled for e in embeddings])
-        hidden = np.stack([e.hidden for e in embeddings])
-        conditioning = self._condition(hidden, pooled, sigmas[:-1])
-        first = next(conditioning)
-        # The conditioner may be closed for it.
-        denoiser = self._engines.use("denoiser")
-        self._engines.load_ahead("vae_decoder", "denoiser")
-        return self._loop.run(
-            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock
-        )
-
-    def _condition(
-        self, hidden: np.ndarray, pooled: np.ndarray, sigmas: np.ndarray
-    ) -> Iterator[tuple[Buffer, Buffer]]:
-        """Context and modulation of each step; several steps are computed at a time."""
-        timesteps = (sigmas * self.manifest.scheduler.num_train_timesteps).astype(np.float32)
-        port = self._component("conditioner").output("modulation")
-        samples, tokens = hidden.shape[:2]
-        one_step = port.resolve(steps=1, samples=samples)
-        step_bytes = int(np.prod(one_step)) * np.dtype(port.dtype).itemsize
-        _, most = self._component("conditioner").bounds.get("steps", (1, len(timesteps)))
-        chunk = max(1, min(most, _MODULATION_CHUNK // step_bytes))
-        inputs = {
-            "prompt_embeds": self._device.upload(hidden),
-            "pooled": self._device.upload(pooled),
-        }
-
-        def compute(first: int) -> dict[str, Buffer]:
-            some = timesteps[first : first + chunk]
-            feed = {**inputs, "timesteps": some}
-            return self._run("conditioner", feed, samples=samples, tokens=tokens, steps=len(some))
-
-        starts = range(0, len(timesteps), chunk)
-        if len(starts) == 1 or self._engines.keeps("conditioner", "denoiser"):
-            for first in starts:
-                out = compute(first)
-                for i in range(len(out["modulation"])):
-                    yield out["context"], out["modulation"][i]
-            return
-        # One of the two has to make room for the other: what the steps need waits on the host.
-        chunks = []
-        for first in starts:
-            out = compute(first)
-            chunks.append(self._device.download(out["modulation"]))
-        for modulation in chain.from_iterable(chunks):
-            yield out["context"], self._device.upload(modulation)
-
-    def _encode(self, texts: Sequence[str], t5_tokens: int) -> list[_Embeddings]:
-        """Text features of each text; those not seen before are computed in one batch."""
-        new = [t for t in dict.fromkeys(texts) if (t, t5_tokens) not in self._prompts]
-        if new:
-            for text, embedding in zip(new, self._encode_new(new, t5_tokens), strict=True):
-                self._prompts[text, t5_tokens] = embedding
-        result = []
-        for text in texts:
-            self._prompts.move_to_end((text, t5_tokens))
-            result.append(self._prompts[text, t5_tokens])
-        while len(self._prompts) > _PROMPT_CACHE:
-            self._prompts.popitem(last=False)
-        return result
-
-    def _encode_new(self, texts: Sequence[str], t5_tokens: int) -> list[_Embeddings]:
-        conditioner = self._component("conditioner")
-        pooled_port, embeds_port = conditioner.input("pooled"), conditioner.input("prompt_embeds")
-        clip_tokens = self.manifest.tokenizers["clip_l"].length
-        tokens = clip_tokens + t5_tokens
-        # SD3: CLIP-L beside CLIP-G, padded with zeros to T5's width, followed by T5. Without T5
-        # its part stays zero.
-        hidden = np.zeros(embeds_port.resolve(samples=len(texts), tokens=tokens), embeds_port.dtype)
-        pooled = []
-        notes: list[list[str]] = [[] for _ in texts]
-        channel = 0
-        for name in ("clip_l", "clip_g", "t5"):
-            if self.manifest.component(name) is None:
-                continue
-            length = t5_tokens if name == "t5" else clip_tokens
-            ids, counts = self._tokenizers[name](texts, length)
-            found = self._run(name, {"input_ids": ids}, batch=len(texts), tokens=length)
-            out = {key: self._device.download(buffer) for key, buffer in found.items()}
-            if name == "t5":
-                hidden[:, clip_tokens:] = out["hidden"]
-            else:
-                width = out["hidden"].shape[-1]
-                hidden[:, :clip_tokens, channel : channel + width] = out["hidden"]
-                channel += width
-                pooled.append(out["pooled"])
-            if name != "clip_g":  # has CLIP-L's vocabulary
-                for note, text, count in zip(notes, texts, counts, strict=True):
-                    if count > length:
-                        shown = text if len(text) <= 40 else f"{text[:37]}..."
-                        note.append(
-                            f"prompt {shown!r} has {count} {name} tokens, "
-                            f"the model reads {length}; the rest is ignored"
-                        )
-        vectors = np.concatenate(pooled, axis=-1).astype(pooled_port.dtype)
-        return [_Embeddings(h, p, tuple(n)) for h, p, n in zip(hidden, vectors, notes, strict=True)]
-
-    def _component(self, name: str) -> Component:
-        component = self.manifest.component(name)
-        if component is None:
-            raise BundleError(f"{self.bundle.root} has no {name}", "build it again")
-        return component
-
-    def _run(
-        self, name: str, inputs: Mapping[str, np.ndarray | Buffer], **dims: int
-    ) -> dict[str, Buffer]:
-        """Run a component into new buffers, on arrays or buffers."""
-        session = self._engines.use(name)
-        device = self._device
-        feed: dict[str, Buffer] = {
-            key: device.upload(value) if isinstance(value, np.ndarray) else value
-            for key, value in inputs.items()
-        }
-        ports = self._component(name).outputs
-        outputs = {port.name: device.empty(port.resolve(**dims), port.dtype) for port in ports}
-        if name in _NEXT:
-            self._engines.load_ahead(_NEXT[name], name)
-        session.run(feed, outputs)
-        return outputs
-
-
-def _check_finite(job: Job, part: slice, guard: Guard) -> None:
-    """End a job with an image that is not finite."""
-    anomaly = next((a for a in guard.within(part) if not a.finite), None)
-    if anomaly is not None:
-        job.outcome = NotFinite(
-            f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed}): the "
-            "model overflows in this precision",
-            "build the bundle with: --policy fp32",
-        )
-
-
-def _add_note(jobs: Sequence[Job], note: str) -> None:
-    for job in jobs:
-        if isinstance(job.outcome, Result):
-            job.outcome = replace(job.outcome, notes=(*job.outcome.notes, note))
-
-
-def _check_fallback(bundle: Bundle, fallback: Bundle) -> None:
-    """Refuse a fallback that cannot draw whatever the bundle can.
-
-    Raises:
-        BundleError: says in what they differ.
-    """
-    mine, its = bundle.manifest, fallback.manifest
-    what = None
-    if its.model.variant != mine.model.variant:
-        what = f"is {its.model.variant}, {bundle.root} is {mine.model.variant}"
-    elif mine.guided and not its.guided:
-        what = f"was built without guidance, {bundle.root} with it"
-    elif not its.ranges.include(mine.ranges):
-        what = f"accepts fewer batches, sizes or text lengths than {bundle.root}"
-    if what is not None:
-        raise BundleError(
-            f"the fallback {fallback.root} {what}", "build one with the same model and options"
-        )

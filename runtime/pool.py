@@ -7,58 +7,21 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
+from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, UsageError
 
 from .job import Job, Result, Step
 from .pipeline import Pipeline
-from .timing import Observer, Span, now_ns
+from .ticket import Ticket, deadline_after
+from .timing import now_ns
+from .tracing import Observer, Span, outcome_attributes, request_spans
 from .traffic import Traffic
 
 logger = logging.getLogger("sd35_trt")
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A request from when it is accepted until its future has an outcome.
-
-    The future is never marked as running, so that it can be cancelled at any time. Neither it nor
-    the job refers to the ticket: images are freed without the garbage collector.
-    """
-
-    bundle: str
-    job: Job
-    future: Future[Result]
-    deadline: float | None
-    cancel: threading.Event | None
-    trace: Any
-    running: bool = False
-
-    def settle(self, outcome: Result | Exception | None) -> None:
-        """Give the future its outcome, unless the caller was faster."""
-        with contextlib.suppress(concurrent.futures.InvalidStateError):
-            if isinstance(outcome, Result):
-                self.future.set_result(outcome)
-            else:
-                self.future.set_exception(outcome)
-
-    def give_up(self) -> None:
-        """End the request if its time is up or its event is set."""
-        if self.cancel is not None and self.cancel.is_set():
-            self.settle(Cancelled("the request was cancelled"))
-        elif self.deadline is not None and time.monotonic() >= self.deadline:
-            self.expire()
-
-    def expire(self) -> None:
-        """End the request because its time is up."""
-        where = "being drawn" if self.running else "waiting"
-        self.settle(TimedOut(f"the request's time ended while it was {where}", "allow it more"))
 
 
 class PipelinePool:
@@ -108,7 +71,7 @@ class PipelinePool:
         self._queue_limit = queue_limit
         self._lock = threading.Lock()
         # Those without an outcome, in order of arrival.
-        self._tickets: dict[Future[Result], _Ticket] = {}
+        self._tickets: dict[Future[Result], Ticket] = {}
         self._closed = False
         with contextlib.ExitStack() as opened:
             pipelines = {}
@@ -241,8 +204,7 @@ class PipelinePool:
             future: Future[Result] = Future()
             future.add_done_callback(self._ended)
             job = Job(request, self._watch(future, callback), start)
-            deadline = None if timeout is None else time.monotonic() + timeout
-            ticket = _Ticket(name, job, future, deadline, cancel, trace)
+            ticket = Ticket(name, job, future, deadline_after(timeout), cancel, trace)
             with self._lock:
                 if self._closed:
                     raise Sd35Error("the pool is closed", "make another")
@@ -254,7 +216,7 @@ class PipelinePool:
                 self._worker.submit(self._draw_next)
                 self._tickets[future] = ticket
         except Sd35Error as error:
-            refused = Span("request", start, now_ns(), _outcome(name, error), trace)
+            refused = Span("request", start, now_ns(), outcome_attributes(name, error), trace)
             self._report([refused])
             raise
         return future
@@ -293,7 +255,7 @@ class PipelinePool:
             for ticket in batch:
                 ticket.settle(ticket.job.outcome)
 
-    def _take(self) -> list[_Ticket]:
+    def _take(self) -> list[Ticket]:
         with self._lock:
             waiting = [ticket for ticket in self._tickets.values() if not ticket.running]
             if not waiting:
@@ -351,28 +313,5 @@ class PipelinePool:
         self._open.close()
 
 
-def _outcome(bundle: str, error: BaseException | None) -> dict[str, str]:
-    """Attributes of the span of a whole request."""
-    names = ((UsageError, "invalid"), (PoolBusy, "busy"), (Cancelled, "cancelled"),
-             (TimedOut, "timeout"))  # fmt: skip
-    found = next((name for kind, name in names if isinstance(error, kind)), "error")
-    return {"bundle": bundle, "outcome": "ok" if error is None else found}
-
-
-def _spans(ticket: _Ticket, error: BaseException | None) -> list[Span]:
-    """What an observer is told of a request that has ended."""
-    job, trace, end = ticket.job, ticket.trace, now_ns()
-    clock = job.clock
-    queued = end if clock is None else clock.start_ns
-    about: dict[str, str | float | bool] = {"bundle": ticket.bundle}
-    waited = {**about, "seconds": (queued - job.created_ns) / 1e9}
-    spans = [Span("queue", job.created_ns, queued, waited, trace)]
-    for name, stage in [] if clock is None else list(clock.stages.items()):
-        taken = {**about, "seconds": stage.taken_ns / 1e9}
-        spans.append(Span(name, stage.start_ns, stage.end_ns, taken, trace))
-    for anomaly in job.anomalies:
-        what = {**about, "step": anomaly.step, "seed": anomaly.seed, "prompt": anomaly.prompt,
-                "what": anomaly.what}  # fmt: skip
-        spans.append(Span("anomaly", end, end, what, trace))
-    about.update(_outcome(ticket.bundle, error), images=len(job.request.seeds))
-    return [*spans, Span("request", job.created_ns, end, about, trace)]
+def _spans(ticket: Ticket, error: BaseException | None) -> list[Span]:
+    return request_spans(ticket.job, ticket.bundle, ticket.trace, error)

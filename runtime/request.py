@@ -172,6 +172,25 @@ def make_request(
     )
 
 
+def least_request(manifest: Manifest) -> Request:
+    """The smallest batch of the usual size."""
+    return make_request(
+        manifest,
+        prompt=[""] * manifest.ranges.batch[0],
+        negative="",
+        seed=0,
+        steps=None,
+        guidance=None,
+        shift=None,
+        size=None,
+        batch=1,
+        sampler=None,
+        t5_tokens=None,
+        image=None,
+        strength=0.6,
+    )
+
+
 def join(requests: Sequence[Request]) -> Request:
     """All images of requests that agree in :attr:`Request.in_common`, in order."""
     if len(requests) == 1:

@@ -8,22 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from sd35_trt.backends import BACKENDS
-from sd35_trt.errors import BundleError, OutOfMemory
+from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
-from sd35_trt.residency import (
-    PHASES,
-    RESIDENT,
-    STREAM_BUFFERS,
-    STREAMED,
-    Footprint,
-    Residency,
-    plan_residency,
-)
-from sd35_trt.units import format_memory
+from sd35_trt.residency import PHASES, RESIDENT, STREAMED
 
 from .devices.device import Device, DeviceMemory
-from .sessions.session import Session, SessionOptions, can_stream, working_bytes
+from .memory_plan import MemoryPlanner
+from .sessions.session import Session, SessionOptions
 
 logger = logging.getLogger("sd35_trt")
 
@@ -103,7 +94,8 @@ class EngineSet:
                 "%s does not know what its engines work with: vram_budget counts their weights "
                 "alone, leave room for the rest", bundle.root,
             )  # fmt: skip
-        self._plan = self._make_plan({})
+        self._planner = MemoryPlanner(bundle, self._components, device.kind == "cuda", budget)
+        self._plan = self._planner.plan({})
         self._most = 0
 
     def fit(self, dims: Mapping[str, int]) -> None:
@@ -116,18 +108,8 @@ class EngineSet:
             OutOfMemory: the budget is too small; names the smallest that is enough.
         """
         if dims != self._dims:
-            plan = self._make_plan(dims)
-            if not plan.fits:
-                assert self.budget is not None
-                least = _round_up(self._least(dims))
-                raise OutOfMemory(
-                    f"{self._bundle.root} does not fit in {format_memory(self.budget)} at this "
-                    "size",
-                    f"the smallest vram_budget for it is {format_memory(least)}"
-                    + self._streaming_advice(),
-                )
-            self._plan, self._dims = plan, dict(dims)
-            self._most = max(self._most, plan.peak_bytes)
+            self._plan, self._dims = self._planner.plan_within_budget(dims), dict(dims)
+            self._most = max(self._most, self._plan.peak_bytes)
         for name in list(self._sessions):
             if self._held[name] != self._holds(name):
                 self._close(name)
@@ -193,7 +175,7 @@ class EngineSet:
         for name, component in self._components.items():
             placement = self._plan.placements[name]
             is_open = name in self._sessions
-            held = placement.device_bytes if is_open else self._weight_bytes(component)
+            held = placement.device_bytes if is_open else self._planner.weight_bytes(component)
             engines[name] = EngineMemory(placement.kind, is_open, held)
         return MemoryReport(engines, self._device.memory(), self.budget, self._most)
 
@@ -225,54 +207,3 @@ class EngineSet:
             session = ahead.result()
         if session is not None:
             session.close()
-
-    def _make_plan(self, dims: Mapping[str, int]) -> Residency:
-        return plan_residency(self._footprints(dims), self.budget, self._reserve)
-
-    def _least(self, dims: Mapping[str, int]) -> int:
-        return plan_residency(self._footprints(dims), 0, self._reserve).peak_bytes
-
-    @property
-    def _reserve(self) -> int:
-        backend = BACKENDS[self._bundle.manifest.builder]
-        return backend.context_bytes if self._device.kind == "cuda" else 0
-
-    def _footprints(self, dims: Mapping[str, int]) -> list[Footprint]:
-        steps = self._bundle.manifest.defaults.steps
-        # A text encoder's batch is of texts.
-        texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
-        return [
-            Footprint(
-                name,
-                name,
-                self._weight_bytes(component),
-                working_bytes(component, texts if name in PHASES["text"] else dims),
-                steps if name == "denoiser" else 1,
-                self._stream_bytes(component),
-                name in BACKENDS[component.engine].keeps_activations,
-            )
-            for name, component in self._components.items()
-        ]
-
-    def _weight_bytes(self, component: Component) -> int:
-        """Memory that a component's weights take as a whole."""
-        on_gpu = self._device.kind == "cuda"
-        return (on_gpu and component.allocated_bytes) or component.weight_bytes
-
-    def _stream_bytes(self, component: Component) -> int | None:
-        """The least device memory that a component's weights need; None if they cannot stream."""
-        if component.largest_layer_bytes is None or not can_stream(self._bundle, component):
-            return None
-        return min(STREAM_BUFFERS * component.largest_layer_bytes, component.weight_bytes)
-
-    def _streaming_advice(self) -> str:
-        asked = BACKENDS[self._bundle.manifest.builder].streams == "asked"
-        if asked and not any(can_stream(self._bundle, c) for c in self._components.values()):
-            return ", or less if it is built with: --weight-streaming"
-        return ""
-
-
-def _round_up(count: int) -> int:
-    """To what :func:`format_memory` shows in full: a tenth of a megabyte or of a gigabyte."""
-    unit = 100_000_000 if count >= 1_000_000_000 else 100_000
-    return -(-count // unit) * unit

@@ -1,11 +1,9 @@
-"""When each stage of a request began and ended, as tracing and metrics take it."""
+"""When each stage of a request began and ended."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 # What time.perf_counter_ns has to be moved by to count from the epoch. Taken once, so that a
 # change of the wall clock makes no stage negative.
@@ -17,36 +15,9 @@ def now_ns() -> int:
     return _EPOCH + time.perf_counter_ns()
 
 
-@dataclass(frozen=True)
-class Span:
-    """A stage of a request, or the whole of it.
-
-    It is what OpenTelemetry takes: ``tracer.start_span(span.name, context=span.trace,
-    start_time=span.start_ns, attributes=span.attributes).end(span.end_ns)``.
-
-    Attributes:
-        name: ``request`` for the whole, last; before it its stages ``queue``, ``text``,
-            ``encode``, ``conditioning``, ``denoise`` and ``decode``; ``anomaly`` for a moment.
-        start_ns, end_ns: nanoseconds since the epoch.
-        attributes: strings, numbers and booleans. Always ``bundle``; of a stage ``seconds``, the
-            time that it took itself: conditioning and denoising take turns.
-        trace: what the request was given as ``trace``.
-    """
-
-    name: str
-    start_ns: int
-    end_ns: int
-    attributes: Mapping[str, str | float | bool] = field(default_factory=dict)
-    trace: Any = None
-
-
-#: Called with every span, in whichever thread ends the request.
-Observer = Callable[[Span], object]
-
-
 @dataclass
-class Stage:
-    """First start, last end and time taken of a stage, in nanoseconds."""
+class Interval:
+    """When a stage began first and ended last, and the time that it took itself, in nanoseconds."""
 
     start_ns: int
     end_ns: int
@@ -54,20 +25,25 @@ class Stage:
 
 
 class Clock:
-    """Splits the time since it was made among stages."""
+    """Splits the time since it was made among stages.
+
+    Attributes:
+        start_ns: when it was made, as :func:`now_ns` counts.
+        stages: by name, in the order of their start.
+    """
 
     def __init__(self) -> None:
         self.start_ns = self._last = now_ns()
-        self.stages: dict[str, Stage] = {}
+        self.stages: dict[str, Interval] = {}
 
     def lap(self, name: str) -> None:
         """What passed since the last call, or the start, was for this stage."""
         now = now_ns()
-        stage = self.stages.setdefault(name, Stage(self._last, now, 0))
-        stage.end_ns = now
-        stage.taken_ns += now - self._last
+        interval = self.stages.setdefault(name, Interval(self._last, now, 0))
+        interval.end_ns = now
+        interval.taken_ns += now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage."""
-        return {name: stage.taken_ns / 1e9 for name, stage in self.stages.items()}
+        return {name: interval.taken_ns / 1e9 for name, interval in self.stages.items()}

@@ -1,4 +1,17 @@
-"""Errors a user can cause. Each is one line: what, where, and what to do about it."""
+"""Errors a user can cause. Each is one line: what, where, and what to do about it.
+
+* Sd35Error
+  · UsageError (also ValueError)
+  · CheckpointError
+  · BundleError
+  · OutOfMemory
+  · Cancelled
+  · NotFinite
+  · TimedOut (also TimeoutError)
+  · PoolBusy
+
+What a program calls wrongly, without a user's doing, is a TypeError or a ValueError of Python's.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from fake_cuda import FakeCuda, host_array
 from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
-from sd35_trt.runtime.devices import cuda as cuda_device
-from sd35_trt.runtime.devices.device import CpuDevice, Device
+from sd35_trt.runtime.devices import cuda, cuda_memory, cuda_runtime, cuda_streams
+from sd35_trt.runtime.devices.cpu import CpuDevice
+from sd35_trt.runtime.devices.device import Device
 from sd35_trt.runtime.sessions.onnxruntime import open_session as open_onnx
 from sd35_trt.runtime.sessions.session import SessionOptions
 
@@ -23,8 +24,9 @@ from sd35_trt.runtime.sessions.session import SessionOptions
 def install_fake(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> FakeCuda:
     """The CUDA device of the tests is the fake."""
     fake = FakeCuda(**arguments)
-    monkeypatch.setattr(cuda_device, "cudart", fake)
-    monkeypatch.setattr(cuda_device, "_IDLE", {})
+    for module in (cuda, cuda_memory, cuda_runtime, cuda_streams):
+        monkeypatch.setattr(module, "cudart", fake)
+    monkeypatch.setattr(cuda_streams, "_IDLE", {})
     return fake
 
 

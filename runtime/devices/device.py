@@ -1,18 +1,12 @@
-"""Where buffers live and work is queued: the CPU here, CUDA in :mod:`.cuda_device`."""
+"""What a device is: where buffers live and work is queued."""
 
 from __future__ import annotations
 
-import importlib
-import re
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-from sd35_trt.errors import Sd35Error, UsageError
 
 
 class Buffer(Protocol):
@@ -148,94 +142,3 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything, buffers that are still referred to included."""
-
-
-class _Here:
-    """A "copy" that is the buffer itself: the CPU's."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-
-    def wait(self) -> np.ndarray:
-        return self._array
-
-    def fence(self) -> None:
-        """The reader has read before the next step begins."""
-
-
-class CpuDevice:
-    """numpy arrays; work is done when it is asked for. See :class:`Device`."""
-
-    name = kind = "cpu"
-    index = stream = scratch_version = 0
-    queues = False
-
-    def activate(self) -> None:
-        """Nothing to do."""
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.empty(shape, dtype)
-
-    def pointer(self, buffer: Buffer) -> int:
-        assert isinstance(buffer, np.ndarray)
-        assert buffer.flags.c_contiguous
-        return int(buffer.ctypes.data)
-
-    def upload(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array)
-
-    def copy(self, source: Buffer, target: Buffer) -> None:
-        assert isinstance(target, np.ndarray)
-        target[...] = np.asarray(source).reshape(target.shape)
-
-    def download(self, buffer: Buffer) -> np.ndarray:
-        return np.asarray(buffer)
-
-    def slots(self, shape: tuple[int, ...], dtype: Any, count: int) -> list[np.ndarray]:
-        return []
-
-    def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
-        return _Here(np.asarray(buffer))
-
-    def capture(self, work: Callable[[], None]) -> Graph:
-        raise Sd35Error("the CPU records no graphs", "call the work itself")
-
-    def scratch(self, nbytes: int) -> int:
-        raise Sd35Error("engines on the CPU have their own memory", "ask for none")
-
-    def synchronize(self) -> None:
-        """Nothing is queued."""
-
-    def memory(self) -> DeviceMemory:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        try:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-        except (OSError, IndexError, ValueError):  # no Linux
-            return DeviceMemory(peak, peak, None)
-        used = pages * resource.getpagesize()
-        return DeviceMemory(used, max(used, peak), None)
-
-    def close(self) -> None:
-        """numpy frees what nobody refers to."""
-
-
-def open_device(name: str) -> Device:
-    """A device by name: ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``.
-
-    Raises:
-        UsageError: an unknown name.
-        Sd35Error: no GPU, no driver, or the package for it is not installed.
-    """
-    if name == "cpu":
-        return CpuDevice()
-    found = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if found is None:
-        raise UsageError(f"unknown device {name!r}", "use cpu, cuda or cuda:N")
-    try:
-        module = importlib.import_module("sd35_trt.runtime.devices.cuda")
-    except ImportError as error:
-        raise Sd35Error(
-            f"{name} needs cuda-bindings ({error})", "pip install 'sd35-trt[cuda]'"
-        ) from error
-    device: Device = module.CudaDevice(int(found[1] or 0))
-    return device

@@ -17,6 +17,7 @@ from sd35_trt.bench.contenders import TIMINGS
 from sd35_trt.bench.options import BenchOptions
 from sd35_trt.bench.run import bench
 from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime.text_features import TextEncoder
 
 QUICK = ("--steps", 3, "--runs", 2, "--warmup", 1, "--size", "64x64")
 
@@ -71,13 +72,13 @@ def test_one_step(mini_bundle: Path) -> None:
 
 def test_text_is_encoded_in_every_run(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[list[str]] = []
-    encode = Pipeline._encode_new
+    compute = TextEncoder._compute
 
-    def watch(self: Pipeline, texts: list[str], tokens: int) -> Any:
+    def watch(self: TextEncoder, texts: list[str], tokens: int) -> Any:
         encoded.append(list(texts))
-        return encode(self, texts, tokens)
+        return compute(self, texts, tokens)
 
-    monkeypatch.setattr(Pipeline, "_encode_new", watch)
+    monkeypatch.setattr(TextEncoder, "_compute", watch)
     bench(BenchOptions(mini_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
     assert encoded == [["", "a star (0)"], *([f"a star ({i})"] for i in range(1, 5))]
 

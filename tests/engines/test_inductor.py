@@ -26,7 +26,7 @@ from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
 from sd35_trt.programs.attention import ATTENTION
 from sd35_trt.programs.streamed_program import StreamedProgram
 from sd35_trt.runtime import Pipeline
-from sd35_trt.runtime.devices.device import CpuDevice
+from sd35_trt.runtime.devices.cpu import CpuDevice
 from sd35_trt.runtime.sessions import inductor as inductor_session
 from sd35_trt.runtime.sessions.inductor import InductorSession
 from sd35_trt.runtime.sessions.session import SessionOptions, can_stream

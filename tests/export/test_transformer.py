@@ -12,7 +12,7 @@ from diffusers import SD3Transformer2DModel
 
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.runtime.devices.device import CpuDevice
+from sd35_trt.runtime.devices.cpu import CpuDevice
 from sd35_trt.runtime.sessions.session import open_session
 
 

@@ -12,7 +12,8 @@ from fake_cuda import FakeCuda, host_array
 from fake_gpu import install_fake
 
 from sd35_trt.errors import OutOfMemory, Sd35Error, UsageError
-from sd35_trt.runtime.devices.device import Device, open_device
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.devices.opening import open_device
 
 
 @pytest.fixture(params=["cpu", "fake", "cuda"])

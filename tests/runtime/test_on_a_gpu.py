@@ -46,8 +46,18 @@ def bare_bundle(mini_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def on_gpu(root: Path, fake: FakeCuda, recordable: bool = True, **arguments: Any) -> Pipeline:
-    """A pipeline on the fake; sessions note what was opened and closed."""
+def on_gpu(
+    root: Path,
+    fake: FakeCuda,
+    recordable: bool = True,
+    before_open: Callable[[str], None] = lambda name: None,
+    **arguments: Any,
+) -> Pipeline:
+    """A pipeline on the fake; sessions note what was opened and closed.
+
+    Args:
+        before_open: called with the name of each component that is about to be opened.
+    """
     log: Opened = []
 
     class Session(QueuedSession):
@@ -56,6 +66,7 @@ def on_gpu(root: Path, fake: FakeCuda, recordable: bool = True, **arguments: Any
             super().close()
 
     def open_session(bundle: Any, component: Any, device: Any, options: Any) -> Session:
+        before_open(component.name)
         session = Session(fake, bundle, component, device)
         session.recordable = recordable
         log.append((component.name, options.held_bytes))
@@ -120,15 +131,12 @@ def test_preloading_opens_each_engine_once_and_the_denoiser_beside_the_others(
     mini_bundle: Path, fake: FakeCuda
 ) -> None:
     names = [component.name for component in Bundle.open(mini_bundle).manifest.components]
-    with on_gpu(mini_bundle, fake) as gpu:
-        threads = {}
-        open_session = gpu._engines._open_session
+    threads: dict[str, threading.Thread] = {}
 
-        def noted(bundle: Any, component: Any, device: Any, options: Any) -> Any:
-            threads[component.name] = threading.current_thread()
-            return open_session(bundle, component, device, options)
+    def note(name: str) -> None:
+        threads[name] = threading.current_thread()
 
-        gpu._engines._open_session = noted
+    with on_gpu(mini_bundle, fake, before_open=note) as gpu:
         gpu.preload()
         assert sorted(name for name, _ in gpu.log) == sorted(names)  # type: ignore[attr-defined]
         beside = [name for name in names if threads[name] is not threading.current_thread()]
@@ -138,18 +146,16 @@ def test_preloading_opens_each_engine_once_and_the_denoiser_beside_the_others(
 
 
 def test_what_fails_beside_the_others_is_told(mini_bundle: Path, fake: FakeCuda) -> None:
-    with on_gpu(mini_bundle, fake) as gpu:
-        open_session = gpu._engines._open_session
+    refused = {"denoiser"}
 
-        def failing(bundle: Any, component: Any, device: Any, options: Any) -> Any:
-            if component.name == "denoiser":
-                raise OutOfMemory("no room for denoiser", "load with a vram_budget")
-            return open_session(bundle, component, device, options)
+    def refuse(name: str) -> None:
+        if name in refused:
+            raise OutOfMemory(f"no room for {name}", "load with a vram_budget")
 
-        gpu._engines._open_session = failing
+    with on_gpu(mini_bundle, fake, before_open=refuse) as gpu:
         with pytest.raises(OutOfMemory, match="no room for denoiser"):
             gpu.preload()
-        gpu._engines._open_session = open_session
+        refused.clear()
         assert len(gpu.generate("a red star", steps=2).images) == 1
 
 
@@ -343,7 +349,7 @@ def test_the_planned_peak_is_that_of_requests(
     """Not of a plan without working memory, where more could stay."""
     whole = sum(weights(bare_bundle).values())
     monkeypatch.setattr(
-        "sd35_trt.runtime.resident.working_bytes",
+        "sd35_trt.runtime.memory_plan.working_bytes",
         lambda component, dims: whole // 2 if dims and component.name == "denoiser" else 0,
     )
     with on_gpu(bare_bundle, fake, vram_budget=CONTEXT + whole) as gpu:

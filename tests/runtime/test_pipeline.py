@@ -13,6 +13,7 @@ from PIL import Image
 
 from sd35_trt.errors import Cancelled, Sd35Error, UsageError
 from sd35_trt.runtime import Pipeline, Step
+from sd35_trt.runtime.text_features import TextEncoder
 
 QUICK = {"steps": 3}
 
@@ -182,5 +183,5 @@ def test_a_closed_pipeline_says_so(mini_bundle: Path) -> None:
 
 def test_prompts_are_encoded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.generate("a prompt not seen before", **QUICK)
-    monkeypatch.setattr(pipe, "_encode_new", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(TextEncoder, "_compute", lambda *_: pytest.fail("encoded again"))
     pipe.generate("a prompt not seen before", seed=5, **QUICK)

@@ -17,10 +17,9 @@ from fake_engines import PATIENCE, FakeEngines, overflow, same
 from prometheus_client import CollectorRegistry
 
 from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
-from sd35_trt.runtime import Pipeline, PipelinePool, Step
+from sd35_trt.runtime import Pipeline, PipelinePool, Span, Step
 from sd35_trt.runtime.job import Job
 from sd35_trt.runtime.metrics import Metrics
-from sd35_trt.runtime.timing import Span
 
 QUICK = {"steps": 3, "size": (64, 64)}
 
@@ -125,7 +124,9 @@ def test_time_ends_between_steps(
     pool: PipelinePool, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("sd35_trt.runtime.pool.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(
+        "sd35_trt.runtime.ticket.time", SimpleNamespace(monotonic=lambda: clock.now)
+    )
     slow = pool.submit("a star", timeout=10, **QUICK | {"steps": 9})
     engines.wait_for_step()
     waiting = pool.submit("a star", timeout=10, **QUICK)

@@ -20,7 +20,9 @@ from fake_gpu import FakeTensorRT, QueuedSession, install_fake
 
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
-from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
+from sd35_trt.runtime.devices.cpu import CpuDevice
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.devices.opening import open_device
 from sd35_trt.runtime.sessions import onnxruntime as onnxruntime_session
 from sd35_trt.runtime.sessions import tensorrt as tensorrt_session
 from sd35_trt.runtime.sessions.session import (

@@ -1,0 +1,233 @@
+"""Drawing with one bundle on one device: text, noise, the loop, pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
+
+import numpy as np
+
+from sd35_trt.errors import NotFinite
+from sd35_trt.formats.bundle import Bundle
+
+from .conditioning import Conditioning
+from .denoise import DenoiseLoop, Schedule
+from .devices.device import Buffer
+from .devices.opening import open_device
+from .job import Job, Result, Step
+from .latent_guard import Band, Guard
+from .noise import randn
+from .request import Request, join, least_request
+from .resident import EngineSet, OpenSession
+from .runner import ComponentRunner
+from .schedule import SAMPLERS, make_sigmas
+from .sessions.session import device_of
+from .text_features import TextEncoder, TextFeatures
+from .timing import Clock, now_ns
+
+logger = logging.getLogger("sd35_trt")
+
+
+class Renderer:
+    """Draws jobs with a bundle's engines and watches their latents. One thread at a time.
+
+    Args:
+        threads, device, vram_budget: see :meth:`sd35_trt.runtime.Pipeline.load`.
+        open_session: loads an engine.
+
+    Attributes:
+        bundle: as given.
+        engines: the bundle's.
+        anomalies: how many anomalous images there were.
+
+    Raises:
+        BundleError: engines that do not run on this device, or a file that is no tokenizer.
+        OutOfMemory: a budget that is too small for the smallest request.
+        Sd35Error: there is no such device here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None,
+        open_session: OpenSession,
+        device: str | None,
+        vram_budget: int | None,
+    ) -> None:
+        self.bundle = bundle
+        self.anomalies = 0
+        self._manifest = bundle.manifest
+        self._band = Band.of(bundle)
+        self._train_timesteps = int(self._manifest.scheduler.num_train_timesteps)
+        self._device = open_device(device_of(bundle, device))
+        try:
+            self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
+            self._runner = ComponentRunner(bundle, self._device, self.engines)
+            self._text = TextEncoder(bundle, self._runner)
+            self._conditioning = Conditioning(
+                self._device, self.engines, self._runner, self._train_timesteps
+            )
+            self._loop = DenoiseLoop(self._device)
+            self.fit(least_request(self._manifest))
+        except BaseException:
+            self._device.close()
+            raise
+
+    def activate(self) -> None:
+        """Make its device the calling thread's."""
+        self._device.activate()
+
+    def fit(self, request: Request) -> None:
+        """Make room for a request; see :meth:`sd35_trt.runtime.resident.EngineSet.fit`.
+
+        Raises:
+            OutOfMemory: the budget is too small.
+        """
+        texts = (2 if self._manifest.guided else 1) * len(request.seeds)
+        self.engines.fit({**request.dims, "samples": texts})
+
+    def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
+        """Draw jobs in one run and set the outcome of each; see
+        :meth:`sd35_trt.runtime.Pipeline.draw`.
+
+        Args:
+            clock: its stages ``text``, ``encode``, ``conditioning``, ``denoise``, ``decode``.
+
+        Raises:
+            Sd35Error: an engine failed.
+        """
+        request = join([job.request for job in jobs])
+        self.fit(request)
+        ends = list(accumulate((len(job.request.seeds) for job in jobs), initial=0))
+        parts = [slice(*bounds) for bounds in pairwise(ends)]
+        guard = Guard(self._band, request)
+        try:
+            self._draw_parts(request, list(zip(jobs, parts, strict=True)), guard, clock)
+        finally:
+            self.anomalies += len(guard.anomalies)
+            for anomaly in guard.anomalies.values():
+                logger.warning("%s: %s", self.bundle.root, anomaly)
+
+    def _draw_parts(
+        self, request: Request, parts: Sequence[tuple[Job, slice]], guard: Guard, clock: Clock
+    ) -> None:
+        """Draw a joined request; each job has its part of the images."""
+        guided = self._manifest.guided
+        texts = [*request.negatives, *request.prompts] if guided else list(request.prompts)
+        features = self._text.encode(texts, request.t5_tokens)
+        clock.lap("text")
+        sigmas = make_sigmas(request.steps, request.shift, self._train_timesteps)
+        latents = self._noise(request)
+        if request.image is not None:
+            # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
+            sigmas = sigmas[request.first_step :]
+            latents = self._mix(request.image, latents, sigmas[0], request)
+            clock.lap("encode")
+
+        def after_step(step: Step) -> bool:
+            guard.look(step.index, step.sigma, step.latents)
+            for job, part in parts:
+                if job.outcome is None:
+                    _check_finite(job, part, guard)
+                if job.outcome is None:
+                    job.after_step(replace(step, latents=step.latents[part]))
+            return any(job.outcome is None for job, _ in parts)
+
+        watched = any(job.callback is not None for job, _ in parts)
+        last, latents = self._denoise(
+            request, sigmas, latents, features, after_step, watched, clock
+        )
+        for job, part in parts:
+            job.anomalies += guard.within(part)
+        if all(job.outcome is not None for job, _ in parts):
+            return
+        images = self._device.download(
+            self._runner.run("vae_decoder", {"latents": last}, **request.dims)["image"]
+        )
+        clock.lap("decode")
+        for job, part in parts:
+            if job.outcome is None:
+                branches = [features[i:][part] for i in range(0, len(texts), len(request.seeds))]
+                notes = [note for branch in branches for text in branch for note in text.notes]
+                job.outcome = _result(job, images[part], latents[part], notes, clock)
+
+    def _noise(self, request: Request) -> np.ndarray:
+        shape = (1, self._manifest.latent_channels, *request.latent_size)
+        return np.concatenate([randn(shape, seed) for seed in request.seeds])
+
+    def _mix(
+        self, image: np.ndarray, noise: np.ndarray, sigma: float, request: Request
+    ) -> np.ndarray:
+        """Latents of a picture with so much noise."""
+        out = self._runner.run("vae_encoder", {"image": image}, **request.dims)
+        encoded = self._device.download(out["latents"])
+        return (sigma * noise + (1 - sigma) * encoded).astype(np.float32)
+
+    def _denoise(
+        self,
+        request: Request,
+        sigmas: np.ndarray,
+        latents: np.ndarray,
+        features: Sequence[TextFeatures],
+        after_step: Callable[[Step], bool],
+        watched: bool,
+        clock: Clock,
+    ) -> tuple[Buffer, np.ndarray]:
+        """Latents after the last step, or after that for which ``after_step`` returned False."""
+        guidance = np.array(request.guidance, np.float32) if self._manifest.guided else None
+        coefficients = SAMPLERS[request.sampler](sigmas).astype(np.float32)
+        schedule = Schedule(sigmas.astype(np.float32), coefficients, guidance)
+        pooled = np.stack([text.pooled for text in features])
+        hidden = np.stack([text.hidden for text in features])
+        conditioning = self._conditioning.steps(hidden, pooled, sigmas[:-1])
+        first = next(conditioning)
+        # The conditioner may be closed for it.
+        denoiser = self.engines.use("denoiser")
+        self.engines.load_ahead("vae_decoder", "denoiser")
+        return self._loop.run(
+            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock
+        )
+
+    def close(self) -> None:
+        """Release engines and device."""
+        self._device.activate()
+        self._loop.close()
+        self.engines.close()
+        self._text.clear()
+        self._device.close()
+
+
+def _result(
+    job: Job, images: np.ndarray, latents: np.ndarray, notes: Sequence[str], clock: Clock
+) -> Result:
+    request = job.request
+    unique = list(dict.fromkeys(notes))
+    if any(request.negatives) and request.guidance[0] == 1.0:
+        unique.append("without guidance, the negative prompt has no effect")
+    for note in unique:
+        logger.warning(note)
+    waited = (clock.start_ns - job.created_ns) / 1e9
+    timings = {"queue": waited, **clock.seconds(), "total": (now_ns() - job.created_ns) / 1e9}
+    return Result(
+        # A view would keep the other jobs' images in memory.
+        images.copy(),
+        latents.copy(),
+        request.seeds,
+        request.parameters(),
+        timings,
+        (*unique, *map(str, job.anomalies)),
+        tuple(job.anomalies),
+    )
+
+
+def _check_finite(job: Job, part: slice, guard: Guard) -> None:
+    """End a job with an image that is not finite."""
+    anomaly = next((a for a in guard.within(part) if not a.finite), None)
+    if anomaly is not None:
+        job.outcome = NotFinite(
+            f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed}): the "
+            "model overflows in this precision",
+            "build the bundle with: --policy fp32",
+        )

@@ -1,0 +1,121 @@
+"""Text features of prompts: what the text encoders compute, put together as SD3 reads it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sd35_trt.formats.bundle import Bundle
+
+from .runner import ComponentRunner
+from .text import PromptTokenizer
+
+# How many texts' features are kept.
+_CACHE_SIZE = 256
+
+
+@dataclass
+class TextFeatures:
+    """One text's features.
+
+    Attributes:
+        hidden: [tokens, width], in the dtype of the conditioner's ``prompt_embeds``.
+        pooled: [pooled width], in the dtype of the conditioner's ``pooled``.
+        notes: what the user should know, such as a text that was cut.
+    """
+
+    hidden: np.ndarray
+    pooled: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+class TextEncoder:
+    """Texts to features, by a bundle's tokenizers and text encoders. The features of the latest
+    texts are kept: a repeated prompt runs no engine.
+
+    Args:
+        runner: of the bundle's components.
+
+    Raises:
+        BundleError: a file that is no tokenizer.
+    """
+
+    def __init__(self, bundle: Bundle, runner: ComponentRunner) -> None:
+        self._manifest = bundle.manifest
+        self._runner = runner
+        self._cache: OrderedDict[tuple[str, int], TextFeatures] = OrderedDict()
+        self._tokenizers = {
+            name: PromptTokenizer(bundle.path(t.path), t.pad_id)
+            for name, t in bundle.manifest.tokenizers.items()
+        }
+
+    def encode(self, texts: Sequence[str], t5_tokens: int) -> list[TextFeatures]:
+        """Features of each text; those not known are computed in one batch.
+
+        Args:
+            t5_tokens: length of T5's part.
+
+        Raises:
+            Sd35Error: an engine failed.
+        """
+        new = [t for t in dict.fromkeys(texts) if (t, t5_tokens) not in self._cache]
+        if new:
+            for text, features in zip(new, self._compute(new, t5_tokens), strict=True):
+                self._cache[text, t5_tokens] = features
+        result = []
+        for text in texts:
+            self._cache.move_to_end((text, t5_tokens))
+            result.append(self._cache[text, t5_tokens])
+        while len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return result
+
+    def clear(self) -> None:
+        """Forget every text."""
+        self._cache.clear()
+
+    def _compute(self, texts: Sequence[str], t5_tokens: int) -> list[TextFeatures]:
+        conditioner = self._runner.component("conditioner")
+        pooled_port, embeds_port = conditioner.input("pooled"), conditioner.input("prompt_embeds")
+        clip_tokens = self._manifest.tokenizers["clip_l"].length
+        tokens = clip_tokens + t5_tokens
+        # SD3: CLIP-L beside CLIP-G, padded with zeros to T5's width, followed by T5. Without T5
+        # its part stays zero.
+        hidden = np.zeros(embeds_port.resolve(samples=len(texts), tokens=tokens), embeds_port.dtype)
+        pooled = []
+        notes: list[list[str]] = [[] for _ in texts]
+        channel = 0
+        for name in ("clip_l", "clip_g", "t5"):
+            if self._manifest.component(name) is None:
+                continue
+            length = t5_tokens if name == "t5" else clip_tokens
+            ids, counts = self._tokenizers[name](texts, length)
+            out = self._runner.download(
+                self._runner.run(name, {"input_ids": ids}, batch=len(texts), tokens=length)
+            )
+            if name == "t5":
+                hidden[:, clip_tokens:] = out["hidden"]
+            else:
+                width = out["hidden"].shape[-1]
+                hidden[:, :clip_tokens, channel : channel + width] = out["hidden"]
+                channel += width
+                pooled.append(out["pooled"])
+            if name != "clip_g":  # has CLIP-L's vocabulary
+                for note, text, count in zip(notes, texts, counts, strict=True):
+                    if count > length:
+                        note.append(_cut_note(text, name, count, length))
+        vectors = np.concatenate(pooled, axis=-1).astype(pooled_port.dtype)
+        return [
+            TextFeatures(h, p, tuple(n)) for h, p, n in zip(hidden, vectors, notes, strict=True)
+        ]
+
+
+def _cut_note(text: str, encoder: str, count: int, length: int) -> str:
+    shown = text if len(text) <= 40 else f"{text[:37]}..."
+    return (
+        f"prompt {shown!r} has {count} {encoder} tokens, the model reads {length}; the rest is "
+        "ignored"
+    )
