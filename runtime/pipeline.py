@@ -26,7 +26,7 @@ from .latent_guard import Band, Guard
 from .noise import randn
 from .request import Request, join, make_request
 from .resident import EngineSet, MemoryReport, OpenSession
-from .schedule import SAMPLERS, make_sigmas
+from .schedule import coefficients, make_sigmas, make_timesteps, mix
 from .sessions.session import device_of, open_session
 from .text import PromptTokenizer
 from .timing import Clock, now_ns
@@ -398,7 +398,7 @@ class Pipeline:
             sigmas = sigmas[request.first_step :]
             out = self._run("vae_encoder", {"image": request.image}, **request.dims)
             encoded = self._device.download(out["latents"])
-            latents = (sigmas[0] * latents + (1 - sigmas[0]) * encoded).astype(np.float32)
+            latents = mix(latents, encoded.astype(np.float32), sigmas[0])
             clock.lap("encode")
 
         def after_step(step: Step) -> bool:
@@ -471,8 +471,7 @@ class Pipeline:
     ) -> tuple[Buffer, np.ndarray]:
         """Latents after the last step, or after that for which ``after_step`` returned False."""
         guidance = np.array(request.guidance, np.float32) if self.manifest.guided else None
-        coefficients = SAMPLERS[request.sampler](sigmas).astype(np.float32)
-        schedule = Schedule(sigmas.astype(np.float32), coefficients, guidance)
+        schedule = Schedule(sigmas, coefficients(request.sampler, sigmas), guidance)
         pooled = np.stack([e.pooled for e in embeddings])
         hidden = np.stack([e.hidden for e in embeddings])
         conditioning = self._condition(hidden, pooled, sigmas[:-1])
@@ -488,7 +487,7 @@ class Pipeline:
         self, hidden: np.ndarray, pooled: np.ndarray, sigmas: np.ndarray
     ) -> Iterator[tuple[Buffer, Buffer]]:
         """Context and modulation of each step; several steps are computed at a time."""
-        timesteps = (sigmas * self.manifest.scheduler.num_train_timesteps).astype(np.float32)
+        timesteps = make_timesteps(sigmas, self.manifest.scheduler.num_train_timesteps)
         port = self._component("conditioner").output("modulation")
         samples, tokens = hidden.shape[:2]
         one_step = port.resolve(steps=1, samples=samples)
