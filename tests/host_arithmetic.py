@@ -1,4 +1,4 @@
-"""docs/bundle-format.md's arithmetic on the host, word by word, without numpy; and its test vectors.
+"""docs/bundle-format.md's arithmetic on the host, without numpy; and its test vectors.
 
     python tests/host_arithmetic.py docs/host-arithmetic.json
 
@@ -8,6 +8,7 @@ have them, so that a reader in another language compares bits.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -79,7 +80,7 @@ def sigmas(steps: int, shift: float, timesteps: float) -> list[float]:
 
 
 def euler(s: list[float]) -> list[Row]:
-    return [(b / a, 1.0 - b / a, 0.0) for a, b in zip(s, s[1:], strict=False)]
+    return [(b / a, 1.0 - b / a, 0.0) for a, b in itertools.pairwise(s)]
 
 
 def log_snr(sigma: float) -> float:
