@@ -10,6 +10,7 @@ import numpy as np
 from .devices.device import Buffer, Device
 from .resident import EngineSet
 from .runner import ComponentRunner
+from .schedule import make_timesteps
 
 # Modulation of at most so many bytes is computed in one run of the conditioner.
 _CHUNK_BYTES = 256 << 20
@@ -46,7 +47,7 @@ class Conditioning:
         Raises:
             Sd35Error: the conditioner failed.
         """
-        timesteps = (sigmas * self._train_timesteps).astype(np.float32)
+        timesteps = make_timesteps(sigmas, self._train_timesteps)
         samples, tokens = hidden.shape[:2]
         chunk = self._chunk(samples, len(timesteps))
         inputs = {

@@ -1,4 +1,7 @@
-"""PyTorch's CPU random normals in numpy, so that a seed means the same picture in both."""
+"""PyTorch's CPU random normals in numpy, so that a seed means the same picture in both.
+
+Specified to the bit in docs/bundle-format.md, for other languages.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
     """Normals from uniforms in blocks of 16: eight radii, then eight angles."""
     blocks = uniform.reshape(-1, 2, _BLOCK // 2)
     # PyTorch rounds each of these to float32; the angle's rounding alone moves a value by 1e-6.
-    radius = np.sqrt(np.float32(-2.0) * np.log(np.float32(1.0) - blocks[:, 0]))
+    # Functions are taken in float64: numpy's float32 logarithm is not libm's in one value of ten.
+    logarithm = np.log((np.float32(1.0) - blocks[:, 0]).astype(np.float64)).astype(np.float32)
+    radius = np.sqrt(np.float32(-2.0) * logarithm).astype(np.float64)
     angle = (np.float32(2.0 * np.pi) * blocks[:, 1]).astype(np.float64)
     normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return normal.reshape(-1).astype(np.float32)

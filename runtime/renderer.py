@@ -22,7 +22,7 @@ from .noise import randn
 from .request import Request, join, least_request
 from .resident import EngineSet, OpenSession
 from .runner import ComponentRunner
-from .schedule import SAMPLERS, make_sigmas
+from .schedule import coefficients, make_sigmas, mix
 from .sessions.session import device_of
 from .text_features import TextEncoder, TextFeatures
 from .timing import Clock, now_ns
@@ -158,12 +158,12 @@ class Renderer:
         return np.concatenate([randn(shape, seed) for seed in request.seeds])
 
     def _mix(
-        self, image: np.ndarray, noise: np.ndarray, sigma: float, request: Request
+        self, image: np.ndarray, noise: np.ndarray, sigma: np.float32, request: Request
     ) -> np.ndarray:
         """Latents of a picture with so much noise."""
         out = self._runner.run("vae_encoder", {"image": image}, **request.dims)
         encoded = self._device.download(out["latents"])
-        return (sigma * noise + (1 - sigma) * encoded).astype(np.float32)
+        return mix(noise, encoded.astype(np.float32), sigma)
 
     def _denoise(
         self,
@@ -177,8 +177,7 @@ class Renderer:
     ) -> tuple[Buffer, np.ndarray]:
         """Latents after the last step, or after that for which ``after_step`` returned False."""
         guidance = np.array(request.guidance, np.float32) if self._manifest.guided else None
-        coefficients = SAMPLERS[request.sampler](sigmas).astype(np.float32)
-        schedule = Schedule(sigmas.astype(np.float32), coefficients, guidance)
+        schedule = Schedule(sigmas, coefficients(request.sampler, sigmas), guidance)
         pooled = np.stack([text.pooled for text in features])
         hidden = np.stack([text.hidden for text in features])
         conditioning = self._conditioning.steps(hidden, pooled, sigmas[:-1])

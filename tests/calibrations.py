@@ -13,7 +13,7 @@ from transformers import T5EncoderModel
 from sd35_trt.calibration.ranges import RangeRecorder, owner
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import sha256_file
-from sd35_trt.formats.calibration import DESCRIPTION, Calibration
+from sd35_trt.formats.calibration import DESCRIPTION, Calibration, Provenance
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.store.replacement import write_directory
 
@@ -78,7 +78,7 @@ def calibrate(checkpoint: Path, policy: Policy | str = "fp8") -> Calibration:
         with torch.no_grad():
             model(**arguments)
         activations |= recorder.amax
-    provenance = {"files": checkpoint_files(checkpoint), "versions": tool_versions()}
+    provenance = Provenance(files=checkpoint_files(checkpoint), versions=tool_versions())
     return Calibration(inputs, activations, bmm, provenance)
 
 

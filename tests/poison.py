@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+from msgspec.structs import replace
 
-from sd35_trt.formats.bundle import MANIFEST, Bundle, describe_file
+from sd35_trt.formats.bundle import Bundle, describe_file, write_manifest
 
 
 def poisoned(source: Path, out: Path, weight: str, factor: float, name: str = "denoiser") -> Path:
@@ -34,5 +34,5 @@ def poisoned(source: Path, out: Path, weight: str, factor: float, name: str = "d
     values.flush()
     files = tuple(describe_file(out, file.path) for file in component.files)
     components = (replace(c, files=files) if c is component else c for c in manifest.components)
-    (out / MANIFEST).write_text(replace(manifest, components=tuple(components)).to_json(), "utf-8")
+    write_manifest(out, replace(manifest, components=tuple(components)))
     return out

@@ -325,15 +325,11 @@ class Bundle:
         manifest = _read_manifest(root)
         for file in manifest.all_files():
             path = _inside(root, file.path)
-            if not path.is_file():
-                raise BundleError(f"{path} is missing", _REBUILD)
-            size = path.stat().st_size
-            if size != file.bytes:
-                raise BundleError(
-                    f"{path} has {size:,} bytes, the manifest says {file.bytes:,}", _REBUILD
-                )
-            if (verify or size <= SMALL_FILE) and sha256_file(path) != file.sha256:
-                raise BundleError(f"{path} is damaged (SHA-256 differs)", _REBUILD)
+            try:
+                _check_file(path, file, verify)
+            except OSError as error:
+                reason = error.strerror or error
+                raise BundleError(f"{path} cannot be read: {reason}", _REBUILD) from error
         for tokenizer in manifest.tokenizers.values():
             _inside(root, tokenizer.path)
         return cls(root, manifest, trust_kernels)
@@ -341,6 +337,16 @@ class Bundle:
     def path(self, relative: str) -> Path:
         """Path of a file of the bundle; refuses one outside it."""
         return _inside(self.root, relative)
+
+
+def _check_file(path: Path, file: File, verify: bool) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing", _REBUILD)
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise BundleError(f"{path} has {size:,} bytes, the manifest says {file.bytes:,}", _REBUILD)
+    if (verify or size <= SMALL_FILE) and sha256_file(path) != file.sha256:
+        raise BundleError(f"{path} is damaged (SHA-256 differs)", _REBUILD)
 
 
 class _Head(Struct, frozen=True):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from calibrations import save
 from conftest import UNFINISHED
@@ -23,7 +24,7 @@ from sd35_trt.build import BuildOptions, build
 from sd35_trt.engines.tensorrt import TensorRTBuilder
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import Bundle
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.calibration import Calibration, PromptsIdentity
 from sd35_trt.mini import calibration_path
 from sd35_trt.policies import load_policy
 from sd35_trt.store.cache import StageCache
@@ -83,7 +84,8 @@ def changed_scale(tmp_path: Path) -> Path:
 def changed_prompt(tmp_path: Path) -> Path:
     """Another prompt set that gives the same ranges."""
     known = Calibration.load(calibration_path())
-    provenance = {**known.provenance, "prompts": {"sha256": "0" * 64, "count": 128}}
+    prompts = PromptsIdentity("0" * 64, 128)
+    provenance = msgspec.structs.replace(known.provenance, prompts=prompts)
     save(replace(known, provenance=provenance), tmp_path / "other")
     return tmp_path / "other"
 

@@ -17,7 +17,7 @@ from sd35_trt.calibration import quantizers, ranges, run
 from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
-from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration
+from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration, PromptsIdentity
 from sd35_trt.mini import calibration_path, calibration_prompts_path, checkpoint_path
 from sd35_trt.policies import load_policy
 
@@ -98,7 +98,7 @@ def test_scales_are_those_of_the_policy(
     assert len(made.inputs) > 20
     assert made.bmm == {}
     assert Calibration.load(options.out) == made
-    made.check(made.provenance["files"], fp8_layers(root, "fp8"))
+    made.check(made.provenance.files or {}, fp8_layers(root, "fp8"))
 
 
 def test_a_policy_with_fp8_in_every_part(options: CalibrateOptions, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_policy_with_fp8_in_every_part(options: CalibrateOptions, tmp_path: Pa
         made.activations[f"{attentions[0]}.{layer}"] for layer in ("to_v", "add_v_proj")
     )
     assert made.bmm[f"{attentions[0]}.p"] == 1.0
-    made.check(made.provenance["files"], made.inputs, attentions)
+    made.check(made.provenance.files or {}, made.inputs, attentions)
 
 
 def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
@@ -156,7 +156,8 @@ def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
 
 def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
     """Against diffusers drawing the same prompts by itself, one at a time."""
-    band = calibrate(options).provenance["latents"]
+    band = calibrate(options).provenance.latents
+    assert band is not None
     settings, _ = prepare(options)
     pipe = run.load(settings, settings.parts)
     seen: list[list[torch.Tensor]] = [[], []]
@@ -172,12 +173,12 @@ def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
             generator=torch.Generator("cpu").manual_seed(3 + i), output_type="latent",
             callback_on_step_end=look,
         )  # fmt: skip
-    assert band["sigma"] == [pytest.approx(float(pipe.scheduler.sigmas[1])), 0.0]
+    assert list(band.sigma) == [pytest.approx(float(pipe.scheduler.sigmas[1])), 0.0]
     for step, latents in enumerate(seen):
         means = [float(one.mean()) for one in latents]
         deviations = [float(one.std()) for one in latents]
-        assert band["mean"][step] == pytest.approx([min(means), max(means)], abs=1e-4)
-        assert band["deviation"][step] == pytest.approx(
+        assert list(band.mean[step]) == pytest.approx([min(means), max(means)], abs=1e-4)
+        assert list(band.deviation[step]) == pytest.approx(
             [min(deviations), max(deviations)], rel=1e-3
         )
 
@@ -251,7 +252,7 @@ def test_stopped_and_resumed_equals_uninterrupted(options: CalibrateOptions) -> 
     assert attempts > 2
     again = calibrate(stopped, lambda *report: calls.append(report))
     assert (again.inputs, again.activations) == (whole.inputs, whole.activations)
-    assert again.provenance["latents"] == whole.provenance["latents"]
+    assert again.provenance.latents == whole.provenance.latents
     assert again.digest() == whole.digest()
     # The attempts finished two of three batches, which the last did not draw again.
     assert calls[:2] == [("encoding", 4, 4), ("drawing", 6, 10)]
@@ -409,7 +410,8 @@ def test_sizes_take_turns(options: CalibrateOptions) -> None:
     ]  # fmt: skip
     settings, provenance = prepare(replace(options, limit=3))
     assert settings.prompts == (PROMPTS[0], PROMPTS[1], PROMPTS[3])
-    assert provenance["prompts"]["count"] == 3
+    assert provenance.prompts is not None
+    assert provenance.prompts.count == 3
 
 
 def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
@@ -417,10 +419,12 @@ def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
     from sd35_trt.formats.bundle import sha256_file
 
     root, packaged = checkpoint_path(), Calibration.load(calibration_path())
-    files = {file: sha256_file(root / file) for file in packaged.provenance["files"]}
+    files = {file: sha256_file(root / file) for file in packaged.provenance.files or {}}
     packaged.check(files, fp8_layers(root, "fp8"))
-    assert packaged.provenance["policy"]["name"] == "fp8"
-    assert len(packaged.provenance["latents"]["sigma"]) == packaged.provenance["steps"]
-    assert packaged.provenance["prompts"] == {
-        "sha256": digest(read_prompts(calibration_prompts_path())), "count": 128,
-    }  # fmt: skip
+    known = packaged.provenance
+    assert known.policy is not None
+    assert known.policy.name == "fp8"
+    assert known.latents is not None
+    assert len(known.latents.sigma) == known.steps
+    prompts = digest(read_prompts(calibration_prompts_path()))
+    assert packaged.provenance.prompts == PromptsIdentity(prompts, 128)

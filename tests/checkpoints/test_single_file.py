@@ -44,7 +44,7 @@ from sd35_trt.export.inventory import inventory
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.weights import read_parameter
 from sd35_trt.formats.bundle import Bundle
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.calibration import Calibration, Provenance
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.planning.options import PlanOptions
 from sd35_trt.planning.run import plan
@@ -256,13 +256,13 @@ def test_the_picture(single: tuple[Path, Path], sources: dict[str, Path]) -> Non
         peer = load_diffusers(sources["large"])
         check(pipe, peer, guidance=3.0, size=(64, 64), t5_tokens=77, steps=2)
     manifest = bundle.manifest
-    assert manifest.model["name"] == STEM
+    assert manifest.model.name == STEM
     name = f"{STEM}.safetensors"
-    assert set(manifest.model["files"]) == {
+    assert set(manifest.model.files) == {
         f"transformer/{name}",
         *(f"{part}/{Path(beside).name}" for part, beside in BESIDE.items()),
     }
-    assert manifest.scheduler["shift"] == 3.0
+    assert manifest.scheduler.shift == 3.0
 
 
 def test_half_is_built_of_the_same_file(
@@ -326,7 +326,7 @@ def test_calibrating(sources: dict[str, Path], file: Path, tmp_path: Path) -> No
             )
         )  # fmt: skip
     assert made["file"].tensors() == made["folder"].tensors()
-    assert f"vae/{STEM}.safetensors" in made["file"].provenance["files"]
+    assert f"vae/{STEM}.safetensors" in (made["file"].provenance.files or {})
 
 
 # FP8.
@@ -368,7 +368,7 @@ def fp8_parameters(
     names, _ = fp8_layers(checkpoint, [component], policy)
     inputs = checkpoint.input_amax(names) if amax is None else dict.fromkeys(names, amax)
     assert set(inputs) == set(names)
-    scales = Scales.of(Calibration(inputs, {}, {}, {}), folder)
+    scales = Scales.of(Calibration(inputs, {}, {}, Provenance()), folder)
     with fake_tensors():
         part = build_part(folder, checkpoint)
         apply_policy(part, component, policy, scales)
@@ -464,7 +464,7 @@ def test_a_build_with_the_files_scales(
     assert "input scales" in kept["method"]
     name = f"transformer/{STEM}.safetensors"
     manifest = Bundle.open(bundle).manifest
-    assert kept["files"][name] == manifest.model["files"][name]
+    assert kept["files"][name] == manifest.model.files[name]
     (component,) = (c for c in manifest.components if c.name == "denoiser")
     # The last block's text stream ends in its attention.
     assert component.precisions["fp8"] == len(kept["amax"]) == 3 * 2 + 2 * 2

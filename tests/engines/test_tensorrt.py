@@ -23,7 +23,7 @@ from onnx import helper
 from sd35_trt.backends import BACKENDS
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
-from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Ranges, dimension_bounds
+from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Defaults, Ranges, dimension_bounds
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent, load_builder
 from sd35_trt.engines.tensorrt_plan import read_header
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
@@ -116,7 +116,7 @@ def _relu() -> list[onnx.NodeProto]:
 def test_build_for_ada(ada_bundle: Path) -> None:
     manifest = Bundle.open(ada_bundle, verify=True).manifest
     assert (manifest.target, manifest.builder) == ("ada", "tensorrt-rtx")
-    assert manifest.policy["name"] == "fp8"
+    assert manifest.policy.name == "fp8"
     assert manifest.engine_options == {
         "compute_capabilities": ["8.9"], "weight_streaming": False, "refit": False,
     }  # fmt: skip
@@ -150,7 +150,7 @@ def test_build_for_other_families(
 ) -> None:
     bundle = Bundle.open(make_bundle(target=gpu), verify=True)
     assert bundle.manifest.target == gpu.replace(",", "+")
-    assert bundle.manifest.policy["name"] == policy
+    assert bundle.manifest.policy.name == policy
     assert len(bundle.manifest.components) == 7
     for component in bundle.manifest.components:
         header = read_header(bundle.path(component.files[0].path))
@@ -452,7 +452,7 @@ def test_every_name_of_the_api_is_there(name: str) -> None:
 
 def test_bounds_hold_what_the_runtime_asks_for() -> None:
     ranges = Ranges((1, 3), (512, 1536), 64, (77, 512))
-    defaults = {"steps": 28, "size": [1024, 768], "t5_tokens": 256}
+    defaults = Defaults(28, 4.5, (1024, 768), "euler", 256)
     text = dimension_bounds("t5", ranges, defaults, 77, guided=True)
     assert (text["batch"], text["tokens"]) == ((1, 2, 6), (77, 256, 512))
     step = dimension_bounds("denoiser", ranges, defaults, 77, guided=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from calibrations import checkpoint_files, save
@@ -46,7 +47,7 @@ def tuned(tmp_path: Path) -> tuple[Path, Path]:
         config.write_text(json.dumps({**values, **saved}), "utf-8")
     known = Calibration.load(calibration_path())
     scales = {name: 1.5 * amax for name, amax in known.inputs.items()}
-    provenance = {**known.provenance, "files": checkpoint_files(root)}
+    provenance = msgspec.structs.replace(known.provenance, files=checkpoint_files(root))
     save(replace(known, inputs=scales, provenance=provenance), tmp_path / "calibration")
     return root, tmp_path / "calibration"
 

@@ -24,7 +24,7 @@ from sd35_trt.calibration.ranges import RangeRecorder
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.export.component import MODEL_FILE, apply_policy, build_part, fake_tensors
 from sd35_trt.export.scales import HALF_LIMIT, HALF_MAX, Scales
-from sd35_trt.formats.calibration import Calibration
+from sd35_trt.formats.calibration import Calibration, Provenance
 from sd35_trt.policies import Policy, Rule, load_policy
 
 HALF = load_policy("half")
@@ -174,7 +174,7 @@ def test_a_clip_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> Non
     ids = torch.arange(2 * CLIP_TOKENS).reshape(2, -1)
     with torch.no_grad():
         expected = model(ids, output_hidden_states=True)
-    ranges = Calibration({}, recorder.amax, {}, {})
+    ranges = Calibration({}, recorder.amax, {}, Provenance())
     folder = export(tmp_path, checkpoint, ["clip_l"], HALF, ranges) / "clip_l"
     got = run_reference(folder, {"input_ids": ids.numpy()})
     assert np.abs(got["hidden"]).max() > HALF_MAX
@@ -202,7 +202,7 @@ def test_an_autoencoder_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path
     with torch.no_grad():
         image = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     expected = ((image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy()
-    ranges = Calibration({}, recorder.amax, {}, {})
+    ranges = Calibration({}, recorder.amax, {}, Provenance())
     folder = export(tmp_path, checkpoint, ["vae_decoder"], HALF, ranges) / "vae_decoder"
     got = run_reference(folder, {"latents": latents.numpy()})["image"]
     assert expected.std() > 10, "a picture"
@@ -237,7 +237,7 @@ def test_what_counts_as_wide() -> None:
         "conditioner/transformer_blocks.1.norm1_context.linear": 2000.0,
         "t5/encoder.final_layer_norm": 1e5,
     }
-    ranges = Calibration({}, values, {}, {})
+    ranges = Calibration({}, values, {}, Provenance())
     scales = Scales.of(ranges, "transformer")
     # The bound of what a modulation of 2000 does to a normalized vector exceeds FP16.
     assert scales.wide == {

@@ -12,7 +12,14 @@ from calibrations import save
 from safetensors.numpy import load_file, save_file
 
 from sd35_trt.errors import UsageError
-from sd35_trt.formats.calibration import DESCRIPTION, FORMAT, TENSORS, Calibration
+from sd35_trt.formats.calibration import (
+    DESCRIPTION,
+    FORMAT,
+    TENSORS,
+    Calibration,
+    PolicyIdentity,
+    Provenance,
+)
 
 FILES = {"transformer/config.json": "a" * 64, "transformer/model.safetensors": "b" * 64}
 LAYERS = ["denoiser/blocks.0.attn.to_q", "denoiser/blocks.0.ff.net.2"]
@@ -24,7 +31,7 @@ def calibration(**changes: Any) -> Calibration:
         "inputs": dict(zip(LAYERS, (0.1, 3.0), strict=True)),
         "activations": {"denoiser/blocks.0": 20000.0, "t5/encoder.block.0": 1e5},
         "bmm": {f"{ATTENTION}.{x}": 1.0 + i for i, x in enumerate("qkvp")},
-        "provenance": {"files": FILES, "steps": 28, "policy": {"name": "fp8", "sha256": "c" * 64}},
+        "provenance": Provenance(files=FILES, steps=28, policy=PolicyIdentity("fp8", "c" * 64)),
     }
     return Calibration(**{**fields, **changes})
 
@@ -57,6 +64,14 @@ def test_files_hold_the_names_of_the_contract(tmp_path: Path) -> None:
     assert description["steps"] == 28
 
 
+def test_what_a_newer_version_wrote_is_kept(tmp_path: Path) -> None:
+    save(calibration(), tmp_path / "c")
+    path = tmp_path / "c" / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), "later": {"a": [1, 2.5]}}))
+    save(Calibration.load(tmp_path / "c"), tmp_path / "again")
+    assert json.loads((tmp_path / "again" / DESCRIPTION).read_text())["later"] == {"a": [1, 2.5]}
+
+
 def test_saving_replaces_an_older_one_and_leaves_nothing_beside(tmp_path: Path) -> None:
     save(calibration(), tmp_path / "c")
     save(calibration(inputs={LAYERS[0]: 7.0}), tmp_path / "c")
@@ -70,7 +85,7 @@ def test_digest_sees_every_value(field: str) -> None:
     name, value = next(iter(getattr(first, field).items()))
     changed = {**getattr(first, field), name: float(np.nextafter(np.float32(value), np.float32(0)))}
     assert calibration(**{field: changed}).digest() != first.digest()
-    assert calibration(provenance={}).digest() == first.digest()
+    assert calibration(provenance=Provenance()).digest() == first.digest()
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -108,8 +123,15 @@ def test_scalars_of_another_artifact(tmp_path: Path) -> None:
     ("text", "word"),
     [
         ("{", "cannot be read"),
-        ("[]", "does not describe"),
-        ('{"format": "1"}', "does not describe"),
+        ("[]", "lacks or misstates"),
+        ('{"format": "1"}', "lacks or misstates.*format"),
+        ('{"format": 1, "steps": "28"}', r"lacks or misstates.*int.*\$\.steps"),
+        ('{"format": 1, "guidance": NaN}', "cannot be read"),
+        ('{"format": 1, "later": ' + "[" * 100_000, "cannot be read"),
+        (
+            '{"format": 1, "latents": {"sigma": [1], "mean": [], "deviation": []}}',
+            "as many sigmas as means",
+        ),
         ('{"format": 99}', "upgrade sd35-trt"),
         ('{"format": 0}', "make it again"),
     ],

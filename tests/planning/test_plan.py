@@ -89,7 +89,7 @@ def test_the_compiler_tells_what_the_manifest_holds(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     manifest = Bundle.open(make_bundle(target=target)).manifest
-    assert manifest.policy["name"] == policy
+    assert manifest.policy.name == policy
     mini = Checkpoint(checkpoint_path())
     assert len(manifest.components) == 7
     for component in manifest.components:

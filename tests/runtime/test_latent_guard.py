@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_engines import PATIENCE, FakeEngines
+from msgspec.structs import replace
 from poison import poisoned
 
 from sd35_trt.errors import BundleError, Cancelled, NotFinite
-from sd35_trt.formats.bundle import MANIFEST, Bundle, Manifest
+from sd35_trt.formats.bundle import Bundle, Manifest, write_manifest
 from sd35_trt.mini import calibration_path
 from sd35_trt.runtime import Pipeline, PipelinePool
 from sd35_trt.runtime.job import Job, Result
@@ -61,7 +62,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 def edited(source: Path, out: Path, change: Callable[[Manifest], Manifest]) -> Path:
     shutil.copytree(source, out)
-    (out / MANIFEST).write_text(change(Bundle.open(out).manifest).to_json(), "utf-8")
+    write_manifest(out, change(Bundle.open(out).manifest))
     return out
 
 
@@ -115,7 +116,7 @@ def test_what_is_an_anomaly(
     assert found.what == what
     assert found.finite == ("finite" not in what)
     assert found.prompt == hashlib.sha256(b"b").hexdigest()[:12]
-    assert guard.within(slice(1, 2)) == [replace(found, image=0)]
+    assert guard.within(slice(1, 2)) == [dataclasses.replace(found, image=0)]
     assert guard.within(slice(0, 1)) == []
 
 
@@ -303,7 +304,7 @@ def test_what_was_cancelled_is_not_drawn_again(mini_bundle: Path) -> None:
 
 def test_fallbacks_that_do_not_fit(mini_bundle: Path, tmp_path: Path) -> None:
     changes: dict[str, Callable[[Manifest], Manifest]] = {
-        "is large, .* is mini": lambda m: replace(m, model={**m.model, "variant": "large"}),
+        "is large, .* is mini": lambda m: replace(m, model=replace(m.model, variant="large")),
         "was built without guidance": lambda m: replace(m, guided=False),
         "accepts fewer batches": lambda m: replace(m, ranges=replace(m.ranges, batch=(1, 2))),
         "accepts fewer .* sizes": lambda m: replace(m, ranges=replace(m.ranges, size_step=128)),

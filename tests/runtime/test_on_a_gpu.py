@@ -10,7 +10,6 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
+from msgspec.structs import replace
 
 from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
-from sd35_trt.formats.bundle import MANIFEST, Bundle
+from sd35_trt.formats.bundle import Bundle, write_manifest
 from sd35_trt.runtime import Pipeline, Step
 from sd35_trt.runtime.job import Job
 from sd35_trt.runtime.sessions import tensorrt as tensorrt_session
@@ -42,7 +42,7 @@ def bare_bundle(mini_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     components = tuple(
         replace(c, activation_bytes=None, allocated_bytes=None) for c in manifest.components
     )
-    (out / MANIFEST).write_text(replace(manifest, components=components).to_json(), "utf-8")
+    write_manifest(out, replace(manifest, components=components))
     return out
 
 

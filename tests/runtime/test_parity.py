@@ -47,7 +47,7 @@ def mini_peer() -> StableDiffusion3Pipeline:
 @pytest.mark.parametrize("case", MATRIX)
 def test_mini(case: dict[str, Any], mini_bundle: Path, mini_peer: StableDiffusion3Pipeline) -> None:
     with Pipeline.load(mini_bundle) as pipe:
-        tokens = pipe.manifest.defaults["t5_tokens"]
+        tokens = pipe.manifest.defaults.t5_tokens
         assert tokens == mini_peer.tokenizer_3.model_max_length
         check(pipe, mini_peer, t5_tokens=tokens, **case)
 
@@ -57,7 +57,7 @@ def test_mini_over_all_default_steps(
 ) -> None:
     with Pipeline.load(mini_bundle) as pipe:
         d = pipe.manifest.defaults
-        check(pipe, mini_peer, guidance=d["guidance"], t5_tokens=d["t5_tokens"], steps=d["steps"])
+        check(pipe, mini_peer, guidance=d.guidance, t5_tokens=d.t5_tokens, steps=d.steps)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def pipe(mini_bundle: Path) -> Iterator[Pipeline]:
 def test_call_returns_one_picture(pipe: Pipeline) -> None:
     image = pipe("a red star", **QUICK)
     assert isinstance(image, Image.Image)
-    assert image.size == tuple(pipe.manifest.defaults["size"])
+    assert image.size == pipe.manifest.defaults.size
     assert image.mode == "RGB"
 
 

@@ -56,7 +56,7 @@ def test_dpmpp_2m_equals_diffusers_where_it_is_second_order() -> None:
         use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2
     )
     scheduler.set_timesteps(9)
-    scheduler.sigmas = torch.from_numpy(sigmas)
+    scheduler.sigmas = torch.from_numpy(sigmas.astype(np.float64))
     rng = np.random.default_rng(1)
     x, previous, denoised = (torch.from_numpy(rng.standard_normal(8)) for _ in range(3))
     table = dpmpp_2m(sigmas)

@@ -1,0 +1,1 @@
+"""Programs that make hostile files, each with a sentence on what stops it."""
