@@ -60,14 +60,14 @@ def test_result_is_whole(run, mini_bundle: Path) -> None:  # type: ignore[no-unt
     assert bundle["joules_per_image"] is None
 
 
-def test_one_step(mini_bundle: Path) -> None:
-    result = bench(BenchOptions(mini_bundle, runs=1, warmup=1, steps=1, size=(64, 64)))
+def test_one_step(tiny_bundle: Path) -> None:
+    result = bench(BenchOptions(tiny_bundle, runs=1, warmup=1, steps=1, size=(64, 64)))
     bundle = result["bundle"]
     assert bundle["step"]["n"] == 1
     assert bundle["step"]["median"] == bundle["stages"]["loop"]["median"]
 
 
-def test_text_is_encoded_in_every_run(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_encoded_in_every_run(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[list[str]] = []
     encode = Pipeline._encode_new
 
@@ -76,12 +76,12 @@ def test_text_is_encoded_in_every_run(mini_bundle: Path, monkeypatch: pytest.Mon
         return encode(self, texts, tokens)
 
     monkeypatch.setattr(Pipeline, "_encode_new", watch)
-    bench(BenchOptions(mini_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
+    bench(BenchOptions(tiny_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
     assert encoded == [["", "a star (0)"], *([f"a star ({i})"] for i in range(1, 5))]
 
 
-def test_table(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = run("bench", mini_bundle, *QUICK)
+def test_table(run, tiny_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("bench", tiny_bundle, *QUICK)
     assert status == 0
     for words in ("64x64, batch 1, 3 steps, guidance 3", "2 runs after 1", "one step", "end to end",
                   "images per second", "memory, peak", "energy per image"):  # fmt: skip
@@ -133,7 +133,7 @@ def test_against_a_bundle(run, mini_bundle: Path, make_bundle: Callable[..., Pat
     assert "ratio: bundle / bundle; the last pictures of both: PSNR" in out
 
 
-def test_they_take_turns(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_take_turns(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sd35_trt.bench import bench as module
 
     order: list[int] = []
@@ -148,7 +148,7 @@ def test_they_take_turns(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module.EngineContender, "draw", watch)
     options = BenchOptions(
-        mini_bundle, runs=4, warmup=1, steps=1, size=(64, 64), against=str(mini_bundle)
+        tiny_bundle, runs=4, warmup=1, steps=1, size=(64, 64), against=str(tiny_bundle)
     )
     bench(options)
     assert order == [0, 1, 0, 1, 1, 0, 0, 1, 1, 0]
@@ -301,8 +301,8 @@ def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_memory_and_energy_of_a_gpu(run, mini_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = run("bench", mini_bundle, *QUICK, "--batch", 2, "--json")
+def test_memory_and_energy_of_a_gpu(run, tiny_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("bench", tiny_bundle, *QUICK, "--batch", 2, "--json")
     assert status == 0
     result = json.loads(out)
     assert result["device"] == {
@@ -318,9 +318,9 @@ def test_memory_and_energy_of_a_gpu(run, mini_bundle: Path, nvml: FakeNvml) -> N
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_a_gpu_that_counts_no_energy(run, mini_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
+def test_a_gpu_that_counts_no_energy(run, tiny_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
     nvml.counts_energy = False
-    status, out, _ = run("bench", mini_bundle, *QUICK)
+    status, out, _ = run("bench", tiny_bundle, *QUICK)
     assert status == 0
     assert "NVIDIA Test" in out
     assert [line.split()[-1] for line in out.splitlines() if line.startswith("energy")] == ["–"]
@@ -329,10 +329,10 @@ def test_a_gpu_that_counts_no_energy(run, mini_bundle: Path, nvml: FakeNvml) -> 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
 def test_a_gpu_without_nvml(
-    run, mini_bundle: Path, monkeypatch: pytest.MonkeyPatch  # type: ignore[no-untyped-def]
+    run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    status, out, err = run("bench", mini_bundle, *QUICK, "--json")
+    status, out, err = run("bench", tiny_bundle, *QUICK, "--json")
     assert status == 0
     assert json.loads(out)["bundle"]["memory"]["device"] is None
     assert "pip install nvidia-ml-py" in err
