@@ -48,11 +48,10 @@ def test_result_is_whole(run, mini_bundle: Path) -> None:  # type: ignore[no-unt
     )
     for one in bundle["runs"]:
         assert one["loop"] == pytest.approx(one["conditioning"] + one["denoise"], abs=2e-6)
-        # The steps but the first are in the loop, and the rest of a run is handling.
+        # The steps but the first are in the loop.
         assert sum(one["steps"]) < one["loop"]
         parts = one["text"] + one["loop"] + one["decode"]
         assert parts <= one["total"]
-        assert one["total"] - parts < 0.05 + 0.1 * one["total"]
     host = bundle["memory"]["host"]
     assert host["peak_bytes"] > bundle["weight_bytes"]
     assert 0 < host["own_bytes"] < host["peak_bytes"]
