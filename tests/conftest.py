@@ -107,6 +107,15 @@ def mini_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks of a few operators; see ``models/make.py``; never write to it."""
+    from models.make import make
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return make(folder / "bundle", folder / "stages")
+
+
+@pytest.fixture(scope="session")
 def large_checkpoint(stage_cache: Path) -> Path:
     from random_checkpoints import kept_checkpoint
 

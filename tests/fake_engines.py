@@ -16,7 +16,7 @@ from sd35_trt.runtime.devices.device import Device
 from sd35_trt.runtime.sessions.session import SessionOptions
 
 #: Nothing that a test waits for takes longer, unless it never comes.
-PATIENCE = 20.0
+PATIENCE = 300.0
 
 Arrays = Mapping[str, np.ndarray]
 

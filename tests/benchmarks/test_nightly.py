@@ -330,12 +330,18 @@ def test_the_workflow_runs_it() -> None:
     workflow = yaml.safe_load(text)
     # YAML takes "on" for a boolean.
     assert workflow[True].keys() == {"schedule", "workflow_dispatch"}
-    (job,) = workflow["jobs"].values()
-    assert "self-hosted" in job["runs-on"]
-    assert job["timeout-minutes"]
-    steps = job["steps"]
-    assert any("benchmarks/nightly.py benchmarks/nightly.toml" in s.get("run", "") for s in steps)
-    for step in steps:
-        if "uses" in step:
-            assert step["uses"].split("@")[1].startswith("v"), step["uses"]
+    jobs = workflow["jobs"]
+    commands = {"tests": "make test-all",
+                "benchmarks": "benchmarks/nightly.py benchmarks/nightly.toml"}  # fmt: skip
+    assert jobs.keys() == commands.keys()
+    assert "self-hosted" in jobs["benchmarks"]["runs-on"]
+    for name, job in jobs.items():
+        assert job["timeout-minutes"]
+        steps = job["steps"]
+        assert any(commands[name] in step.get("run", "") for step in steps)
+        for step in steps:
+            action, _, version = step.get("uses", "@v").partition("@")
+            assert version.startswith("v"), step
+            assert "cache" not in action, "nothing is kept between runs"
+            assert "cache" not in step.get("with", {})
     assert json.dumps(workflow)

@@ -323,7 +323,7 @@ print("compiled")
 def test_a_failed_compilation_does_not_stop_the_next(tmp_path: Path) -> None:
     folders = [str(Path(__file__).parents[k]) for k in (0, 1)]
     command = [sys.executable, "-c", _AGAIN, str(tmp_path), *folders]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "compiled\n", done.stderr
 
 
@@ -353,10 +353,8 @@ def test_a_killed_build_leaves_no_plan(ada_bundle: Path, stage_cache: Path, tmp_
     shutil.copytree(stage_cache, cache, copy_function=os.link, ignore=ignore)
     command = ["build", "--gpu", "ada", "--out", str(out), "--cache-dir", str(cache), "--json"]
     with subprocess.Popen([sys.executable, "-m", "sd35_trt", *command]) as process:
-        deadline = time.monotonic() + 120
         while not list(cache.glob("denoiser-plan/.tmp-*/*")):
             assert process.poll() is None, "it ended before it compiled the denoiser"
-            assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert not list(tmp_path.glob(f"bundles/**/{MANIFEST}"))

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_engines import PATIENCE, FakeEngines
+from models.make import make
 from msgspec.structs import replace
 from poison import poisoned
 
 from sd35_trt.errors import BundleError, Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle, Manifest, write_manifest
+from sd35_trt.formats.calibration import Calibration
 from sd35_trt.mini import calibration_path
 from sd35_trt.runtime import Pipeline, PipelinePool
 from sd35_trt.runtime.job import Job, Result
@@ -31,9 +33,11 @@ LAST = "proj_out.weight"
 
 
 @pytest.fixture(scope="module")
-def calibrated(make_bundle: Callable[..., Path]) -> Path:
-    """FP32, with the packaged calibration."""
-    return make_bundle(calibration=calibration_path())
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the packaged calibration, whose band is wide enough for the tiny networks."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    known = Calibration.load(calibration_path())
+    return make(folder / "bundle", folder / "stages", calibration=known)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +108,9 @@ def noise(mean: float, deviation: float) -> np.ndarray:
     ],
 )
 def test_what_is_an_anomaly(
-    mini_bundle: Path, sigma: float, mean: float, deviation: float, what: str | None
+    tiny_bundle: Path, sigma: float, mean: float, deviation: float, what: str | None
 ) -> None:
-    guard = guard_for(Bundle.open(mini_bundle).manifest, BAND)
+    guard = guard_for(Bundle.open(tiny_bundle).manifest, BAND)
     guard.look(3, sigma, noise(mean, deviation))
     if what is None:
         assert guard.anomalies == {}
@@ -122,9 +126,9 @@ def test_what_is_an_anomaly(
 
 @pytest.mark.parametrize("arguments", [{"steps": 3}, {"image": np.zeros((64, 64, 3), np.uint8)}])
 def test_runs_unlike_calibration_must_only_be_finite(
-    mini_bundle: Path, arguments: dict[str, Any]
+    tiny_bundle: Path, arguments: dict[str, Any]
 ) -> None:
-    guard = guard_for(Bundle.open(mini_bundle).manifest, BAND, **arguments)
+    guard = guard_for(Bundle.open(tiny_bundle).manifest, BAND, **arguments)
     guard.look(0, 0.0, noise(0.0, 50.0))
     guard.look(0, 0.0, noise(1e30, 1.0))  # its squares are not finite
     assert guard.anomalies == {}
@@ -132,8 +136,8 @@ def test_runs_unlike_calibration_must_only_be_finite(
     assert list(guard.anomalies) == [1]
 
 
-def test_the_first_anomaly_is_kept_unless_a_worse_one_comes(mini_bundle: Path) -> None:
-    guard = guard_for(Bundle.open(mini_bundle).manifest, BAND)
+def test_the_first_anomaly_is_kept_unless_a_worse_one_comes(tiny_bundle: Path) -> None:
+    guard = guard_for(Bundle.open(tiny_bundle).manifest, BAND)
     for step, deviation in enumerate((50.0, 60.0)):
         guard.look(step, 0.0, noise(0.0, deviation))
     assert guard.anomalies[1].step == 0
@@ -142,7 +146,7 @@ def test_the_first_anomaly_is_kept_unless_a_worse_one_comes(mini_bundle: Path) -
     assert (guard.anomalies[1].step, guard.anomalies[1].finite) == (2, False)
 
 
-def test_a_bundle_brings_its_band(calibrated: Path, mini_bundle: Path) -> None:
+def test_a_bundle_brings_its_band(calibrated: Path, tiny_bundle: Path) -> None:
     band = Band.of(Bundle.open(calibrated))
     assert band is not None
     assert len(band.sigma) == 28
@@ -150,7 +154,7 @@ def test_a_bundle_brings_its_band(calibrated: Path, mini_bundle: Path) -> None:
     assert band.deviation.shape == band.mean.shape == (28, 2)
     # Near noise, latents are noise.
     np.testing.assert_allclose(band.deviation[-1], 1.0, atol=0.1)
-    assert Band.of(Bundle.open(mini_bundle)) is None
+    assert Band.of(Bundle.open(tiny_bundle)) is None
 
 
 def test_healthy_images_are_not_anomalous(calibrated: Path) -> None:
@@ -219,9 +223,9 @@ def test_images_outside_the_band_are_returned_with_a_note(
         assert pipe.generate("a star", seed=3, **QUICK).anomalies == ()
 
 
-def test_only_two_in_a_row_switch(mini_bundle: Path) -> None:
+def test_only_two_in_a_row_switch(tiny_bundle: Path) -> None:
     engines = FakeEngines()
-    pipe = engines.pipeline(mini_bundle, fallback=mini_bundle)
+    pipe = engines.pipeline(tiny_bundle, fallback=tiny_bundle)
     ill: set[int] = set()
 
     def explode(latents: np.ndarray, outputs: Any) -> None:
@@ -242,7 +246,7 @@ def test_only_two_in_a_row_switch(mini_bundle: Path) -> None:
         assert pipe.on_fallback
 
 
-def test_what_the_fallback_cannot_draw_raises(mini_bundle: Path) -> None:
+def test_what_the_fallback_cannot_draw_raises(tiny_bundle: Path) -> None:
     engines = FakeEngines()
 
     def explode(latents: np.ndarray, outputs: Any) -> None:
@@ -250,7 +254,7 @@ def test_what_the_fallback_cannot_draw_raises(mini_bundle: Path) -> None:
 
     engines.poison = explode
     with (
-        engines.pipeline(mini_bundle, fallback=mini_bundle) as pipe,
+        engines.pipeline(tiny_bundle, fallback=tiny_bundle) as pipe,
         pytest.raises(NotFinite, match="not finite after step 1"),
     ):
         pipe.generate("a star", **QUICK)
@@ -258,8 +262,8 @@ def test_what_the_fallback_cannot_draw_raises(mini_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("with_fallback", [True, False])
-def test_others_in_the_run_keep_their_images(mini_bundle: Path, with_fallback: bool) -> None:
-    expected = FakeEngines().pipeline(mini_bundle).generate("a star", seed=1, **QUICK)
+def test_others_in_the_run_keep_their_images(tiny_bundle: Path, with_fallback: bool) -> None:
+    expected = FakeEngines().pipeline(tiny_bundle).generate("a star", seed=1, **QUICK)
     engines = FakeEngines(held=True)
 
     def explode(latents: np.ndarray, outputs: Any) -> None:
@@ -267,7 +271,7 @@ def test_others_in_the_run_keep_their_images(mini_bundle: Path, with_fallback: b
             outputs["next_latents"][1] = np.nan
 
     engines.poison = explode
-    pipe = engines.pipeline(mini_bundle, fallback=mini_bundle if with_fallback else None)
+    pipe = engines.pipeline(tiny_bundle, fallback=tiny_bundle if with_fallback else None)
     with PipelinePool({"a": pipe}) as pool:
         pool.submit("a star", **QUICK)
         engines.wait_for_step()
@@ -283,7 +287,7 @@ def test_others_in_the_run_keep_their_images(mini_bundle: Path, with_fallback: b
     assert engines.batches == ([1, 2, 1] if with_fallback else [1, 2])
 
 
-def test_what_was_cancelled_is_not_drawn_again(mini_bundle: Path) -> None:
+def test_what_was_cancelled_is_not_drawn_again(tiny_bundle: Path) -> None:
     engines = FakeEngines()
 
     def explode(latents: np.ndarray, outputs: Any) -> None:
@@ -291,7 +295,7 @@ def test_what_was_cancelled_is_not_drawn_again(mini_bundle: Path) -> None:
             outputs["next_latents"][0] = np.nan
 
     engines.poison = explode
-    with engines.pipeline(mini_bundle, fallback=mini_bundle) as pipe:
+    with engines.pipeline(tiny_bundle, fallback=tiny_bundle) as pipe:
         ill, healthy = (
             Job(pipe.request("a star", seed=seed, **QUICK), callback)
             for seed, callback in ((1, lambda step: False), (2, None))
@@ -302,7 +306,7 @@ def test_what_was_cancelled_is_not_drawn_again(mini_bundle: Path) -> None:
         assert engines.batches == [2]
 
 
-def test_fallbacks_that_do_not_fit(mini_bundle: Path, tmp_path: Path) -> None:
+def test_fallbacks_that_do_not_fit(tiny_bundle: Path, tmp_path: Path) -> None:
     changes: dict[str, Callable[[Manifest], Manifest]] = {
         "is large, .* is mini": lambda m: replace(m, model=replace(m.model, variant="large")),
         "was built without guidance": lambda m: replace(m, guided=False),
@@ -311,8 +315,8 @@ def test_fallbacks_that_do_not_fit(mini_bundle: Path, tmp_path: Path) -> None:
         "accepts fewer .* text": lambda m: replace(m, ranges=replace(m.ranges, t5_tokens=(64, 99))),
     }
     for i, (words, change) in enumerate(changes.items()):
-        other = edited(mini_bundle, tmp_path / str(i), change)
+        other = edited(tiny_bundle, tmp_path / str(i), change)
         with pytest.raises(BundleError, match=f"the fallback {other} {words}"):
-            Pipeline.load(mini_bundle, fallback=other)
+            Pipeline.load(tiny_bundle, fallback=other)
     with pytest.raises(BundleError, match="is not a bundle"):
-        Pipeline.load(mini_bundle, fallback=tmp_path / "nowhere")
+        Pipeline.load(tiny_bundle, fallback=tmp_path / "nowhere")

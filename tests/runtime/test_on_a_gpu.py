@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
+from models.make import make
 from msgspec.structs import replace
 
 from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
@@ -34,10 +35,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 @pytest.fixture(scope="module")
-def bare_bundle(mini_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that does not know its engines' memory: budgets count the bytes of weights."""
     out = tmp_path_factory.mktemp("bare") / "bundle"
-    shutil.copytree(mini_bundle, out)
+    shutil.copytree(tiny_bundle, out)
     manifest = Bundle.open(out).manifest
     components = tuple(
         replace(c, activation_bytes=None, allocated_bytes=None) for c in manifest.components
@@ -94,8 +95,8 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("recordable", [True, False])
-def test_it_draws_what_the_cpu_draws(mini_bundle: Path, fake: FakeCuda, recordable: bool) -> None:
-    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake, recordable) as gpu:
+def test_it_draws_what_the_cpu_draws(tiny_bundle: Path, fake: FakeCuda, recordable: bool) -> None:
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake, recordable) as gpu:
         for request in REQUESTS:
             equal(gpu.generate(**request), cpu.generate(**request))
         assert ("cudaGraphLaunch" in fake.calls) == recordable
@@ -104,16 +105,16 @@ def test_it_draws_what_the_cpu_draws(mini_bundle: Path, fake: FakeCuda, recordab
         equal(gpu.generate(**request), cpu.generate(**request))
 
 
-def test_text_of_another_length_is_recorded_anew(mini_bundle: Path, fake: FakeCuda) -> None:
-    low, high = Bundle.open(mini_bundle).manifest.ranges.t5_tokens
-    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+def test_text_of_another_length_is_recorded_anew(tiny_bundle: Path, fake: FakeCuda) -> None:
+    low, high = Bundle.open(tiny_bundle).manifest.ranges.t5_tokens
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake) as gpu:
         for tokens in (low, high, low):
             request = {**REQUESTS[0], "t5_tokens": tokens}
             equal(gpu.generate(**request), cpu.generate(**request))
 
 
-def test_a_step_is_one_replay_and_nobody_waits(mini_bundle: Path, fake: FakeCuda) -> None:
-    with on_gpu(mini_bundle, fake) as gpu:
+def test_a_step_is_one_replay_and_nobody_waits(tiny_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(tiny_bundle, fake) as gpu:
         for _ in range(2):
             gpu.generate("a red star", steps=8)
         fake.calls.clear()
@@ -128,15 +129,15 @@ def test_a_step_is_one_replay_and_nobody_waits(mini_bundle: Path, fake: FakeCuda
 
 
 def test_preloading_opens_each_engine_once_and_the_denoiser_beside_the_others(
-    mini_bundle: Path, fake: FakeCuda
+    tiny_bundle: Path, fake: FakeCuda
 ) -> None:
-    names = [component.name for component in Bundle.open(mini_bundle).manifest.components]
+    names = [component.name for component in Bundle.open(tiny_bundle).manifest.components]
     threads: dict[str, threading.Thread] = {}
 
     def note(name: str) -> None:
         threads[name] = threading.current_thread()
 
-    with on_gpu(mini_bundle, fake, before_open=note) as gpu:
+    with on_gpu(tiny_bundle, fake, before_open=note) as gpu:
         gpu.preload()
         assert sorted(name for name, _ in gpu.log) == sorted(names)  # type: ignore[attr-defined]
         beside = [name for name in names if threads[name] is not threading.current_thread()]
@@ -145,14 +146,14 @@ def test_preloading_opens_each_engine_once_and_the_denoiser_beside_the_others(
         assert len(gpu.log) == len(names)  # type: ignore[attr-defined]
 
 
-def test_what_fails_beside_the_others_is_told(mini_bundle: Path, fake: FakeCuda) -> None:
+def test_what_fails_beside_the_others_is_told(tiny_bundle: Path, fake: FakeCuda) -> None:
     refused = {"denoiser"}
 
     def refuse(name: str) -> None:
         if name in refused:
             raise OutOfMemory(f"no room for {name}", "load with a vram_budget")
 
-    with on_gpu(mini_bundle, fake, before_open=refuse) as gpu:
+    with on_gpu(tiny_bundle, fake, before_open=refuse) as gpu:
         with pytest.raises(OutOfMemory, match="no room for denoiser"):
             gpu.preload()
         refused.clear()
@@ -160,7 +161,7 @@ def test_what_fails_beside_the_others_is_told(mini_bundle: Path, fake: FakeCuda)
 
 
 def test_a_callback_sees_each_step_while_the_next_is_queued(
-    mini_bundle: Path, fake: FakeCuda
+    tiny_bundle: Path, fake: FakeCuda
 ) -> None:
     seen: list[np.ndarray] = []
     expected: list[np.ndarray] = []
@@ -171,19 +172,19 @@ def test_a_callback_sees_each_step_while_the_next_is_queued(
         seen.append(step.latents.copy())
         queued.append(fake.calls.count("cudaGraphLaunch"))
 
-    with on_gpu(mini_bundle, fake) as gpu:
+    with on_gpu(tiny_bundle, fake) as gpu:
         gpu.generate("a red star", steps=6)
         fake.calls.clear()
         result = gpu.generate("a red star", steps=6, callback=look)
-    with Pipeline.load(mini_bundle) as cpu:
+    with Pipeline.load(tiny_bundle) as cpu:
         cpu.generate("a red star", steps=6, callback=lambda s: expected.append(s.latents.copy()))
     np.testing.assert_array_equal(np.stack(seen), np.stack(expected))
     np.testing.assert_array_equal(seen[-1], result.latents)
     assert queued == [2, 3, 4, 5, 6, 6], "one step ahead"
 
 
-def test_cancelling_stops_the_loop(mini_bundle: Path, fake: FakeCuda) -> None:
-    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+def test_cancelling_stops_the_loop(tiny_bundle: Path, fake: FakeCuda) -> None:
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake) as gpu:
         gpu.generate("a red star", steps=8)
         fake.calls.clear()
         with pytest.raises(Cancelled, match="after step 2 of 8"):
@@ -192,8 +193,8 @@ def test_cancelling_stops_the_loop(mini_bundle: Path, fake: FakeCuda) -> None:
         equal(gpu.generate("a red star", steps=8), cpu.generate("a red star", steps=8))
 
 
-def test_requests_drawn_together(mini_bundle: Path, fake: FakeCuda) -> None:
-    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+def test_requests_drawn_together(tiny_bundle: Path, fake: FakeCuda) -> None:
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake) as gpu:
         jobs = [Job(gpu.request("a red star", seed=s, steps=4)) for s in (1, 2)]
         gpu.draw(jobs)
         alone = [cpu.generate("a red star", seed=s, steps=4) for s in (1, 2)]
@@ -203,7 +204,7 @@ def test_requests_drawn_together(mini_bundle: Path, fake: FakeCuda) -> None:
 
 
 def test_an_engine_that_fails_leaves_the_pipeline_usable(
-    mini_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = QueuedSession.run
     left = [3]
@@ -216,17 +217,16 @@ def test_an_engine_that_fails_leaves_the_pipeline_usable(
         run(self, inputs, outputs)
 
     monkeypatch.setattr(QueuedSession, "run", fail)
-    with Pipeline.load(mini_bundle) as cpu, on_gpu(mini_bundle, fake) as gpu:
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake) as gpu:
         with pytest.raises(Sd35Error, match="denoiser failed"):
             gpu.generate("a red star", steps=6)
         for _ in range(2):
             equal(gpu.generate("a red star", steps=6), cpu.generate("a red star", steps=6))
 
 
-@pytest.mark.nightly
-def test_loading_and_closing_leaves_nothing(mini_bundle: Path, fake: FakeCuda) -> None:
+def test_loading_and_closing_leaves_nothing(tiny_bundle: Path, fake: FakeCuda) -> None:
     for i in range(200):
-        with on_gpu(mini_bundle, fake) as gpu:
+        with on_gpu(tiny_bundle, fake) as gpu:
             if i % 50 == 0:
                 gpu.generate("a red star", steps=4)
             elif i % 10 == 0:
@@ -236,16 +236,14 @@ def test_loading_and_closing_leaves_nothing(mini_bundle: Path, fake: FakeCuda) -
     assert fake.alive == {**dict.fromkeys(fake.alive, 0), "stream": 1}
 
 
-def test_tensorrt_draws(
-    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The whole of a bundle for Ada, with the FP8 graphs that its plans were compiled from."""
+def test_tensorrt_draws(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The whole of a bundle for Ada, with the graphs that its plans stand for."""
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path))
     fake = install_fake(monkeypatch)
-    ada, twin = make_bundle(target="ada"), make_bundle(policy="fp8")
-    library = FakeTensorRT("tensorrt-rtx", fake, ada, twin)
+    ada = make(tmp_path / "ada", tmp_path / "stages", "ada")
+    library = FakeTensorRT("tensorrt-rtx", fake, ada, tiny_bundle)
     monkeypatch.setattr(tensorrt_session, "load_library", lambda flavour: library)
-    with Pipeline.load(twin) as cpu, Pipeline.load(ada) as gpu:
+    with Pipeline.load(tiny_bundle) as cpu, Pipeline.load(ada) as gpu:
         for request in REQUESTS[:3]:
             equal(gpu.generate(**request), cpu.generate(**request))
     gc.collect()
@@ -268,15 +266,15 @@ def budget(bundle: Path, share: float) -> int:
     return CONTEXT + int(max(sizes.values()) + share * (sum(sizes.values()) - max(sizes.values())))
 
 
-def test_without_a_budget_engines_stay(mini_bundle: Path, fake: FakeCuda) -> None:
-    with on_gpu(mini_bundle, fake) as gpu:
+def test_without_a_budget_engines_stay(tiny_bundle: Path, fake: FakeCuda) -> None:
+    with on_gpu(tiny_bundle, fake) as gpu:
         for _ in range(2):
             gpu.generate("a red star", steps=2)
         assert [name for name, _ in gpu.log] == [  # type: ignore[attr-defined]
             "clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder"
         ]  # fmt: skip
         report = gpu.memory()
-        assert {n for n, e in report.engines.items() if e.open} == {*weights(mini_bundle)} - {
+        assert {n for n, e in report.engines.items() if e.open} == {*weights(tiny_bundle)} - {
             "vae_encoder"
         }
         assert {e.kind for e in report.engines.values()} == {"resident"}
@@ -308,13 +306,13 @@ def test_a_budget_is_kept_to(bare_bundle: Path, fake: FakeCuda, share: float) ->
 
 
 def test_a_budget_without_working_memory_is_noted(
-    mini_bundle: Path, bare_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, bare_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     logger = logging.getLogger("sd35_trt")
     monkeypatch.setattr(logger, "warning", lambda text, *rest: notes.append(text % rest))
     on_gpu(bare_bundle, fake).close()
-    on_gpu(mini_bundle, fake, vram_budget=1 << 30).close()
+    on_gpu(tiny_bundle, fake, vram_budget=1 << 30).close()
     Pipeline.load(bare_bundle, vram_budget="1GiB").close()
     assert not notes
     on_gpu(bare_bundle, fake, vram_budget=1 << 30).close()
@@ -323,14 +321,14 @@ def test_a_budget_without_working_memory_is_noted(
 
 
 def test_what_engines_work_with_is_planned_for(
-    mini_bundle: Path, bare_bundle: Path, fake: FakeCuda
+    tiny_bundle: Path, bare_bundle: Path, fake: FakeCuda
 ) -> None:
     def planned(bundle: Path, pixels: int) -> int:
         with on_gpu(bundle, fake) as gpu:
             gpu.generate("a red star", steps=2, size=(pixels, pixels))
             return gpu.memory().planned_peak
 
-    known = {c.name: c for c in Bundle.open(mini_bundle).manifest.components}
+    known = {c.name: c for c in Bundle.open(tiny_bundle).manifest.components}
     held = sum((c.allocated_bytes or 0) - c.weight_bytes for c in known.values())
     works = {name: c.activation_bytes or 0 for name, c in known.items()}
     # Both prompts, of up to eight; one picture of up to four, and of up to 192 pixels a side.
@@ -339,7 +337,7 @@ def test_what_engines_work_with_is_planned_for(
         share = (pixels / 192) ** 2 / 4
         # The denoiser keeps what it works with.
         most = share * works["denoiser"] + max(text, share * works["vae_decoder"])
-        more = planned(mini_bundle, pixels) - planned(bare_bundle, pixels)
+        more = planned(tiny_bundle, pixels) - planned(bare_bundle, pixels)
         assert more == pytest.approx(held + most, rel=1e-6)
 
 
@@ -411,24 +409,24 @@ def test_more_steps_than_the_conditioner_computes_at_once(
         equal(result, cpu.generate(**request))
 
 
-def test_a_budget_too_small_names_the_smallest(mini_bundle: Path, fake: FakeCuda) -> None:
+def test_a_budget_too_small_names_the_smallest(tiny_bundle: Path, fake: FakeCuda) -> None:
     with pytest.raises(OutOfMemory) as caught:
-        on_gpu(mini_bundle, fake, vram_budget=100 << 20)
+        on_gpu(tiny_bundle, fake, vram_budget=100 << 20)
     words = str(caught.value)
     assert "does not fit in 104.9 MB at this size — the smallest vram_budget for it is" in words
     smallest = int(float(words.split()[-2]) * 1e6)
-    with on_gpu(mini_bundle, fake, vram_budget=smallest) as gpu:
+    with on_gpu(tiny_bundle, fake, vram_budget=smallest) as gpu:
         gpu.generate("a red star", steps=2)
     assert fake.used == 0
 
 
-def test_budgets_as_text(mini_bundle: Path) -> None:
-    with Pipeline.load(mini_bundle, vram_budget="1GiB") as pipe:
+def test_budgets_as_text(tiny_bundle: Path) -> None:
+    with Pipeline.load(tiny_bundle, vram_budget="1GiB") as pipe:
         assert pipe.memory().budget == 1 << 30
         pipe.generate("a red star", steps=2)
         assert pipe.memory().engines["denoiser"].open
     with pytest.raises(UsageError, match="'lots' is not a number of bytes"):
-        Pipeline.load(mini_bundle, vram_budget="lots")
+        Pipeline.load(tiny_bundle, vram_budget="lots")
 
 
 def test_the_cpu_keeps_to_a_budget_too(bare_bundle: Path) -> None:

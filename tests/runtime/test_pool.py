@@ -30,15 +30,15 @@ def engines() -> FakeEngines:
 
 
 @pytest.fixture
-def pool(engines: FakeEngines, mini_bundle: Path) -> Iterator[PipelinePool]:
+def pool(engines: FakeEngines, tiny_bundle: Path) -> Iterator[PipelinePool]:
     """Its denoiser waits before every step until the test lets it."""
-    with PipelinePool({"fp16": engines.pipeline(mini_bundle)}, queue_limit=6) as pool:
+    with PipelinePool({"fp16": engines.pipeline(tiny_bundle)}, queue_limit=6) as pool:
         yield pool
         engines.release()
 
 
-def alone(mini_bundle: Path, prompt: str = "a star", **arguments: Any) -> Any:
-    return FakeEngines().pipeline(mini_bundle).generate(prompt, **QUICK | arguments)
+def alone(tiny_bundle: Path, prompt: str = "a star", **arguments: Any) -> Any:
+    return FakeEngines().pipeline(tiny_bundle).generate(prompt, **QUICK | arguments)
 
 
 def done(*futures: concurrent.futures.Future) -> None:
@@ -46,7 +46,7 @@ def done(*futures: concurrent.futures.Future) -> None:
 
 
 def test_waiting_requests_share_a_run(
-    pool: PipelinePool, engines: FakeEngines, mini_bundle: Path
+    pool: PipelinePool, engines: FakeEngines, tiny_bundle: Path
 ) -> None:
     requests: list[dict[str, Any]] = [
         {"seed": 1},
@@ -64,7 +64,7 @@ def test_waiting_requests_share_a_run(
     # The first alone; then 1, 2, 4 of four images at most, with 5 left out; 3; 5; 7.
     assert engines.batches == [1, 3, 1, 2, 1]
     for request, future in zip(requests, futures, strict=True):
-        same(future.result(), alone(mini_bundle, **request))
+        same(future.result(), alone(tiny_bundle, **request))
 
 
 def test_an_image_is_drawn_by_itself(pool: PipelinePool, engines: FakeEngines) -> None:
@@ -147,7 +147,7 @@ def test_time_ends_between_steps(
 
 
 def test_one_of_a_run_is_cancelled(
-    pool: PipelinePool, engines: FakeEngines, mini_bundle: Path
+    pool: PipelinePool, engines: FakeEngines, tiny_bundle: Path
 ) -> None:
     first = pool.submit("a star", **QUICK)
     engines.wait_for_step()
@@ -158,7 +158,7 @@ def test_one_of_a_run_is_cancelled(
     assert dropped.cancel()
     done(dropped)  # at once
     engines.release()
-    same(kept.result(PATIENCE), alone(mini_bundle, seed=2))
+    same(kept.result(PATIENCE), alone(tiny_bundle, seed=2))
     assert dropped.cancelled()
     assert engines.batches == [1, 2]
 
@@ -180,7 +180,7 @@ def test_a_run_of_which_all_are_cancelled_stops(pool: PipelinePool, engines: Fak
 
 
 def test_callbacks_see_their_own_images(
-    pool: PipelinePool, engines: FakeEngines, mini_bundle: Path
+    pool: PipelinePool, engines: FakeEngines, tiny_bundle: Path
 ) -> None:
     seen: list[np.ndarray] = []
     first = pool.submit("a star", **QUICK)
@@ -205,7 +205,7 @@ def test_callbacks_see_their_own_images(
         stopped.result()
     with pytest.raises(RuntimeError, match="the callback's own"):
         failed.result()
-    same(kept.result(), alone(mini_bundle, seed=3))
+    same(kept.result(), alone(tiny_bundle, seed=3))
     assert [latents.shape for latents in seen] == [(1, 16, 8, 8)] * 3
     np.testing.assert_array_equal(seen[-1], kept.result().latents)
     assert engines.batches == [1, 3]
@@ -226,8 +226,8 @@ def test_a_failure_is_that_run_s_alone(
     assert len(pool.generate("a star", **QUICK).images) == 1
 
 
-def test_closing_draws_what_waits(engines: FakeEngines, mini_bundle: Path) -> None:
-    pool = PipelinePool({"a": engines.pipeline(mini_bundle)}, queue_limit=10000)
+def test_closing_draws_what_waits(engines: FakeEngines, tiny_bundle: Path) -> None:
+    pool = PipelinePool({"a": engines.pipeline(tiny_bundle)}, queue_limit=10000)
     futures = [pool.submit("a star", **QUICK) for _ in range(6)]
     engines.wait_for_step()
     closer = threading.Thread(target=pool.close)
@@ -248,9 +248,9 @@ def test_closing_draws_what_waits(engines: FakeEngines, mini_bundle: Path) -> No
 
 @pytest.mark.parametrize("arguments", [{"wait": False}, {"wait": True, "timeout": 0.01}])
 def test_closing_cancels_what_does_not_end(
-    engines: FakeEngines, mini_bundle: Path, arguments: dict[str, Any]
+    engines: FakeEngines, tiny_bundle: Path, arguments: dict[str, Any]
 ) -> None:
-    pool = PipelinePool({"a": engines.pipeline(mini_bundle)})
+    pool = PipelinePool({"a": engines.pipeline(tiny_bundle)})
     futures = [pool.submit("a star", **QUICK | {"steps": 500})]
     engines.wait_for_step()
     futures += [pool.submit("a star", **QUICK | {"steps": 500}) for _ in range(5)]
@@ -281,9 +281,9 @@ def test_closing_cancels_what_does_not_end(
         pool.submit("a star", **QUICK)
 
 
-def test_an_error_in_the_with_block_does_not_wait(engines: FakeEngines, mini_bundle: Path) -> None:
+def test_an_error_in_the_with_block_does_not_wait(engines: FakeEngines, tiny_bundle: Path) -> None:
     def serve() -> None:
-        with PipelinePool({"a": engines.pipeline(mini_bundle)}) as pool:
+        with PipelinePool({"a": engines.pipeline(tiny_bundle)}) as pool:
             futures.extend(pool.submit("a star", **QUICK | {"steps": 500}) for _ in range(3))
             engines.wait_for_step()
             engines.let(1)
@@ -295,9 +295,9 @@ def test_an_error_in_the_with_block_does_not_wait(engines: FakeEngines, mini_bun
     assert all(future.cancelled() for future in futures)
 
 
-def test_traffic_and_switching(mini_bundle: Path) -> None:
+def test_traffic_and_switching(tiny_bundle: Path) -> None:
     made = {name: FakeEngines() for name in ("fp16", "fp8")}
-    pipes = {name: fake.pipeline(mini_bundle) for name, fake in made.items()}
+    pipes = {name: fake.pipeline(tiny_bundle) for name, fake in made.items()}
 
     def drawn() -> tuple[int, ...]:
         return tuple(len(fake.batches) for fake in made.values())
@@ -326,12 +326,12 @@ def test_traffic_and_switching(mini_bundle: Path) -> None:
         assert [list(fake.opened) for fake in made.values()] == loaded, "nothing loads again"
 
 
-def test_what_a_pool_refuses(mini_bundle: Path) -> None:
+def test_what_a_pool_refuses(tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match="needs a bundle"):
         PipelinePool({})
     with pytest.raises(UsageError, match="queue_limit must be at least 1"):
-        PipelinePool({"a": mini_bundle}, queue_limit=0)
-    pipe = FakeEngines().pipeline(mini_bundle)
+        PipelinePool({"a": tiny_bundle}, queue_limit=0)
+    pipe = FakeEngines().pipeline(tiny_bundle)
     with pytest.raises(UsageError, match="no bundle 'b'"):
         PipelinePool({"a": pipe}, default="b")
     with pytest.raises(Sd35Error, match="the pipeline is closed"):
@@ -339,7 +339,7 @@ def test_what_a_pool_refuses(mini_bundle: Path) -> None:
 
 
 def test_futures_work_with_the_standard_library(
-    pool: PipelinePool, engines: FakeEngines, mini_bundle: Path
+    pool: PipelinePool, engines: FakeEngines, tiny_bundle: Path
 ) -> None:
     async def serve() -> Any:
         one, other = (
@@ -350,13 +350,13 @@ def test_futures_work_with_the_standard_library(
         engines.release()
         return await asyncio.wait_for(other, PATIENCE)
 
-    same(asyncio.run(serve()), alone(mini_bundle, seed=2))
+    same(asyncio.run(serve()), alone(tiny_bundle, seed=2))
 
 
-def test_observers_are_told_every_stage(engines: FakeEngines, mini_bundle: Path) -> None:
+def test_observers_are_told_every_stage(engines: FakeEngines, tiny_bundle: Path) -> None:
     spans: list[Span] = []
     engines.release()
-    with PipelinePool({"a": engines.pipeline(mini_bundle)}, observer=spans.append) as pool:
+    with PipelinePool({"a": engines.pipeline(tiny_bundle)}, observer=spans.append) as pool:
         result = pool.generate("a star", trace="its trace", batch=2, **QUICK)
         with pytest.raises(UsageError):
             pool.generate("a star", steps=0)
@@ -375,24 +375,24 @@ def test_observers_are_told_every_stage(engines: FakeEngines, mini_bundle: Path)
     assert sum(parts) <= result.timings["total"]
 
 
-def test_an_observer_that_fails_harms_nobody(mini_bundle: Path) -> None:
+def test_an_observer_that_fails_harms_nobody(tiny_bundle: Path) -> None:
     def fail(span: Span) -> None:
         raise ValueError(span.name)
 
-    pipe = FakeEngines().pipeline(mini_bundle)
+    pipe = FakeEngines().pipeline(tiny_bundle)
     with PipelinePool({"a": pipe}, observer=fail) as pool:
         for _ in range(2):
             assert len(pool.generate("a star", **QUICK).images) == 1
 
 
-def test_metrics(engines: FakeEngines, mini_bundle: Path) -> None:
+def test_metrics(engines: FakeEngines, tiny_bundle: Path) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, labels)
 
-    pipe = engines.pipeline(mini_bundle, fallback=mini_bundle)
+    pipe = engines.pipeline(tiny_bundle, fallback=tiny_bundle)
     with PipelinePool({"fp8": pipe}, observer=metrics, queue_limit=2) as pool:
         metrics.watch(pool)
         assert value("sd35_trt_fallback", bundle="fp8") == 0
@@ -422,13 +422,13 @@ def test_metrics(engines: FakeEngines, mini_bundle: Path) -> None:
     assert value("sd35_trt_request_seconds_count", bundle="fp8", outcome="ok") == 2
 
 
-def test_an_image_depends_on_its_own_request_alone(mini_bundle: Path) -> None:
+def test_an_image_depends_on_its_own_request_alone(tiny_bundle: Path) -> None:
     cases: list[dict[str, Any]] = [
         {"prompt": "a red star", "seed": 9, "guidance": 1.0},
         {"prompt": "two blue squares", "seed": 5, "guidance": 7.0, "negative": "a ring"},
         {"prompt": "", "seed": 7},
     ]
-    with Pipeline.load(mini_bundle, threads=1) as pipe:
+    with Pipeline.load(tiny_bundle, threads=1) as pipe:
         expected = [pipe.generate(**case, **QUICK) for case in cases]
         for order in ((0, 1, 2), (2, 0), (1, 2, 0)):
             jobs = [Job(pipe.request(**cases[i], **QUICK)) for i in order]
@@ -437,10 +437,10 @@ def test_an_image_depends_on_its_own_request_alone(mini_bundle: Path) -> None:
                 same(job.outcome, expected[i])
 
 
-def test_an_observer_may_restore_the_bundle(mini_bundle: Path) -> None:
+def test_an_observer_may_restore_the_bundle(tiny_bundle: Path) -> None:
     """Also one that is called while the pipeline draws."""
     engines = FakeEngines(held=True)
-    pipe = engines.pipeline(mini_bundle, fallback=mini_bundle)
+    pipe = engines.pipeline(tiny_bundle, fallback=tiny_bundle)
     event = threading.Event()
     with PipelinePool({"a": pipe}, observer=lambda span: pipe.restore()) as pool:
         future = pool.submit("a star", cancel=event, **QUICK)
@@ -450,16 +450,16 @@ def test_an_observer_may_restore_the_bundle(mini_bundle: Path) -> None:
         done(future)
 
 
-def test_many_callers_on_real_engines(mini_bundle: Path) -> None:
+def test_many_callers_on_real_engines(tiny_bundle: Path) -> None:
     prompts = ["a red star", "two blue squares", "a small green circle"]
     cases = [
         {"prompt": prompts[i % 3], "seed": i, "guidance": 1.0 + i % 4, "steps": 2 + i % 2}
         for i in range(12)
     ]
-    with Pipeline.load(mini_bundle, threads=1) as pipe:
+    with Pipeline.load(tiny_bundle, threads=1) as pipe:
         expected = [pipe.generate(size=(64, 64), **case) for case in cases]
     with (
-        PipelinePool({"a": mini_bundle, "b": mini_bundle}, threads=1) as pool,
+        PipelinePool({"a": tiny_bundle, "b": tiny_bundle}, threads=1) as pool,
         concurrent.futures.ThreadPoolExecutor(6) as callers,
     ):
         pool.set_traffic({"a": 50, "b": 50})

@@ -17,6 +17,7 @@ import pytest
 from conftest import alone_on_a_gpu, relative_error
 from fake_cuda import FakeCuda
 from fake_gpu import FakeTensorRT, QueuedSession, install_fake
+from models.make import make
 
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
@@ -65,7 +66,25 @@ class Stand:
 
 
 @pytest.fixture(scope="module")
-def half_bundle(make_bundle: Callable[..., Path]) -> Path:
+def tiny_plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans that stand for the graphs of ``tiny_bundle``."""
+    folder = tmp_path_factory.mktemp("plans")
+    return make(folder / "bundle", folder / "stages", "ada")
+
+
+# Of a kind on a device, the bundle and that of its reference; tiny networks for what is not there.
+# Programs are in FP32, where other arithmetic makes no difference.
+_BUNDLES = {
+    "onnxruntime-cuda": ("fp8_bundle", "fp8_bundle"),
+    "tensorrt-rtx-cuda": ("ada_bundle", "fp8_bundle"),
+    "tensorrt-rtx-fake": ("tiny_plans", "tiny_bundle"),
+    "inductor-cpu": ("hopper_bundle", "mini_bundle"),
+    "inductor-cuda": ("hopper_bundle", "mini_bundle"),
+}
+
+
+@pytest.fixture(scope="module")
+def fp8_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(policy="fp8")
 
 
@@ -91,7 +110,6 @@ def _check_library(kind: str, device: Device) -> None:
 def stand(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    half_bundle: Path,
     tmp_path: Path,
 ) -> Iterator[Stand]:
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
@@ -103,20 +121,18 @@ def stand(
             _check_library(kind, device)
     except Sd35Error as error:
         pytest.skip(str(error))
-    bundles = {"tensorrt-rtx": "ada_bundle", "inductor": "hopper_bundle"}
-    bundle = Bundle.open(request.getfixturevalue(bundles.get(kind, "half_bundle")))
-    # Programs in FP32, where other arithmetic makes no difference.
-    reference = Bundle.open(
-        request.getfixturevalue("mini_bundle") if kind == "inductor" else half_bundle
+    bundle, reference = (
+        Bundle.open(request.getfixturevalue(name))
+        for name in _BUNDLES.get(request.param, ("tiny_bundle", "tiny_bundle"))
     )
-    make: Callable[..., Session] = open_session
+    opener: Callable[..., Session] = open_session
     if fake is not None and kind == "queued":
-        make = lambda b, c, device, options: QueuedSession(fake, b, c, device)  # noqa: E731
+        opener = lambda b, c, device, options: QueuedSession(fake, b, c, device)  # noqa: E731
     elif fake is not None:
-        library = FakeTensorRT(kind, fake, bundle.root, half_bundle)
+        library = FakeTensorRT(kind, fake, bundle.root, reference.root)
         monkeypatch.setattr(tensorrt_session, "load_library", lambda flavour: library)
     tolerance = TOLERANCES.get(request.param, 0.0)
-    yield Stand(bundle, reference, device, make, fake, tolerance)
+    yield Stand(bundle, reference, device, opener, fake, tolerance)
     device.close()
     gc.collect()
     assert fake is None or fake.used == 0
@@ -263,15 +279,15 @@ def test_what_it_does_not_take_is_refused_in_one_line(stand: Stand) -> None:
 
 @pytest.fixture
 def rtx(
-    monkeypatch: pytest.MonkeyPatch, half_bundle: Path, ada_bundle: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tiny_plans: Path, tmp_path: Path
 ) -> Iterator[tuple[FakeTensorRT, Stand]]:
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
     fake = install_fake(monkeypatch)
-    library = FakeTensorRT("tensorrt-rtx", fake, ada_bundle, half_bundle)
+    library = FakeTensorRT("tensorrt-rtx", fake, tiny_plans, tiny_bundle)
     monkeypatch.setattr(tensorrt_session, "load_library", lambda flavour: library)
     device = open_device("cuda")
-    bundle = Bundle.open(ada_bundle)
-    yield library, Stand(bundle, Bundle.open(half_bundle), device, open_session, fake, 0.0)
+    bundle = Bundle.open(tiny_plans)
+    yield library, Stand(bundle, Bundle.open(tiny_bundle), device, open_session, fake, 0.0)
     device.close()
 
 
@@ -346,8 +362,8 @@ def test_weights_that_stream_get_what_is_left(rtx: tuple[FakeTensorRT, Stand]) -
     assert library.budgets == [10_000, 4_000, 0, 10_000]
 
 
-def test_a_bundle_says_where_it_runs(half_bundle: Path, ada_bundle: Path) -> None:
-    onnx, plan = Bundle.open(half_bundle), Bundle.open(ada_bundle)
+def test_a_bundle_says_where_it_runs(tiny_bundle: Path, tiny_plans: Path) -> None:
+    onnx, plan = Bundle.open(tiny_bundle), Bundle.open(tiny_plans)
     assert (device_of(onnx), device_of(onnx, "cuda:1"), device_of(plan)) == (
         "cpu",
         "cuda:1",

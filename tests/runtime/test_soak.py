@@ -20,11 +20,11 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("benchmarks")
-def test_sixty_requests(mini_bundle: Path, make_bundle: Callable[..., Path]) -> None:
+def test_sixty_requests(tiny_bundle: Path, make_bundle: Callable[..., Path]) -> None:
     from soak import make_cases, soak, table
 
     half = make_bundle(policy="half")
-    figures = soak((mini_bundle, half), 60, steps=1, callers=8)
+    figures = soak((tiny_bundle, half), 60, steps=1, callers=8)
     assert figures["wrong"] == []
     assert sum(figures["outcomes"].values()) == 60
     asked = [case.kind for case in make_cases(60, 1)]
@@ -35,7 +35,7 @@ def test_sixty_requests(mini_bundle: Path, make_bundle: Callable[..., Path]) -> 
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_a_swapped_result_is_found(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swapped_result_is_found(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import soak
 
     from sd35_trt.runtime import Pipeline
@@ -48,5 +48,5 @@ def test_a_swapped_result_is_found(mini_bundle: Path, monkeypatch: pytest.Monkey
             jobs[0].outcome, jobs[1].outcome = jobs[1].outcome, jobs[0].outcome
 
     monkeypatch.setattr(Pipeline, "draw", swap)
-    wrong = soak.soak((mini_bundle, mini_bundle), 40, steps=1, callers=8)["wrong"]
+    wrong = soak.soak((tiny_bundle, tiny_bundle), 40, steps=1, callers=8)["wrong"]
     assert any("not the one its request gives alone" in line for line in wrong)

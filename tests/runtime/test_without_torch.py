@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +26,26 @@ _NOT_CORE = ("pip", "setuptools", "onnxruntime", "flatbuffers", "google", "proto
 
 @pytest.fixture(scope="module")
 def environment(request: pytest.FixtureRequest) -> Path:
-    """A virtual environment with the core and ``[onnxruntime]`` alone, kept between sessions."""
-    folder = Path(request.config.cache.mkdir("runtime-venv"))
+    """A virtual environment with the core and ``[onnxruntime]`` alone.
+
+    What it needs is kept between sessions as long as requirements and interpreter stay.
+    """
+    parent = Path(request.config.cache.mkdir("runtime-venv"))
+    key = hashlib.sha256(f"{sys.version} {sys.prefix}".encode())
+    key.update((ROOT / "pyproject.toml").read_bytes())
+    folder = parent / key.hexdigest()
     python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    # setuptools takes what is there for its own, modules that were removed since included.
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
     install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    if (folder / "complete").exists():
+        subprocess.run([*install, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+        return folder
+    for other in parent.iterdir():
+        shutil.rmtree(other)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     subprocess.run([*install, f"{ROOT}[onnxruntime]"], check=True)
-    subprocess.run([*install, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+    (folder / "complete").touch()
     return folder
 
 

@@ -16,7 +16,7 @@ from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import Stage, run_stage, stage_files
 
 #: Nothing that a test waits for takes longer, unless it never comes.
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 CODE = ("sd35_trt.store.cache",)
 
