@@ -244,6 +244,12 @@ def test_a_page_works_from_top_to_bottom(
             close()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
 def test_the_readme_lists_every_extra_and_stays_short() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme.partition("| extra | adds |")[2].partition("\n\n")[0]
