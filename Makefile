@@ -1,5 +1,5 @@
 # make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
-# make test: install what the tests need, check style, types and imports, run the daily tests.
+# make test: install what the tests need, check style, types, imports and pages, run the daily tests.
 # make test-all: the same with all tests, which takes an hour.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGE := .[build,onnxruntime,rtx,test]
+PACKAGE := .[build,onnxruntime,rtx,test,docs]
 TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality mini
 
@@ -27,6 +27,7 @@ test test-all: $(STAMP) lint
 test: SELECTED := -m "not nightly"
 
 # mypy and import-linter want the package as one tree; links make the stage folders part of it.
+# MkDocs checks the links between the pages.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +35,7 @@ lint: $(STAMP)
 	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TYPES)/
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(VENV)/site
 
 # torch first: its version decides what the rest resolves to. uv takes seconds where pip takes
 # minutes, but does not read pip's settings; where it fails for that, pip takes over.

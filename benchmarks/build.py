@@ -28,6 +28,8 @@ import click
 import numpy as np
 
 ADA = "8.9"
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
 _OURS = """
 import json, sys, time
@@ -380,7 +382,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 @click.option("--predict", "predicted", is_flag=True, help="Working memory, by plan --exact.")
 @click.option("--flips", type=int, default=0, help="Bit flips over a bundle of mini.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write checkpoints.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(
     models: tuple[str, ...],
     blocks: int | None,
@@ -391,7 +393,7 @@ def main(
     work: Path | None,
     out: Path,
 ) -> None:
-    """Measure, print a table, and write build.json and build.png."""
+    """Measure, print a table, and write build.json and build.png (by default in docs/images)."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "build.json"
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -399,7 +401,7 @@ def main(
 
     def keep() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        plot(results, out / "build.png")
+        plot(results, (IMAGES if out == RESULTS else out) / "build.png")
 
     for name in models:
         with tempfile.TemporaryDirectory(dir=work) as folder:

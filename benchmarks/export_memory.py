@@ -22,6 +22,9 @@ from typing import Any
 
 import click
 
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+
 _CHILD = """
 import sys, time
 from pathlib import Path
@@ -112,9 +115,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     default=None,
     help="Where to write checkpoints and exports: 32 GB for 38 blocks.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"))
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(depths: str, policies: tuple[str, ...], work: Path | None, out: Path) -> None:
-    """Measure, print a table, and write export_memory.json and export_memory.png."""
+    """Measure, print a table, and write export_memory.json and .png (by default in docs/images)."""
     from random_checkpoint import LARGE, write_transformer
 
     result = out / "export_memory.json"
@@ -136,7 +139,7 @@ def main(depths: str, policies: tuple[str, ...], work: Path | None, out: Path) -
     rows.sort(key=lambda row: (row["policy"], row["blocks"]))
     out.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    plot(rows, out / "export_memory.png")
+    plot(rows, (IMAGES if out == RESULTS else out) / "export_memory.png")
 
 
 def _print(row: dict[str, Any]) -> None:
