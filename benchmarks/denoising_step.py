@@ -27,7 +27,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
+class DenoisingStep:
     """What a step is given, of both branches, the unconditional one first; and its result."""
 
     latents: torch.Tensor
@@ -62,7 +62,7 @@ def diffusers_step(module: Any, latents: Any, prompts: Any, pooled: Any) -> torc
     return latents + (_NEXT - _SIGMA) * (uncond + _GUIDANCE * (cond - uncond))  # type: ignore[no-any-return]
 
 
-def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any) -> Step:
+def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any) -> DenoisingStep:
     """The step in FP32, and the largest input of every linear, and operand of every attention."""
     from diffusers.models.attention_processor import Attention
 
@@ -95,16 +95,18 @@ def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any)
     truth = diffusers_step(model.module, latents, prompts, pooled)
     for handle in hooks:
         handle.remove()
-    return Step(latents, prompts, pooled, Scales(amax, bmm), truth)
+    return DenoisingStep(latents, prompts, pooled, Scales(amax, bmm), truth)
 
 
-def conditioner_inputs(step: Step, dtype: torch.dtype) -> Tensors:
+def conditioner_inputs(step: DenoisingStep, dtype: torch.dtype) -> Tensors:
     timesteps = torch.tensor([1000 * _SIGMA], device=step.latents.device)
     features = {"prompt_embeds": step.prompts.to(dtype), "pooled": step.pooled.to(dtype)}
     return {**features, "timesteps": timesteps}
 
 
-def denoiser_inputs(step: Step, context: torch.Tensor, modulation: torch.Tensor) -> Tensors:
+def denoiser_inputs(
+    step: DenoisingStep, context: torch.Tensor, modulation: torch.Tensor
+) -> Tensors:
     """Of a denoiser; ``modulation`` is of one step."""
     device, batch = step.latents.device, len(step.latents)
     ratio = _NEXT / _SIGMA

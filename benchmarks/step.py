@@ -29,7 +29,7 @@ from typing import Any
 import click
 import torch
 from attempts import ATTEMPTS, Attempt
-from denoising_step import Step, random_inputs, true_step
+from denoising_step import DenoisingStep, random_inputs, true_step
 from random_transformer import RandomTransformer
 from recorder import Recorder
 from step_sides import by_diffusers, by_onnxruntime, by_programs
@@ -47,7 +47,7 @@ _SMALL: dict[str, Any] = {
 
 def _measure(
     model: RandomTransformer,
-    step: Step,
+    step: DenoisingStep,
     attempt: Attempt,
     recorder: Recorder,
     device: str,

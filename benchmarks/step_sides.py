@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from attempts import Attempt
 from denoising_step import (
-    Step,
+    DenoisingStep,
     Tensors,
     conditioner_inputs,
     denoiser_inputs,
@@ -44,7 +44,9 @@ _CLIP_TOKENS = 77
 Compute = Callable[[], torch.Tensor]
 
 
-def by_diffusers(model: RandomTransformer, step: Step, attempt: Attempt, device: str) -> Compute:
+def by_diffusers(
+    model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
+) -> Compute:
     from diffusers import SD3Transformer2DModel
 
     with torch.device(device):
@@ -101,7 +103,9 @@ def _program(
     return program, values
 
 
-def by_programs(model: RandomTransformer, step: Step, attempt: Attempt, device: str) -> Compute:
+def by_programs(
+    model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
+) -> Compute:
     place = torch.device(device)
     program, weights = _program(model, "conditioner", attempt, step.scales, device)
     conditioner = TorchProgram(program, weights, place, "eager")
@@ -114,7 +118,7 @@ def by_programs(model: RandomTransformer, step: Step, attempt: Attempt, device: 
 
 
 def by_onnxruntime(
-    model: RandomTransformer, step: Step, attempt: Attempt, device: Device, folder: Path
+    model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: Device, folder: Path
 ) -> Compute:
     from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, session_options
 

@@ -23,7 +23,7 @@ from sd35_trt.variants import recognise
 if TYPE_CHECKING:
     from sd35_trt.formats.calibration import Calibration
 
-    from .run import Settings
+    from .run import DrawingSettings
     from .sensitivity import Sensitivity
 
 #: Libraries whose version a calibration records.
@@ -122,7 +122,7 @@ def analyse_sensitivity(
     return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 
-def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
+def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, dict[str, Any]]:
     """How to draw, and the provenance of what comes of it, without the policy.
 
     Raises:
@@ -134,7 +134,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
         from sd35_trt.checkpoints.single_file import open_checkpoint
 
         from .prompts import digest, packaged_prompts, read_prompts
-        from .run import Settings, check_device
+        from .run import DrawingSettings, check_device
     except ImportError as error:
         raise Sd35Error(
             f"calibrating needs {error.name}", "pip install 'sd35-trt[build]'"
@@ -159,7 +159,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, dict[str, Any]]:
     batch = options.batch or max(1, _PIXELS // max(w * h for w, h in sizes))
     parts = [p for p in dict.fromkeys(r.part for r in COMPONENTS.values()) if checkpoint.has(p)]
     weights = [path.name for part in parts for path in checkpoint.weights(part).files]
-    settings = Settings(
+    settings = DrawingSettings(
         root=root,
         source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
         parts=tuple(parts),

@@ -44,11 +44,11 @@ _SWAPPED = ((torch, "bmm"), (torch, "baddbmm"), (F, "scaled_dot_product_attentio
 @contextlib.contextmanager
 def restored_functions() -> Iterator[None]:
     """torch's own functions are back in place afterwards, whatever happened."""
-    kept = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
+    functions = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
     try:
         yield
     finally:
-        for module, name, function in kept:
+        for module, name, function in functions:
             setattr(module, name, function)
             vars(module).pop(f"_{name}", None)
 
@@ -73,13 +73,13 @@ def fp8_linears(part: str, model: nn.Module, policy: Policy) -> list[str]:
 
 def fp8_attentions(part: str, model: nn.Module, policy: Policy) -> list[str]:
     """``component/module`` of every attention of a part whose matmuls the policy does in FP8."""
-    found = []
+    names = []
     for name, module in model.named_modules():
         component = owner(part, name) if name and is_attention(module) else None
         rule = component and policy.attention_rule(component, name)
         if rule and rule.precision == "fp8":
-            found.append(f"{component}/{name}")
-    return found
+            names.append(f"{component}/{name}")
+    return names
 
 
 def enabled_quantizers(model: nn.Module) -> set[str]:

@@ -45,7 +45,7 @@ _NEGATIVE = "negative.safetensors"
 
 
 @dataclass(frozen=True)
-class Settings:
+class DrawingSettings:
     """How to draw.
 
     Attributes:
@@ -81,12 +81,12 @@ class Settings:
         count, n = len(self.prompts), len(self.sizes)
         if count < n:
             raise UsageError(f"{n} sizes but {count} prompts", "give more prompts or fewer sizes")
-        made = []
+        batches = []
         for k, size in enumerate(self.sizes):
             indices = range(k, count, n)
             for start in range(0, len(indices), self.batch):
-                made.append(Batch(size, tuple(indices[start : start + self.batch])))
-        return made
+                batches.append(Batch(size, tuple(indices[start : start + self.batch])))
+        return batches
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
+def load(settings: DrawingSettings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
     """A pipeline with these parts alone, in the settings' dtype on their device.
 
     Raises:
@@ -189,13 +189,13 @@ class _Observer:
 
     def amax(self) -> dict[str, dict[str, float]]:
         """By field of the calibration."""
-        found: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+        values: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
         for recorder in self.recorders.values():
-            found["activations"] |= recorder.amax
+            values["activations"] |= recorder.amax
         for calibrator in self._calibrators:
-            found["inputs"] |= calibrator.inputs()
-            found["bmm"] |= calibrator.bmm()
-        return found
+            values["inputs"] |= calibrator.inputs()
+            values["bmm"] |= calibrator.bmm()
+        return values
 
 
 def t5_tokens(pipe: StableDiffusion3Pipeline) -> int:
@@ -218,7 +218,7 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: Sequence[str]) -> dict[str, 
 
 def draw(
     pipe: StableDiffusion3Pipeline,
-    settings: Settings,
+    settings: DrawingSettings,
     batch: Batch,
     text: Mapping[str, torch.Tensor],
     negative: Mapping[str, torch.Tensor],
@@ -270,7 +270,7 @@ def _through_autoencoder(vae: Any, latents: torch.Tensor) -> None:
 
 
 def calibrate(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     provenance: Mapping[str, Any],
     out: Path,
@@ -306,7 +306,7 @@ def _text_file(batch: int) -> str:
 
 
 def _encode_all(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     state: State,
     batches: Sequence[Batch],
@@ -333,7 +333,7 @@ def _encode_all(
 
 
 def _draw_all(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     state: State,
     batches: Sequence[Batch],

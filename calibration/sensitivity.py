@@ -17,10 +17,10 @@ from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy
 from sd35_trt.store.staging import staging
 
-from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
+from .groups import Group, LinearSize, choose_half, group_linears, make_policy, policy_toml
 from .quantizers import fp8_linears, insert_quantizers
 from .ranges import RangeRecorder, owner
-from .run import TEXT_PARTS, Progress, Settings, diagnosed, draw, encode, load
+from .run import TEXT_PARTS, DrawingSettings, Progress, diagnosed, draw, encode, load
 
 RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
 
@@ -95,9 +95,9 @@ class _Captured:
         return latents - sigma * velocity
 
 
-def _linears(model: nn.Module) -> list[Linear]:
+def _linears(model: nn.Module) -> list[LinearSize]:
     return [
-        Linear(
+        LinearSize(
             f"{owner('transformer', name)}/{name}",
             module.weight.numel(),
             0 if module.bias is None else module.bias.numel(),
@@ -107,7 +107,7 @@ def _linears(model: nn.Module) -> list[Linear]:
     ]
 
 
-def _quantizers(linears: Iterable[Linear]) -> set[str]:
+def _quantizers(linears: Iterable[LinearSize]) -> set[str]:
     layers = [linear.name.partition("/")[2] for linear in linears]
     return {f"{layer}.{kind}_quantizer" for layer in layers for kind in ("input", "weight")}
 
@@ -147,7 +147,7 @@ class _Meter:
             if isinstance(module, TensorQuantizer):
                 (module.enable if name in on else module.disable)()
 
-    def error(self, linears: Iterable[Linear]) -> float:
+    def error(self, linears: Iterable[LinearSize]) -> float:
         """With these linears in FP8."""
         self._switch(_quantizers(linears))
         difference = reference = 0.0
@@ -159,7 +159,7 @@ class _Meter:
 
 
 def measure(
-    settings: Settings,
+    settings: DrawingSettings,
     base: Policy,
     budget: int | None = None,
     progress: Progress = lambda stage, done, total: None,

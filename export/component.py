@@ -29,7 +29,7 @@ from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
 from .graphs import KeptGraphs
-from .layers import Linear, replace_layers
+from .layers import ExportLinear, replace_layers
 from .modules import (
     Conditioner,
     T5Encoder,
@@ -145,7 +145,9 @@ def apply_policy(
     """
     own = component_layers(part, component)
     attentions = component_attentions(part, component)
-    policy.check(component, {name: isinstance(m, Linear) for name, m in own.items()}, attentions)
+    policy.check(
+        component, {name: isinstance(m, ExportLinear) for name, m in own.items()}, attentions
+    )
     # The part's other layers too: where two components meet, both read their dtypes from them.
     owners = {
         name: (row.name, module)
@@ -154,12 +156,12 @@ def apply_policy(
         for name, module in component_layers(part, row.name).items()
     }
     for name, (owner, module) in owners.items():
-        precision = policy.rule(owner, name, isinstance(module, Linear)).precision
+        precision = policy.rule(owner, name, isinstance(module, ExportLinear)).precision
         if precision in DTYPES:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(DTYPES[precision])
             continue
-        assert isinstance(module, Linear)
+        assert isinstance(module, ExportLinear)
         if precision in WEIGHT_ONLY:
             layer: nn.Module = WEIGHT_ONLY[precision](module)
         else:
@@ -186,7 +188,9 @@ def apply_policy(
 def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, int]:
     """How many of a component's layers have each precision; before the policy is applied."""
     layers = component_layers(part, component).items()
-    rules = (policy.rule(component, name, isinstance(layer, Linear)) for name, layer in layers)
+    rules = (
+        policy.rule(component, name, isinstance(layer, ExportLinear)) for name, layer in layers
+    )
     return dict(Counter(rule.precision for rule in rules))
 
 
@@ -220,7 +224,7 @@ def fp8_layers(
         with fake_tensors():
             part = build_part(COMPONENTS[component].part, checkpoint)
         for name, layer in component_layers(part, component).items():
-            if policy.rule(component, name, isinstance(layer, Linear)).precision == "fp8":
+            if policy.rule(component, name, isinstance(layer, ExportLinear)).precision == "fp8":
                 linears.append(f"{component}/{name}")
         for name in component_attentions(part, component):
             rule = policy.attention_rule(component, name)

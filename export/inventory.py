@@ -18,7 +18,7 @@ from .component import (
     fake_tensors,
     stored_bytes,
 )
-from .layers import Linear
+from .layers import ExportLinear
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
             after = component_layers(part, component)
             attentions = component_attentions(part, component)
         for name, layer in before.items():
-            linear = isinstance(layer, Linear)
+            linear = isinstance(layer, ExportLinear)
             rule = policy.rule(component, name, linear)
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, torch.Tensor):

@@ -73,8 +73,8 @@ class ScaledLinear(Layer):
 
         def stored(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
             def value(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
-                taken = layer.FP8_SOURCES[name](weight, scale)
-                return None if taken is None else change(taken)
+                source = layer.FP8_SOURCES[name](weight, scale)
+                return None if source is None else change(source)
 
             return value
 
