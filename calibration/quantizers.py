@@ -14,8 +14,7 @@ from torch import nn
 
 from sd35_trt.errors import Sd35Error
 from sd35_trt.policies import Policy
-
-from .ranges import owner
+from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
 
 #: E4M3, one scale per tensor, static.
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
@@ -60,26 +59,16 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, Attention)
 
 
-def fp8_linears(part: str, model: nn.Module, policy: Policy) -> list[str]:
+def quantized_linears(part: str, model: nn.Module, policy: Policy) -> list[str]:
     """``component/layer`` of every linear of a part that the policy computes in FP8."""
-    return [
-        f"{component}/{name}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (component := owner(part, name))
-        and policy.rule(component, name, linear=True).precision == "fp8"
-    ]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return fp8_linears(part, names, policy)
 
 
-def fp8_attentions(part: str, model: nn.Module, policy: Policy) -> list[str]:
+def quantized_attentions(part: str, model: nn.Module, policy: Policy) -> list[str]:
     """``component/module`` of every attention of a part whose matmuls the policy does in FP8."""
-    names = []
-    for name, module in model.named_modules():
-        component = owner(part, name) if name and is_attention(module) else None
-        rule = component and policy.attention_rule(component, name)
-        if rule and rule.precision == "fp8":
-            names.append(f"{component}/{name}")
-    return names
+    names = [name for name, module in model.named_modules() if is_attention(module)]
+    return fp8_attentions(part, names, policy)
 
 
 def enabled_quantizers(model: nn.Module) -> set[str]:
@@ -141,11 +130,11 @@ class InputCalibrator:
         self._model = model
         self._inputs = {
             f"{name.partition('/')[2]}.input_quantizer": name
-            for name in fp8_linears(part, model, policy)
+            for name in quantized_linears(part, model, policy)
         }
         self._operands = {
             f"{name.partition('/')[2]}.{quantizer}": f"{name}.{operand}"
-            for name in fp8_attentions(part, model, policy)
+            for name in quantized_attentions(part, model, policy)
             for operand, quantizer in _OPERANDS.items()
         }
         insert_quantizers(model, [*self._inputs, *self._operands])
@@ -176,4 +165,4 @@ class InputCalibrator:
 
 def needs_quantizers(part: str, model: nn.Module, policy: Policy) -> bool:
     """Whether the policy computes anything of a part in FP8."""
-    return bool(fp8_linears(part, model, policy) or fp8_attentions(part, model, policy))
+    return bool(quantized_linears(part, model, policy) or quantized_attentions(part, model, policy))

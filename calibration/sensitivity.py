@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd35_trt.components import layer_owner
 from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy
 from sd35_trt.store.staging import staging
 
 from .groups import Group, LinearSize, choose_half, group_linears, make_policy, policy_toml
-from .quantizers import fp8_linears, insert_quantizers
-from .ranges import RangeRecorder, owner
+from .quantizers import insert_quantizers, quantized_linears
+from .ranges import RangeRecorder
 from .run import TEXT_PARTS, DrawingSettings, Progress, diagnosed, draw, encode, load
 
 RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
@@ -98,7 +99,7 @@ class _Captured:
 def _linears(model: nn.Module) -> list[LinearSize]:
     return [
         LinearSize(
-            f"{owner('transformer', name)}/{name}",
+            f"{layer_owner('transformer', name)}/{name}",
             module.weight.numel(),
             0 if module.bias is None else module.bias.numel(),
         )
@@ -196,7 +197,7 @@ def measure(
                 f"--budget {budget:,} is less than the {smallest:,} bytes of everything in FP8",
                 "give a larger budget",
             )
-        in_base = set(fp8_linears("transformer", transformer, base))
+        in_base = set(quantized_linears("transformer", transformer, base))
         recorder = RangeRecorder("transformer", transformer)  # names a module that computes NaN
         insert_quantizers(transformer, _quantizers(linears))
         total, done = len(settings.prompts) * settings.steps, 0

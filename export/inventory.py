@@ -13,12 +13,10 @@ from sd35_trt.policies import Policy
 from .component import (
     apply_policy,
     build_part,
-    component_attentions,
-    component_layers,
     fake_tensors,
-    stored_bytes,
 )
 from .layers import ExportLinear
+from .part_layers import component_attentions, component_layers, stored_bytes
 
 
 @dataclass(frozen=True)
