@@ -64,7 +64,7 @@ def diffusers_step(module: Any, latents: Any, prompts: Any, pooled: Any) -> torc
 
 def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any) -> DenoisingStep:
     """The step in FP32, and the largest input of every linear, and operand of every attention."""
-    from diffusers.models.attention_processor import Attention
+    from sd35_trt.compat.diffusers import Attention
 
     amax: dict[str, float] = {}
     bmm: dict[str, float] = {}

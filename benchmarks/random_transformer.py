@@ -38,7 +38,7 @@ class RandomTransformer:
 
     def attentions(self) -> list[str]:
         """Names of its attentions."""
-        from diffusers.models.attention_processor import Attention
+        from sd35_trt.compat.diffusers import Attention
 
         return [name for name, part in self.module.named_modules() if isinstance(part, Attention)]
 

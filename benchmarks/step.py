@@ -143,7 +143,7 @@ def main(
             "rows": rows,
         }
         out.write_text(json.dumps(facts, indent=1) + "\n")
-        torch._dynamo.reset()
+        torch.compiler.reset()
         gc.collect()
         if device != "cpu":
             torch.cuda.empty_cache()

@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
+from sd35_trt.compat.modelopt import collect_statistics, collected_amax, quantizers
 from sd35_trt.errors import Sd35Error
 from sd35_trt.policies import Policy
 from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
@@ -36,25 +35,9 @@ def quiet() -> Iterator[None]:
         yield
 
 
-# What modelopt swaps while an attention runs; it leaves them swapped when that raises.
-_SWAPPED = ((torch, "bmm"), (torch, "baddbmm"), (F, "scaled_dot_product_attention"))
-
-
-@contextlib.contextmanager
-def restored_functions() -> Iterator[None]:
-    """torch's own functions are back in place afterwards, whatever happened."""
-    functions = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
-    try:
-        yield
-    finally:
-        for module, name, function in functions:
-            setattr(module, name, function)
-            vars(module).pop(f"_{name}", None)
-
-
 def is_attention(module: nn.Module) -> bool:
     """Whether a module is diffusers' attention, whose matrix products can be quantized."""
-    from diffusers.models.attention_processor import Attention
+    from sd35_trt.compat.diffusers import Attention
 
     return isinstance(module, Attention)
 
@@ -73,13 +56,7 @@ def quantized_attentions(part: str, model: nn.Module, policy: Policy) -> list[st
 
 def enabled_quantizers(model: nn.Module) -> set[str]:
     """Names of the quantizers in a model that are switched on."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, TensorQuantizer) and module.is_enabled
-    }
+    return {name for name, quantizer in quantizers(model).items() if quantizer.is_enabled}
 
 
 def insert_quantizers(model: nn.Module, names: Iterable[str]) -> None:
@@ -138,17 +115,14 @@ class InputCalibrator:
             for operand, quantizer in _OPERANDS.items()
         }
         insert_quantizers(model, [*self._inputs, *self._operands])
-        from modelopt.torch.quantization.model_calib import enable_stats_collection
-
-        enable_stats_collection(model)
+        collect_statistics(model)
 
     def _collected(self, names: Mapping[str, str]) -> dict[str, float]:
         values = {}
         for quantizer, name in names.items():
-            module: Any = self._model.get_submodule(quantizer)
-            value = module._calibrator.compute_amax()
+            value = collected_amax(self._model.get_submodule(quantizer))
             if value is not None:
-                values[name] = float(value)
+                values[name] = value
         return values
 
     def inputs(self) -> dict[str, float]:

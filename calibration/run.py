@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sd35_trt.compat.modelopt import is_range_error, restored_functions
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.policies import Policy
@@ -20,7 +21,7 @@ from sd35_trt.store.staging import write_directory
 
 from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
-from .quantizers import InputCalibrator, needs_quantizers, quiet, restored_functions
+from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
 from .state import State, kept_state
 
@@ -169,7 +170,7 @@ def diagnosed(recorders: Mapping[str, RangeRecorder]) -> Iterator[None]:
         with restored_functions():
             yield
     except AssertionError as error:
-        if "values in amax" not in str(error):
+        if not is_range_error(error):
             raise
         name = max(recorder.last for recorder in recorders.values())[1]
         raise not_finite(f"what follows {name}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd35_trt.compat.modelopt import quantizers
 from sd35_trt.components import layer_owner
 from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy
@@ -142,11 +143,8 @@ class _Meter:
         self._reference = [call.denoised(transformer) for call in captured]
 
     def _switch(self, on: set[str]) -> None:
-        from modelopt.torch.quantization.nn import TensorQuantizer
-
-        for name, module in self._transformer.named_modules():
-            if isinstance(module, TensorQuantizer):
-                (module.enable if name in on else module.disable)()
+        for name, quantizer in quantizers(self._transformer).items():
+            (quantizer.enable if name in on else quantizer.disable)()
 
     def error(self, linears: Iterable[LinearSize]) -> float:
         """With these linears in FP8."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS

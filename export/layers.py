@@ -313,14 +313,14 @@ def replace_layers(model: nn.Module) -> None:
 
 
 def _replacement(layer: Any) -> nn.Module | None:
-    from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
-    from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
+    from sd35_trt.compat.diffusers import RMSNorm
+    from sd35_trt.compat.transformers import T5DenseGatedActDense, T5LayerNorm
 
     if isinstance(layer, nn.Linear):
         return ExportLinear(layer)
     if isinstance(layer, nn.Conv2d):
         return ExportConv2d(layer)
-    if isinstance(layer, DiffusersRMSNorm):
+    if isinstance(layer, RMSNorm):
         return ExportRMSNorm(layer.weight, layer.eps)
     if isinstance(layer, T5LayerNorm):
         return ExportRMSNorm(layer.weight, layer.variance_epsilon)

@@ -35,7 +35,7 @@ def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
 
 def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
     """The component's attentions whose matmuls can be quantized: the MMDiT's, by name."""
-    from diffusers.models.attention_processor import Attention
+    from sd35_trt.compat.diffusers import Attention
 
     folder = COMPONENTS[component].part
     return {

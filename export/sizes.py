@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.compat.torch import TorchDispatchMode, storage_key
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policies import Policy
 
@@ -84,7 +84,7 @@ def component_sizes(
         apply_policy(part, name, policy)
         stored = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
-        fixed = {p.untyped_storage()._cdata for p in part.parameters()}
+        fixed = {storage_key(p) for p in part.parameters()}
         inputs = _tensors(module.inputs, dims)
         ports = sum(tensor.nbytes for tensor in inputs.values())
         del inputs
@@ -168,8 +168,7 @@ class _Tracker(TorchDispatchMode):
         copies = args[0].nbytes + result.nbytes if _is_convolution(func) else 0
         beside = self._work(func, args, copies)
         for tensor in _flatten(result):
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+            key, size = storage_key(tensor), tensor.untyped_storage().nbytes()
             if key in self._fixed:
                 continue
             if key not in self._tensors:
