@@ -13,71 +13,32 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import click
+from child import run_child
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
-_CHILD = """
-import sys, time
-from pathlib import Path
-from sd35_trt.export.checkpoint import Checkpoint
-from sd35_trt.export.component import ExportOptions, export_component, fp8_layers
-from sd35_trt.export.scales import Scales
-from sd35_trt.policy import load_policy
-checkpoint, out, policy = Checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), load_policy(sys.argv[3])
-# Any amax will do: only the bytes written depend on it.
-linears, _ = fp8_layers(checkpoint, ["denoiser"], policy)
-scales = Scales(inputs=dict.fromkeys(linears, 8.0))
-for name in ("conditioner", "denoiser"):
-    start, marks = time.perf_counter(), {}
-    def progress(fraction, note):
-        marks.setdefault(note, time.perf_counter())
-    (out / name).mkdir(parents=True)
-    options = ExportOptions(clip_tokens=77)
-    export_component(name, checkpoint, policy, options, out / name, progress, scales)
-    end = time.perf_counter()
-    print(name, marks["writing weights"] - start, end - marks["writing weights"], flush=True)
-"""
-
-
-def _anonymous_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
 
 def measure(checkpoint: Path, out: Path, policy: str) -> dict[str, Any]:
     """Export in a child process; peak anonymous bytes, seconds by stage, bytes written."""
-    command = [sys.executable, "-c", _CHILD, str(checkpoint), str(out), policy]
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = 0
-    while child.poll() is None:
-        try:
-            peak = max(peak, _anonymous_bytes(child.pid))
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        time.sleep(0.02)
-    output = child.communicate()[0]
-    if child.returncode:
-        raise click.ClickException(f"the export failed with status {child.returncode}")
-    stages = {}
-    for line in output.splitlines():
-        name, tracing, writing = line.split()
-        stages[name] = {"trace_s": float(tracing), "write_s": float(writing)}
+    export = run_child("transformer_export.py", checkpoint, out, policy)
+    seconds = {stage: row["seconds"] for stage, row in export["stages"].items()}
+    stages = {
+        name: {
+            "trace_s": seconds[f"{name} tracing"],
+            "write_s": seconds[f"{name} writing weights"],
+        }
+        for name in ("conditioner", "denoiser")
+    }
     sizes = {f.name: sum(path.stat().st_size for path in f.iterdir()) for f in out.iterdir()}
     return {
-        "peak_anonymous_bytes": peak,
-        "seconds": time.perf_counter() - start,
+        "peak_anonymous_bytes": export["peak_bytes"],
+        "seconds": export["seconds"],
         "stages": stages,
         "written_bytes": sum(sizes.values()),
         "denoiser_bytes": sizes["denoiser"],

@@ -25,8 +25,8 @@ from torch import nn
 
 from sd35_trt.calibration.quantizers import (
     enabled_quantizers,
-    fp8_linears,
     insert_quantizers,
+    quantized_linears,
     quiet,
 )
 from sd35_trt.policies import load_policy
@@ -132,7 +132,7 @@ def compare(model: nn.Module, calibration: Inputs, evaluation: Inputs) -> dict[s
             if recipe == "policy":
                 layers = [
                     name.partition("/")[2]
-                    for name in fp8_linears("transformer", quantized, load_policy("fp8"))
+                    for name in quantized_linears("transformer", quantized, load_policy("fp8"))
                 ]
                 kinds = ("input", "weight")
                 insert_quantizers(quantized, [f"{n}.{k}_quantizer" for n in layers for k in kinds])

@@ -41,9 +41,9 @@ def draw(policy: str, calibration: Path | None, captions: list[str], work: Path)
     # By content: what another checkpoint or exporter drew is not taken for this one's.
     hashes = [file.sha256 for c in pipe.manifest.components for file in c.files]
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
-    kept = work / f"{name}-{len(captions)}-{digest}.npz"
-    if kept.exists():
-        return np.load(kept)["images"]
+    archive = work / f"{name}-{len(captions)}-{digest}.npz"
+    if archive.exists():
+        return np.load(archive)["images"]
     images = []
     with Progress() as progress:
         for first in progress.track(range(0, len(captions), _BATCH), description=name):
@@ -52,7 +52,7 @@ def draw(policy: str, calibration: Path | None, captions: list[str], work: Path)
             images.append(pipe.generate(part, seed=seeds).images)
     pipe.close()
     pictures = np.concatenate(images)
-    np.savez_compressed(kept, images=pictures)
+    np.savez_compressed(archive, images=pictures)
     return pictures
 
 
@@ -91,11 +91,11 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     examples = heldout(captions)
     texts, tags = [e.caption for e in examples], [e.tags for e in examples]
-    given = dict(calibrations)
+    folders = dict(calibrations)
     rows: dict[str, dict[str, object]] = {}
     first: Score | None = None
     for policy in policies:
-        judged = score(draw(policy, given.get(policy), texts, work), examples)
+        judged = score(draw(policy, folders.get(policy), texts, work), examples)
         first = first or judged
         rows[Path(policy).stem] = row(judged, first, tags)
     table = Table("policy", "whole scenes", "against the first", "relation", "negation", "nested")

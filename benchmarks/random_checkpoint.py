@@ -101,7 +101,7 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def _position_table(config: dict[str, Any]) -> torch.Tensor:
-    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+    from sd35_trt.compat.diffusers import get_2d_sincos_pos_embed
 
     width = config["num_attention_heads"] * config["attention_head_dim"]
     base = config["sample_size"] // config["patch_size"]

@@ -33,7 +33,7 @@ from .prompts import digest, packaged_prompts, read_prompts
 if TYPE_CHECKING:
     from sd35_trt.formats.calibration import Calibration
 
-    from .run import Settings
+    from .run import DrawingSettings
     from .sensitivity import Sensitivity
 
 #: Libraries whose version a calibration records.
@@ -130,7 +130,7 @@ def analyse_sensitivity(
     return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 
-def prepare(options: CalibrateOptions) -> tuple[Settings, Provenance]:
+def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     """How to draw, and the provenance of what comes of it, without the policy.
 
     Raises:
@@ -138,7 +138,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, Provenance]:
         UsageError: an option that does not fit.
     """
     with requirement("calibrating", "build"):
-        from .run import Settings, check_device
+        from .run import DrawingSettings, check_device
     model = look(options.model, options.tokenizers)
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
@@ -148,7 +148,7 @@ def prepare(options: CalibrateOptions) -> tuple[Settings, Provenance]:
     check_device(options.device)
     batch = options.batch or max(1, _PIXELS // max(w * h for w, h in sizes))
     weights = [path.name for part in model.parts for path in checkpoint.weights(part).files]
-    settings = Settings(
+    settings = DrawingSettings(
         root=checkpoint.root,
         source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
         parts=tuple(model.parts),

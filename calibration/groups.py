@@ -35,7 +35,7 @@ _COMPONENTS = ("conditioner", "denoiser")
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearSize:
     """A linear layer: ``component/layer``, elements of the weight, and of the bias."""
 
     name: str
@@ -64,7 +64,7 @@ class Group:
 
     kind: str
     depth: str
-    layers: tuple[Linear, ...]
+    layers: tuple[LinearSize, ...]
     globs: tuple[str, ...]
 
     @property
@@ -89,14 +89,14 @@ def number_globs(numbers: Sequence[int]) -> list[str]:
     tens: dict[int, list[int]] = {}
     for number in numbers:
         tens.setdefault(number // 10, []).append(number % 10)
-    made = []
+    globs = []
     for ten, ones in tens.items():
         last = f"[{ones[0]}-{ones[-1]}]" if len(ones) > 1 else str(ones[0])
-        made.append(f"{ten or ''}{last}")
-    return made
+        globs.append(f"{ten or ''}{last}")
+    return globs
 
 
-def group_linears(linears: Iterable[Linear], blocks: int) -> list[Group]:
+def group_linears(linears: Iterable[LinearSize], blocks: int) -> list[Group]:
     """Sort an MMDiT's linears into groups; empty groups are left out.
 
     Args:
@@ -104,7 +104,7 @@ def group_linears(linears: Iterable[Linear], blocks: int) -> list[Group]:
     """
     names = {linear.name.partition("/")[2]: linear for linear in linears}
     thirds = [range(blocks * k // 3, blocks * (k + 1) // 3) for k in range(3)]
-    made = []
+    groups = []
     for kind, templates in KINDS.items():
         parts = [("", [""])]
         if "#" in templates[0]:
@@ -114,8 +114,8 @@ def group_linears(linears: Iterable[Linear], blocks: int) -> list[Group]:
             globs = [glob for glob in globs if fnmatch.filter(names, glob)]
             members = [x for n, x in names.items() if any(fnmatch.fnmatchcase(n, g) for g in globs)]
             if members:
-                made.append(Group(kind, depth, tuple(members), tuple(globs)))
-    return made
+                groups.append(Group(kind, depth, tuple(members), tuple(globs)))
+    return groups
 
 
 def choose_half(groups: Sequence[Group], errors: Sequence[float], budget: int) -> list[Group]:
@@ -132,23 +132,23 @@ def choose_half(groups: Sequence[Group], errors: Sequence[float], budget: int) -
     order = sorted(
         range(len(groups)), key=lambda i: errors[i] ** 2 / groups[i].saved_bytes, reverse=True
     )
-    kept = set()
+    half = set()
     for i in order:
         if groups[i].saved_bytes <= room:
-            kept.add(i)
+            half.add(i)
             room -= groups[i].saved_bytes
-    return [group for i, group in enumerate(groups) if i in kept]
+    return [group for i, group in enumerate(groups) if i in half]
 
 
 def make_policy(
     name: str, base: Policy, groups: Sequence[Group], errors: Sequence[float], half: Iterable[Group]
 ) -> Policy:
     """FP8 for all groups but those to be kept half; other components as in ``base``."""
-    kept = list(half)
+    excluded = list(half)
     rules = [rule for rule in base.rules if rule.component not in _COMPONENTS]
     rules += [Rule(c, "*", "half", "what no rule below names") for c in _COMPONENTS]
     for group, error in zip(groups, errors, strict=True):
-        if group in kept:
+        if group in excluded:
             continue
         for glob in group.globs:
             matched = fnmatch.filter([x.name.partition("/")[2] for x in group.layers], glob)

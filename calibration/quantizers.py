@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
+from sd35_trt.compat.modelopt import collect_statistics, collected_amax, quantizers
 from sd35_trt.errors import Sd35Error
 from sd35_trt.policies import Policy
-
-from .ranges import owner
+from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
 
 #: E4M3, one scale per tensor, static.
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
@@ -37,60 +35,28 @@ def quiet() -> Iterator[None]:
         yield
 
 
-# What modelopt swaps while an attention runs; it leaves them swapped when that raises.
-_SWAPPED = ((torch, "bmm"), (torch, "baddbmm"), (F, "scaled_dot_product_attention"))
-
-
-@contextlib.contextmanager
-def restored_functions() -> Iterator[None]:
-    """torch's own functions are back in place afterwards, whatever happened."""
-    kept = [(module, name, getattr(module, name)) for module, name in _SWAPPED]
-    try:
-        yield
-    finally:
-        for module, name, function in kept:
-            setattr(module, name, function)
-            vars(module).pop(f"_{name}", None)
-
-
 def is_attention(module: nn.Module) -> bool:
     """Whether a module is diffusers' attention, whose matrix products can be quantized."""
-    from diffusers.models.attention_processor import Attention
+    from sd35_trt.compat.diffusers import Attention
 
     return isinstance(module, Attention)
 
 
-def fp8_linears(part: str, model: nn.Module, policy: Policy) -> list[str]:
+def quantized_linears(part: str, model: nn.Module, policy: Policy) -> list[str]:
     """``component/layer`` of every linear of a part that the policy computes in FP8."""
-    return [
-        f"{component}/{name}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (component := owner(part, name))
-        and policy.rule(component, name, linear=True).precision == "fp8"
-    ]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return fp8_linears(part, names, policy)
 
 
-def fp8_attentions(part: str, model: nn.Module, policy: Policy) -> list[str]:
+def quantized_attentions(part: str, model: nn.Module, policy: Policy) -> list[str]:
     """``component/module`` of every attention of a part whose matmuls the policy does in FP8."""
-    found = []
-    for name, module in model.named_modules():
-        component = owner(part, name) if name and is_attention(module) else None
-        rule = component and policy.attention_rule(component, name)
-        if rule and rule.precision == "fp8":
-            found.append(f"{component}/{name}")
-    return found
+    names = [name for name, module in model.named_modules() if is_attention(module)]
+    return fp8_attentions(part, names, policy)
 
 
 def enabled_quantizers(model: nn.Module) -> set[str]:
     """Names of the quantizers in a model that are switched on."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, TensorQuantizer) and module.is_enabled
-    }
+    return {name for name, quantizer in quantizers(model).items() if quantizer.is_enabled}
 
 
 def insert_quantizers(model: nn.Module, names: Iterable[str]) -> None:
@@ -141,25 +107,22 @@ class InputCalibrator:
         self._model = model
         self._inputs = {
             f"{name.partition('/')[2]}.input_quantizer": name
-            for name in fp8_linears(part, model, policy)
+            for name in quantized_linears(part, model, policy)
         }
         self._operands = {
             f"{name.partition('/')[2]}.{quantizer}": f"{name}.{operand}"
-            for name in fp8_attentions(part, model, policy)
+            for name in quantized_attentions(part, model, policy)
             for operand, quantizer in _OPERANDS.items()
         }
         insert_quantizers(model, [*self._inputs, *self._operands])
-        from modelopt.torch.quantization.model_calib import enable_stats_collection
-
-        enable_stats_collection(model)
+        collect_statistics(model)
 
     def _collected(self, names: Mapping[str, str]) -> dict[str, float]:
         values = {}
         for quantizer, name in names.items():
-            module: Any = self._model.get_submodule(quantizer)
-            value = module._calibrator.compute_amax()
+            value = collected_amax(self._model.get_submodule(quantizer))
             if value is not None:
-                values[name] = float(value)
+                values[name] = value
         return values
 
     def inputs(self) -> dict[str, float]:
@@ -176,4 +139,4 @@ class InputCalibrator:
 
 def needs_quantizers(part: str, model: nn.Module, policy: Policy) -> bool:
     """Whether the policy computes anything of a part in FP8."""
-    return bool(fp8_linears(part, model, policy) or fp8_attentions(part, model, policy))
+    return bool(quantized_linears(part, model, policy) or quantized_attentions(part, model, policy))

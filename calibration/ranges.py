@@ -10,24 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import module_owner
 from sd35_trt.errors import Sd35Error
 
 # transformers' modules return tuples whose further members are caches and masks.
 _FIRST_ONLY = ("text_encoder", "text_encoder_2", "text_encoder_3")
-
-
-def owner(part: str, module: str) -> str | None:
-    """The component that computes a module of a checkpoint's part; None where none does.
-
-    A module that is not a layer of its own (a block, an adaptive norm) belongs to the part's last
-    component unless all of it is another's.
-    """
-    rows = [row for row in COMPONENTS.values() if row.part == part]
-    for row in rows:
-        if row.owns(module) or row.owns(f"{module}."):
-            return row.name
-    return rows[-1].name if len(rows) > 1 else None
 
 
 def amax(tensor: torch.Tensor) -> float:
@@ -58,7 +45,7 @@ class RangeRecorder:
         self._first_only = part in _FIRST_ONLY
         self._handles = []
         for name, module in model.named_modules(remove_duplicate=False):
-            component = owner(part, name) if name else None
+            component = module_owner(part, name) if name else None
             if component is not None:
                 self._handles.append(
                     module.register_forward_hook(self._hook(f"{component}/{name}"))

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
+from sd35_trt.compat.modelopt import is_range_error, restored_functions
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.formats.band import LatentStatistics
@@ -25,7 +26,7 @@ from sd35_trt.store.replacement import write_directory
 
 from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
-from .quantizers import InputCalibrator, needs_quantizers, quiet, restored_functions
+from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
 from .state import State, kept_state
 
@@ -44,7 +45,7 @@ _NEGATIVE = "negative.safetensors"
 
 
 @dataclass(frozen=True)
-class Settings:
+class DrawingSettings:
     """How to draw.
 
     Attributes:
@@ -111,7 +112,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def load(settings: Settings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
+def load(settings: DrawingSettings, parts: Sequence[str]) -> StableDiffusion3Pipeline:
     """A pipeline with these parts alone, in the settings' dtype on their device.
 
     Raises:
@@ -168,7 +169,7 @@ def diagnosed(recorders: Mapping[str, RangeRecorder]) -> Iterator[None]:
         with restored_functions():
             yield
     except AssertionError as error:
-        if "values in amax" not in str(error):
+        if not is_range_error(error):
             raise
         name = max(recorder.last for recorder in recorders.values())[1]
         raise not_finite(f"what follows {name}") from error
@@ -188,13 +189,13 @@ class _Observer:
 
     def amax(self) -> dict[str, dict[str, float]]:
         """By field of the calibration."""
-        amax: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+        values: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
         for recorder in self.recorders.values():
-            amax["activations"] |= recorder.amax
+            values["activations"] |= recorder.amax
         for calibrator in self._calibrators:
-            amax["inputs"] |= calibrator.inputs()
-            amax["bmm"] |= calibrator.bmm()
-        return amax
+            values["inputs"] |= calibrator.inputs()
+            values["bmm"] |= calibrator.bmm()
+        return values
 
 
 def t5_tokens(pipe: StableDiffusion3Pipeline) -> int:
@@ -217,7 +218,7 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: Sequence[str]) -> dict[str, 
 
 def draw(
     pipe: StableDiffusion3Pipeline,
-    settings: Settings,
+    settings: DrawingSettings,
     batch: Batch,
     text: Mapping[str, torch.Tensor],
     negative: Mapping[str, torch.Tensor],
@@ -269,7 +270,7 @@ def _through_autoencoder(vae: Any, latents: torch.Tensor) -> None:
 
 
 def calibrate(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     provenance: Provenance,
     out: Path,
@@ -311,7 +312,7 @@ def _text_file(batch: int) -> str:
 
 
 def _encode_all(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     state: State,
     batches: Sequence[Batch],
@@ -338,7 +339,7 @@ def _encode_all(
 
 
 def _draw_all(
-    settings: Settings,
+    settings: DrawingSettings,
     policy: Policy,
     state: State,
     batches: Sequence[Batch],

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd35_trt.compat.modelopt import quantizers
+from sd35_trt.components import layer_owner
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.calibration import Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import replacement
 
-from .groups import Group, Linear, choose_half, group_linears, make_policy, policy_toml
-from .quantizers import fp8_linears, insert_quantizers
-from .ranges import RangeRecorder, owner
-from .run import TEXT_PARTS, Settings, diagnosed, draw, encode, load
+from .groups import Group, LinearSize, choose_half, group_linears, make_policy, policy_toml
+from .quantizers import insert_quantizers, quantized_linears
+from .ranges import RangeRecorder
+from .run import TEXT_PARTS, DrawingSettings, diagnosed, draw, encode, load
 
 RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
 
@@ -97,10 +99,10 @@ class _Captured:
         return latents - sigma * velocity
 
 
-def _linears(model: nn.Module) -> list[Linear]:
+def _linears(model: nn.Module) -> list[LinearSize]:
     return [
-        Linear(
-            f"{owner('transformer', name)}/{name}",
+        LinearSize(
+            f"{layer_owner('transformer', name)}/{name}",
             module.weight.numel(),
             0 if module.bias is None else module.bias.numel(),
         )
@@ -109,7 +111,7 @@ def _linears(model: nn.Module) -> list[Linear]:
     ]
 
 
-def _quantizers(linears: Iterable[Linear]) -> set[str]:
+def _quantizers(linears: Iterable[LinearSize]) -> set[str]:
     layers = [linear.name.partition("/")[2] for linear in linears]
     return {f"{layer}.{kind}_quantizer" for layer in layers for kind in ("input", "weight")}
 
@@ -143,13 +145,10 @@ class _Meter:
         self._reference = [call.denoised(transformer) for call in captured]
 
     def _switch(self, on: set[str]) -> None:
-        from modelopt.torch.quantization.nn import TensorQuantizer
+        for name, quantizer in quantizers(self._transformer).items():
+            (quantizer.enable if name in on else quantizer.disable)()
 
-        for name, module in self._transformer.named_modules():
-            if isinstance(module, TensorQuantizer):
-                (module.enable if name in on else module.disable)()
-
-    def error(self, linears: Iterable[Linear]) -> float:
+    def error(self, linears: Iterable[LinearSize]) -> float:
         """With these linears in FP8."""
         self._switch(_quantizers(linears))
         difference = reference = 0.0
@@ -161,7 +160,7 @@ class _Meter:
 
 
 def measure(
-    settings: Settings,
+    settings: DrawingSettings,
     base: Policy,
     budget: int | None = None,
     progress: Progress = silent,
@@ -198,7 +197,7 @@ def measure(
                 f"--budget {budget:,} is less than the {smallest:,} bytes of everything in FP8",
                 "give a larger budget",
             )
-        in_base = set(fp8_linears("transformer", transformer, base))
+        in_base = set(quantized_linears("transformer", transformer, base))
         recorder = RangeRecorder("transformer", transformer)  # names a module that computes NaN
         insert_quantizers(transformer, _quantizers(linears))
         total, done = len(settings.prompts) * settings.steps, 0

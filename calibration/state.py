@@ -43,14 +43,14 @@ class State:
         self.amax: dict[str, dict[str, float]] = {field: {} for field in FIELDS}
         self.latents: Mapping[str, Any] = {}
         try:
-            kept = json.loads((folder / _PROGRESS).read_text("utf-8"))
-            if kept["identity"] == self._identity:
+            saved = json.loads((folder / _PROGRESS).read_text("utf-8"))
+            if saved["identity"] == self._identity:
                 self.done, self.amax, self.latents = (
-                    kept[key] for key in ("done", "amax", "latents")
+                    saved[key] for key in ("done", "amax", "latents")
                 )
                 return
         except (OSError, ValueError, KeyError, TypeError):
-            kept = None  # none there, or damaged: begin anew
+            saved = None  # none there, or damaged: begin anew
         for path in folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
@@ -61,9 +61,9 @@ class State:
         """Count one more batch of a stage, with the values so far, in one step on disk."""
         self.latents = latents
         for field, values in amax.items():
-            kept = self.amax[field]
+            largest = self.amax[field]
             for name, value in values.items():
-                kept[name] = max(kept.get(name, 0.0), value)
+                largest[name] = max(largest.get(name, 0.0), value)
         self.done[stage] = self.done.get(stage, 0) + 1
         data = {
             "identity": self._identity,

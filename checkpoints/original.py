@@ -1,7 +1,7 @@
 """The original layout of SD3.5: where diffusers' tensors are in it, and what its shapes tell.
 
-A diffusers tensor is found by its name: :class:`View` says which tensor of the original it is made
-from, and how. Configurations come from shapes; what shapes do not show is as in the published
+A diffusers tensor is found by its name: :class:`Origin` says which tensor of the original it is
+made from, and how. Configurations come from shapes; what shapes do not show is as in the published
 models.
 """
 
@@ -27,7 +27,7 @@ _HEAD = 64
 
 
 @dataclass(frozen=True)
-class View:
+class Origin:
     """A tensor made from one of the original layout, of any type.
 
     Attributes:
@@ -41,8 +41,8 @@ class View:
     scaled: bool = True
 
 
-#: From a diffusers name to its view.
-Views = Callable[[str], View]
+#: From a diffusers name to its origin.
+Origins = Callable[[str], Origin]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Layout:
         title: what users call it.
         prefixes: in front of its tensors' names, in a file that holds several parts.
         anchor: a tensor that every such part has.
-        views: makes its :data:`Views` from the names in the file, without prefix.
+        origins: makes its :data:`Origins` from the names in the file, without prefix.
         configure: makes its configuration; raises ValueError or ZeroDivisionError for shapes that
             no SD3.5 has.
     """
@@ -61,14 +61,14 @@ class Layout:
     title: str
     prefixes: tuple[str, ...]
     anchor: str
-    views: Callable[[Collection[str]], Views]
+    origins: Callable[[Collection[str]], Origins]
     configure: Callable[[Weights], dict[str, Any]]
 
 
-def _count(found: Collection[str] | Weights, pattern: str) -> int:
+def _count(names: Collection[str] | Weights, pattern: str) -> int:
     """How many of ``pattern.format(0)``, ``pattern.format(1)``, … there are without a gap."""
     count = 0
-    while pattern.format(count) in found:
+    while pattern.format(count) in names:
         count += 1
     return count
 
@@ -92,26 +92,26 @@ def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
 
 
 _OUTER = {
-    "pos_embed.proj": View("x_embedder.proj"),
-    "time_text_embed.timestep_embedder.linear_1": View("t_embedder.mlp.0"),
-    "time_text_embed.timestep_embedder.linear_2": View("t_embedder.mlp.2"),
-    "time_text_embed.text_embedder.linear_1": View("y_embedder.mlp.0"),
-    "time_text_embed.text_embedder.linear_2": View("y_embedder.mlp.2"),
-    "context_embedder": View("context_embedder"),
-    "norm_out.linear": View("final_layer.adaLN_modulation.1", _swap_halves),
-    "proj_out": View("final_layer.linear"),
+    "pos_embed.proj": Origin("x_embedder.proj"),
+    "time_text_embed.timestep_embedder.linear_1": Origin("t_embedder.mlp.0"),
+    "time_text_embed.timestep_embedder.linear_2": Origin("t_embedder.mlp.2"),
+    "time_text_embed.text_embedder.linear_1": Origin("y_embedder.mlp.0"),
+    "time_text_embed.text_embedder.linear_2": Origin("y_embedder.mlp.2"),
+    "context_embedder": Origin("context_embedder"),
+    "norm_out.linear": Origin("final_layer.adaLN_modulation.1", _swap_halves),
+    "proj_out": Origin("final_layer.linear"),
 }
 
 
-def _stream(ours: dict[str, str], theirs: str, attention: str) -> dict[str, View]:
+def _stream(ours: dict[str, str], theirs: str, attention: str) -> dict[str, Origin]:
     """One of a block's two streams, from the module's name in diffusers."""
-    views = {ours[name]: View(f"{theirs}.{name}") for name in ours if "attn" not in name}
+    origins = {ours[name]: Origin(f"{theirs}.{name}") for name in ours if "attn" not in name}
     for index, letter in enumerate("qkv"):
         projection = ours["attn." + letter]
-        views[projection] = View(f"{theirs}.{attention}.qkv", _third(index))
+        origins[projection] = Origin(f"{theirs}.{attention}.qkv", _third(index))
     for name in ("proj", "ln_q", "ln_k"):
-        views[ours[f"attn.{name}"]] = View(f"{theirs}.{attention}.{name}")
-    return views
+        origins[ours[f"attn.{name}"]] = Origin(f"{theirs}.{attention}.{name}")
+    return origins
 
 
 _IMAGE = {
@@ -135,22 +135,22 @@ _BLOCK = {
 _QKV = "joint_blocks.{}.x_block.attn.qkv.weight"
 
 
-def _transformer_views(names: Collection[str]) -> Views:
+def _transformer_origins(names: Collection[str]) -> Origins:
     last = _count(names, _QKV) - 1
 
-    def find(name: str) -> View:
+    def find(name: str) -> Origin:
         if name == "pos_embed.pos_embed":
-            return View("pos_embed")
+            return Origin("pos_embed")
         module, _, parameter = name.rpartition(".")
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
         if block is None:
-            view = _OUTER.get(module, View(module))
-            return View(f"{view.source}.{parameter}", view.take)
-        view = _BLOCK.get(block[2], View(block[2]))
+            origin = _OUTER.get(module, Origin(module))
+            return Origin(f"{origin.source}.{parameter}", origin.take)
+        origin = _BLOCK.get(block[2], Origin(block[2]))
         # The last block's text stream ends in its attention: a shift and a scale are left.
         final = int(block[1]) == last and block[2] == "norm1_context.linear"
-        source = f"joint_blocks.{block[1]}.{view.source}.{parameter}"
-        return View(source, _swap_halves if final else view.take)
+        source = f"joint_blocks.{block[1]}.{origin.source}.{parameter}"
+        return Origin(source, _swap_halves if final else origin.take)
 
     return find
 
@@ -189,25 +189,25 @@ def _transformer_config(weights: Weights) -> dict[str, Any]:
 # The text encoders, in transformers' own names.
 
 
-def _clip_l_views(names: Collection[str]) -> Views:
-    def find(name: str) -> View:
+def _clip_l_origins(names: Collection[str]) -> Origins:
+    def find(name: str) -> Origin:
         if name == "text_projection.weight":
             # SD3.5 uses CLIP-L's pooled state as it is: the original's loaders leave out a
             # projection that the file may have, and transformers' class has the identity there.
-            return View(_EMBEDDING, lambda t: t.new_ones(t.shape[1]).diag(), scaled=False)
-        return View(name)
+            return Origin(_EMBEDDING, lambda t: t.new_ones(t.shape[1]).diag(), scaled=False)
+        return Origin(name)
 
     return find
 
 
-def _plain_views(names: Collection[str]) -> Views:
-    return View
+def _plain_origins(names: Collection[str]) -> Origins:
+    return Origin
 
 
-def _t5_views(names: Collection[str]) -> Views:
+def _t5_origins(names: Collection[str]) -> Origins:
     tied = {"shared.weight", "encoder.embed_tokens.weight"}
     stored = next((name for name in sorted(tied) if name in names), "shared.weight")
-    return lambda name: View(stored if name in tied else name)
+    return lambda name: Origin(stored if name in tied else name)
 
 
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -258,9 +258,9 @@ _DIFFUSERS_VAE = "encoder.down_blocks.0.resnets.0.conv1.weight"
 _VAE_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def _vae_views(names: Collection[str]) -> Views:
+def _vae_origins(names: Collection[str]) -> Origins:
     if _DIFFUSERS_VAE in names:
-        return View
+        return Origin
     last = _count(names, "encoder.down.{}.block.0.conv1.weight") - 1
 
     def up(match: re.Match[str]) -> str:
@@ -270,7 +270,7 @@ def _vae_views(names: Collection[str]) -> Views:
     def middle(match: re.Match[str]) -> str:
         return f".mid.block_{int(match[1]) + 1}."
 
-    def find(name: str) -> View:
+    def find(name: str) -> Origin:
         name = re.sub(r"^encoder\.down_blocks\.", "encoder.down.", name)
         name = re.sub(r"^decoder\.up_blocks\.(\d+)\.", up, name)
         name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", middle, name)
@@ -280,11 +280,11 @@ def _vae_views(names: Collection[str]) -> Views:
         name = name.replace(".conv_norm_out.", ".norm_out.")
         attention = re.fullmatch(r"(.*)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name)
         if attention is None:
-            return View(name)
+            return Origin(name)
         base, module, parameter = attention.groups()
         source = f"{base}.mid.attn_1.{_VAE_ATTENTION.get(module, 'norm')}.{parameter}"
         flat = module in _VAE_ATTENTION and parameter == "weight"
-        return View(source, lambda tensor: tensor.flatten(1)) if flat else View(source)
+        return Origin(source, lambda tensor: tensor.flatten(1)) if flat else Origin(source)
 
     return find
 
@@ -315,35 +315,35 @@ LAYOUTS = {
         "transformer",
         ("model.diffusion_model.", ""),
         _QKV.format(0),
-        _transformer_views,
+        _transformer_origins,
         _transformer_config,
     ),
     "text_encoder": Layout(
         "CLIP-L",
         ("text_encoders.clip_l.transformer.",),
         _EMBEDDING,
-        _clip_l_views,
+        _clip_l_origins,
         lambda weights: _clip_config("text_encoder", weights),
     ),
     "text_encoder_2": Layout(
         "CLIP-G",
         ("text_encoders.clip_g.transformer.",),
         _EMBEDDING,
-        _plain_views,
+        _plain_origins,
         lambda weights: _clip_config("text_encoder_2", weights),
     ),
     "text_encoder_3": Layout(
         "T5",
         ("text_encoders.t5xxl.transformer.",),
         "encoder.block.0.layer.0.SelfAttention.q.weight",
-        _t5_views,
+        _t5_origins,
         _t5_config,
     ),
     "vae": Layout(
         "autoencoder",
         ("first_stage_model.", "vae."),
         "decoder.conv_in.weight",
-        _vae_views,
+        _vae_origins,
         _vae_config,
     ),
 }

@@ -78,14 +78,14 @@ class SingleFileWeights(Weights):
         self._prefix = prefix
         file.check(prefix)
         names = {name.removeprefix(prefix) for name in file.names if name.startswith(prefix)}
-        self._view = layout.views(names)
+        self._origin = layout.origins(names)
 
     def __contains__(self, name: str) -> bool:
         return self.source(name) in self._in
 
     def source(self, name: str) -> str:
         """The name of the tensor in the file that a diffusers tensor is made from."""
-        return self._prefix + self._view(name).source
+        return self._prefix + self._origin(name).source
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a diffusers tensor, from the header.
@@ -95,8 +95,8 @@ class SingleFileWeights(Weights):
         """
         import torch
 
-        source = torch.empty(self._in.shape(self._found(name)), device="meta")
-        return tuple(self._view(name).take(source).shape)
+        source = torch.empty(self._in.shape(self._stored_name(name)), device="meta")
+        return tuple(self._origin(name).take(source).shape)
 
     def read(self, name: str) -> torch.Tensor:
         """A diffusers tensor: a view of the file where it can be, FP32 where it was scaled.
@@ -104,19 +104,19 @@ class SingleFileWeights(Weights):
         Raises:
             CheckpointError: names the tensor that is not there.
         """
-        return self._view(name).take(self._in.values(self._found(name)))
+        return self._origin(name).take(self._in.values(self._stored_name(name)))
 
     def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See :meth:`Weights.fp8`. A fused projection has one scale for queries, keys, values."""
-        view = self._view(name)
-        found = self._in.fp8(self._found(name)) if view.scaled else None
-        return None if found is None else (view.take(found[0]), found[1])
+        origin = self._origin(name)
+        stored = self._in.fp8(self._stored_name(name)) if origin.scaled else None
+        return None if stored is None else (origin.take(stored[0]), stored[1])
 
     def input_amax(self, layer: str) -> float | None:
         """The largest input magnitude by the file's input scale; None where it has none."""
         return self._in.input_amax(self.source(f"{layer}.weight"))
 
-    def _found(self, name: str) -> str:
+    def _stored_name(self, name: str) -> str:
         source = self.source(name)
         if source not in self._in:
             raise CheckpointError(f"{self.folder} has no tensor {source!r}", _FETCH)
@@ -216,20 +216,20 @@ class SingleFileCheckpoint:
         Raises:
             CheckpointError: the file has some of them.
         """
-        found = {}
+        values = {}
         for key in layers:
             component, _, layer = key.partition("/")
             amax = self._parts[COMPONENTS[component].part].input_amax(layer)
             if amax is not None:
-                found[key] = amax
-        without = [key for key in layers if key not in found]
-        if found and without:
+                values[key] = amax
+        without = [key for key in layers if key not in values]
+        if values and without:
             more = f" and {len(without) - 1} more" if len(without) > 1 else ""
             raise CheckpointError(
                 f"{self.root} has input scales, but none for {without[0]}{more}",
                 f"measure them: sd35-trt calibrate --model {self.root} --out DIR",
             )
-        return found
+        return values
 
     @cached_property
     def _fetched(self) -> Path:

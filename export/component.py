@@ -11,25 +11,25 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
+from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
 
 from .denoiser import Denoiser
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
 from .graphs import KeptGraphs
-from .layers import Linear, replace_layers
+from .layers import ExportLinear, replace_layers
 from .modules import (
     Conditioner,
     T5Encoder,
@@ -41,6 +41,7 @@ from .modules import (
     build_transformer,
     build_vae,
 )
+from .part_layers import StoredSize, component_attentions, component_layers, part_layers
 from .ports import ComponentModule
 from .program_writer import write_program
 from .quantized import WEIGHT_ONLY
@@ -93,37 +94,6 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
 }
 
 
-def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
-    """The component's layers that have parameters of their own, by name in the part."""
-    return {
-        name: module
-        for name, module in part.named_modules()
-        if COMPONENTS[component].owns(name)
-        and next(module.parameters(recurse=False), None) is not None
-    }
-
-
-def stored_bytes(layer: nn.Module) -> list[int]:
-    """Bytes of each of a layer's own parameters as the weight streamer writes them."""
-    types: dict[str, ir.DataType] = getattr(layer, "ONNX_TYPES", {})
-    return [
-        parameter.nbytes // (2 if types.get(name) == ir.DataType.INT4 else 1)
-        for name, parameter in layer.named_parameters(recurse=False)
-    ]
-
-
-def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
-    """The component's attentions whose matmuls can be quantized: the MMDiT's, by name."""
-    from diffusers.models.attention_processor import Attention
-
-    own = COMPONENTS[component].part == "transformer"
-    return {
-        name: module
-        for name, module in part.named_modules()
-        if own and isinstance(module, Attention) and COMPONENTS[component].owns(f"{name}.to_q")
-    }
-
-
 def apply_policy(
     part: nn.Module, component: str, policy: Policy, scales: Scales | None = None
 ) -> dict[str, float]:
@@ -141,21 +111,18 @@ def apply_policy(
     """
     own = component_layers(part, component)
     attentions = component_attentions(part, component)
-    policy.check(component, {name: isinstance(m, Linear) for name, m in own.items()}, attentions)
+    policy.check(
+        component, {name: isinstance(m, ExportLinear) for name, m in own.items()}, attentions
+    )
     # The part's other layers too: where two components meet, both read their dtypes from them.
-    owners = {
-        name: (row.name, module)
-        for row in COMPONENTS.values()
-        if row.part == COMPONENTS[component].part
-        for name, module in component_layers(part, row.name).items()
-    }
-    for name, (owner, module) in owners.items():
-        precision = policy.rule(owner, name, isinstance(module, Linear)).precision
+    for name, (owner, module) in part_layers(part, COMPONENTS[component].part).items():
+        precision = policy.rule(owner, name, isinstance(module, ExportLinear)).precision
         if precision in DTYPES:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(DTYPES[precision])
             continue
-        assert isinstance(module, Linear)
+        if not isinstance(module, ExportLinear):
+            raise TypeError(f"{precision} for {name}, which is a {type(module).__name__}")
         if precision in WEIGHT_ONLY:
             layer: nn.Module = WEIGHT_ONLY[precision](module)
         else:
@@ -182,7 +149,9 @@ def apply_policy(
 def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, int]:
     """How many of a component's layers have each precision; before the policy is applied."""
     layers = component_layers(part, component).items()
-    rules = (policy.rule(component, name, isinstance(layer, Linear)) for name, layer in layers)
+    rules = (
+        policy.rule(component, name, isinstance(layer, ExportLinear)) for name, layer in layers
+    )
     return dict(Counter(rule.precision for rule in rules))
 
 
@@ -213,15 +182,13 @@ def fp8_layers(
         rules = [r for r in policy.rules if fnmatchcase(component, r.component)]
         if all(rule.precision != "fp8" for rule in rules):
             continue
+        folder = COMPONENTS[component].part
         with fake_tensors():
-            part = build_part(COMPONENTS[component].part, checkpoint)
-        for name, layer in component_layers(part, component).items():
-            if policy.rule(component, name, isinstance(layer, Linear)).precision == "fp8":
-                linears.append(f"{component}/{name}")
-        for name in component_attentions(part, component):
-            rule = policy.attention_rule(component, name)
-            if rule and rule.precision == "fp8":
-                attentions.append(f"{component}/{name}")
+            part = build_part(folder, checkpoint)
+        layers = component_layers(part, component).items()
+        names = [name for name, layer in layers if isinstance(layer, ExportLinear)]
+        linears += fp8_linears(folder, names, policy)
+        attentions += fp8_attentions(folder, component_attentions(part, component), policy)
     return linears, attentions
 
 
@@ -271,7 +238,7 @@ def export_component(
             use_torch_layers(part, options.join)
             if options.fuse:
                 fuse_blocks(part)
-        largest = max(sum(stored_bytes(m)) for m in component_layers(part, name).values())
+        size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
         if options.form == "program":
             program = graphs.program(name, module) if graphs else module.program()
@@ -290,7 +257,7 @@ def export_component(
     ComponentFacts(
         name=name,
         weight_bytes=total,
-        largest_layer_bytes=largest,
+        largest_layer_bytes=size.largest_layer,
         inputs=tuple(port for port in ports if port.name in module.inputs),
         outputs=tuple(port for port in ports if port.name in module.outputs),
         precisions=precisions,

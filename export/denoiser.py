@@ -114,13 +114,13 @@ class Denoiser(ComponentModule):
         names: dict[tuple[object, ...], str] = {}
 
         def call(
-            name: str, module: ComponentModule, weights: str, local: str = "", **given: str
+            name: str, module: ComponentModule, weights: str, local: str = "", **renamed: str
         ) -> None:
             if name not in graphs:
                 graphs[name] = traced_graph(module)
             graph = graphs[name]
             stored = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
-            inputs = tuple(given.get(port, port) for port in graph.inputs)
+            inputs = tuple(renamed.get(port, port) for port in graph.inputs)
             steps.append(Call(name, stored, inputs, tuple(module.outputs)))
 
         head = GuidedHead(self.head, self.inputs) if self.guided else PlainHead(self.head)

@@ -21,7 +21,7 @@ from torch import nn
 
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS, E4M3_MAX
 
-from .layers import Layer, Linear, Sources, cast
+from .layers import ExportLinear, Layer, Sources, cast
 
 _E4M3 = torch.float8_e4m3fn
 
@@ -79,7 +79,7 @@ class Fp8Linear(Layer):
 
     calibrated = True
 
-    def __init__(self, linear: Linear, input_amax: float | None) -> None:
+    def __init__(self, linear: ExportLinear, input_amax: float | None) -> None:
         super().__init__()
         self.in_features, self.out_features = shape = (linear.in_features, linear.out_features)
         self.input_amax = input_amax

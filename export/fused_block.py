@@ -9,7 +9,7 @@ from torch import nn
 
 from sd35_trt.programs import fused
 
-from .layers import Layer, Linear, RMSNorm
+from .layers import ExportLinear, ExportRMSNorm, Layer
 from .range_guard import carries_fp32
 from .torch_layers import JoinedLinear, ScaledLinear
 
@@ -17,7 +17,7 @@ from .torch_layers import JoinedLinear, ScaledLinear
 class _OutLinear(Layer):
     """A half-precision linear whose weight is as the checkpoint has it, [out, in]."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: ExportLinear) -> None:
         super().__init__()
         shape = (linear.out_features, linear.in_features)
         self.weight = nn.Parameter(
@@ -35,7 +35,7 @@ def _is_plain(layer: Any, kind: type[Layer]) -> bool:
     return (
         isinstance(layer, kind)
         and not layer.wide
-        and (kind is RMSNorm or (not layer.follows and layer.bias is not None))
+        and (kind is ExportRMSNorm or (not layer.follows and layer.bias is not None))
         and (kind is ScaledLinear or layer.dtype == torch.float16)
     )
 
@@ -43,10 +43,12 @@ def _is_plain(layer: Any, kind: type[Layer]) -> bool:
 def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> bool:
     return not hasattr(attention, "q_scale") and all(
         isinstance(getattr(attention, joined, None), JoinedLinear)
-        and all(_is_plain(getattr(attention, norm), RMSNorm) for norm in norms)
+        and all(_is_plain(getattr(attention, norm), ExportRMSNorm) for norm in norms)
         and (
             not out
-            or _is_plain(attention.to_out[0] if out == "to_out" else attention.to_add_out, Linear)
+            or _is_plain(
+                attention.to_out[0] if out == "to_out" else attention.to_add_out, ExportLinear
+            )
         )
         for joined, *norms, out in names
     )

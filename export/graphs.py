@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from sd35_trt.compat.torch import unset_fake_temporarily
 from sd35_trt.formats.program import PROGRAM_FILE, Program, read_program
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import Stage, run_stage

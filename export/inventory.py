@@ -13,12 +13,10 @@ from sd35_trt.policies import Policy
 from .component import (
     apply_policy,
     build_part,
-    component_attentions,
-    component_layers,
     fake_tensors,
-    stored_bytes,
 )
-from .layers import Linear
+from .layers import ExportLinear
+from .part_layers import component_attentions, component_layers, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
             after = component_layers(part, component)
             attentions = component_attentions(part, component)
         for name, layer in before.items():
-            linear = isinstance(layer, Linear)
+            linear = isinstance(layer, ExportLinear)
             rule = policy.rule(component, name, linear)
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, torch.Tensor):

@@ -78,7 +78,7 @@ class _Weighted(Layer):
         return cast(self.weight, dtype), None if self.bias is None else cast(self.bias, dtype)
 
 
-class Linear(_Weighted):
+class ExportLinear(_Weighted):
     """``x @ weight + bias`` with the weight stored [in, out], so that no Transpose is traced.
 
     The input is cast to the weight's dtype: layers of several precisions can be chained.
@@ -100,7 +100,7 @@ class Linear(_Weighted):
         return cast(y if bias is None else y + bias, self.output_dtype)
 
 
-class Conv2d(_Weighted):
+class ExportConv2d(_Weighted):
     """A convolution whose input is cast to the weight's dtype."""
 
     def __init__(self, conv: Any) -> None:
@@ -127,7 +127,7 @@ class _Norm(_Weighted):
     follows = True
 
 
-class RMSNorm(_Norm):
+class ExportRMSNorm(_Norm):
     """Traces to one RMSNormalization; the output has the weight's dtype."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -143,7 +143,7 @@ class RMSNorm(_Norm):
         return cast(y, self.output_dtype)
 
 
-class GroupNorm(_Norm):
+class ExportGroupNorm(_Norm):
     """Traces to GroupNormalization; the output has the weight's dtype."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -159,7 +159,7 @@ class GroupNorm(_Norm):
         return cast(y, self.output_dtype)
 
 
-class LayerNorm(_Norm):
+class ExportLayerNorm(_Norm):
     """Traces to one LayerNormalization; the output has the weight's dtype."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -313,21 +313,21 @@ def replace_layers(model: nn.Module) -> None:
 
 
 def _replacement(layer: Any) -> nn.Module | None:
-    from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
-    from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
+    from sd35_trt.compat.diffusers import RMSNorm
+    from sd35_trt.compat.transformers import T5DenseGatedActDense, T5LayerNorm
 
     if isinstance(layer, nn.Linear):
-        return Linear(layer)
+        return ExportLinear(layer)
     if isinstance(layer, nn.Conv2d):
-        return Conv2d(layer)
-    if isinstance(layer, DiffusersRMSNorm):
-        return RMSNorm(layer.weight, layer.eps)
+        return ExportConv2d(layer)
+    if isinstance(layer, RMSNorm):
+        return ExportRMSNorm(layer.weight, layer.eps)
     if isinstance(layer, T5LayerNorm):
-        return RMSNorm(layer.weight, layer.variance_epsilon)
+        return ExportRMSNorm(layer.weight, layer.variance_epsilon)
     if isinstance(layer, nn.GroupNorm):
-        return GroupNorm(layer)
+        return ExportGroupNorm(layer)
     if isinstance(layer, nn.LayerNorm):
-        return PlainLayerNorm(layer) if layer.weight is None else LayerNorm(layer)
+        return PlainLayerNorm(layer) if layer.weight is None else ExportLayerNorm(layer)
     if isinstance(layer, T5DenseGatedActDense):
         return GatedFeedForward(layer)
     return None

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.compat.torch import unset_fake_temporarily
 from sd35_trt.components import LATENT_SCALE
 
 from .layers import PositionTable, SeparablePositionTable, cast, is_separable
@@ -52,7 +53,7 @@ def build_transformer(config: dict[str, Any], weights: Weights | None) -> nn.Mod
     separable = True  # as every published model's is
     if weights is not None:
         weights.check(shapes)
-        with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        with unset_fake_temporarily():
             separable = is_separable(weights.read(name))
     table = SeparablePositionTable if separable else PositionTable
     del model.pos_embed.pos_embed

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from .layers import Layer, Linear, Sources, cast
+from .layers import ExportLinear, Layer, Sources, cast
 
 _DTYPE = torch.float16
 
@@ -70,7 +70,7 @@ class WeightOnlyLinear(Layer):
 
     def __init__(
         self,
-        linear: Linear,
+        linear: ExportLinear,
         scale_shape: tuple[int, ...],
         attributes: dict[str, int],
         sources: Sources,
@@ -107,13 +107,13 @@ class WeightOnlyLinear(Layer):
         return cast(y if self.bias is None else y + cast(self.bias, dtype), self.output_dtype)
 
 
-def _int8(linear: Linear) -> WeightOnlyLinear:
+def _int8(linear: ExportLinear) -> WeightOnlyLinear:
     """W8A16: INT8 weights with a scale per output channel."""
     sources: Sources = {"weight": ("weight", int8_weight), "scale": ("weight", int8_scale)}
     return WeightOnlyLinear(linear, (linear.out_features,), {"axis": 1}, sources, ir.DataType.INT8)
 
 
-def _int4(linear: Linear) -> WeightOnlyLinear:
+def _int4(linear: ExportLinear) -> WeightOnlyLinear:
     """W4A16: INT4 weights with a scale per block of inputs; INT8 where no block divides them."""
     block = next((b for b in INT4_BLOCKS if linear.in_features % b == 0), None)
     if block is None:
@@ -128,7 +128,7 @@ def _int4(linear: Linear) -> WeightOnlyLinear:
 
 
 #: Policy precision → the layer that takes a linear's place.
-WEIGHT_ONLY: dict[str, Callable[[Linear], WeightOnlyLinear]] = {
+WEIGHT_ONLY: dict[str, Callable[[ExportLinear], WeightOnlyLinear]] = {
     "int8-weight": _int8,
     "int4-weight": _int4,
 }

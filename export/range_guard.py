@@ -169,8 +169,8 @@ def _agree(attention: nn.Module) -> None:
     """Where one operand of an attention is in FP32, all are."""
     layers: list[Any] = []
     for names in _OPERANDS[type(attention).__name__]:
-        found = [getattr(attention, n) for n in names if getattr(attention, n, None) is not None]
-        layers += found[:1]
+        operands = [getattr(attention, n) for n in names if getattr(attention, n, None) is not None]
+        layers += operands[:1]
     if any(layer.wide for layer in layers):
         for layer in layers:
             if layer.dtype == torch.float16:

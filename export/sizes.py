@@ -12,28 +12,26 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.compat.torch import TorchDispatchMode, storage_key
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policies import Policy
 
-from .arena import Arena, Chunk, allocated_bytes
+from .arena import Arena, Chunk
 from .component import (
     MODULES,
     ExportOptions,
     apply_policy,
     build_part,
-    component_layers,
     fake_tensors,
-    stored_bytes,
 )
 from .denoiser import Denoiser
+from .part_layers import StoredSize
 from .ports import Ports
 
 
@@ -89,9 +87,9 @@ def component_sizes(
     with fake_tensors():
         part = build_part(COMPONENTS[name].part, source)
         apply_policy(part, name, policy)
-        layers = [stored_bytes(layer) for layer in component_layers(part, name).values()]
+        stored = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
-        fixed = {p.untyped_storage()._cdata for p in part.parameters()}
+        fixed = {storage_key(p) for p in part.parameters()}
         inputs = _tensors(module.inputs, dims)
         ports = sum(tensor.nbytes for tensor in inputs.values())
         del inputs
@@ -101,14 +99,13 @@ def component_sizes(
             else:
                 outputs = module(*_tensors(module.inputs, dims).values())
         ports += sum(tensor.nbytes for tensor in outputs)
-    layer_bytes = [sum(tensors) for tensors in layers]
     return Sizes(
-        weights=sum(layer_bytes),
+        weights=stored.weights,
         activations=tracker.peak,
         with_cudnn=tracker.peak_with_cudnn,
         in_arena=tracker.arena.total,
-        allocated=allocated_bytes(chain.from_iterable(layers)),
-        largest_layer=max(layer_bytes),
+        allocated=stored.allocated,
+        largest_layer=stored.largest_layer,
         ports=ports,
     )
 
@@ -176,8 +173,7 @@ class _Tracker(TorchDispatchMode):
         copies = args[0].nbytes + result.nbytes if _is_convolution(func) else 0
         beside = self._work(func, args, copies)
         for tensor in _flatten(result):
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+            key, size = storage_key(tensor), tensor.untyped_storage().nbytes()
             if key in self._fixed:
                 continue
             if key not in self._tensors:

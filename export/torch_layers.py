@@ -73,8 +73,8 @@ class ScaledLinear(Layer):
 
         def stored(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
             def value(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
-                taken = layer.FP8_SOURCES[name](weight, scale)
-                return None if taken is None else change(taken)
+                source = layer.FP8_SOURCES[name](weight, scale)
+                return None if source is None else change(source)
 
             return value
 
@@ -250,7 +250,7 @@ def use_torch_layers(part: nn.Module, join: bool = True) -> None:
     Raises:
         UsageError: an FP8 linear whose dimensions PyTorch does not multiply.
     """
-    from diffusers.models.attention_processor import Attention
+    from sd35_trt.compat.diffusers import Attention, has_joint_processor
 
     for name, module in list(part.named_modules()):
         parent, _, child = name.rpartition(".")
@@ -259,15 +259,11 @@ def use_torch_layers(part: nn.Module, join: bool = True) -> None:
         elif isinstance(module, WeightOnlyLinear):
             setattr(part.get_submodule(parent), child, IntegerLinear(module))
     for attention in [m for m in part.modules() if isinstance(m, Attention)]:
-        if not _is_joint(attention):
+        # One of the MMDiT's, not the autoencoder's.
+        if not (has_joint_processor(attention) or hasattr(attention, "q_scale")):
             continue
         attention.set_processor(_Processor())
         for names, joined in _JOINED.items():
             layers = [getattr(attention, name, None) for name in names]
             if join and JoinedLinear.joins(layers):
                 setattr(attention, joined, JoinedLinear(names, layers))  # type: ignore[arg-type]
-
-
-def _is_joint(attention: Any) -> bool:
-    """Whether it is one of the MMDiT's, not the autoencoder's."""
-    return "Joint" in type(attention.processor).__name__ or hasattr(attention, "q_scale")

@@ -115,8 +115,8 @@ def _leave_out_blocks(part: nn.Module, folder: str) -> None:
     path, count = _BLOCKS[folder]
     parent, _, attribute = path.rpartition(".")
     blocks: Any = part.get_submodule(path)
-    kept = np.linspace(0, len(blocks) - 1, min(count, len(blocks))).round().astype(int)
-    setattr(part.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in kept))
+    indices = np.linspace(0, len(blocks) - 1, min(count, len(blocks))).round().astype(int)
+    setattr(part.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in indices))
 
 
 def _write_weights(model: ir.Model, module: nn.Module, ports: int, out: Path) -> int:

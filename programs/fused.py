@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sd35_trt.compat.torch import scaled_mm
 from sd35_trt.formats.calibration import E4M3_MAX
 
 E4M3 = torch.float8_e4m3fn
@@ -63,7 +64,7 @@ def scaled_product(
     inside = None if dtype == torch.float32 else bias
     # An exported graph has aten's operator.
     by_aten = x.device.type != "cpu" or torch.compiler.is_exporting()
-    y = (torch._scaled_mm if by_aten else reference_scaled_mm)(
+    y = (scaled_mm if by_aten else reference_scaled_mm)(
         x.flatten(0, -2),
         weight.t(),
         scale_a=input_scale,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.attention import sdpa_kernel
 
+from sd35_trt.compat.torch import recompile_limit
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.program import Call, Graph, Program, View
 
@@ -64,12 +65,13 @@ class TorchProgram:
             tensors = [weights[name] for name in step.weights]
             self._steps.append(_call(step, functions[step.graph], tensors))
         self._backends = sdpa_backends(attention)
-        self._variants = contextlib.nullcontext if mode == "eager" else _many_variants
+        self._compiled = mode != "eager"
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All values when the steps are done, the outputs among them."""
         values = dict(inputs)
-        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True), self._variants():
+        variants = recompile_limit(_VARIANTS) if self._compiled else contextlib.nullcontext()
+        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True), variants:
             for step in self._steps:
                 step(values)
         return values
@@ -88,13 +90,6 @@ def _function(
         compiled = module if mode == "eager" else torch.compile(module, mode=MODES[mode])
         _COMPILED[key] = compiled
     return _COMPILED[key]
-
-
-@contextlib.contextmanager
-def _many_variants() -> Iterator[None]:
-    config: Any = torch._dynamo.config
-    with config.patch(recompile_limit=_VARIANTS):
-        yield
 
 
 def _call(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from triton.runtime.cache import get_cache_manager
+from sd35_trt.compat.triton import binary_hashes, cached_files, get_cache_manager
 
 from .triton_kernels import modulate, product
 
@@ -20,16 +20,7 @@ _NEEDED = (".cubin", ".json")
 
 def compiled() -> dict[str, bytes]:
     """Binaries that this process made or found for its GPUs: ``hash/file`` → content."""
-    return stored(
-        {
-            kernel.__name__: [
-                binary.hash
-                for cache, *_ in kernel.device_caches.values()
-                for binary in cache.values()
-            ]
-            for kernel in (product, modulate)
-        }
-    )
+    return stored({kernel.__name__: binary_hashes(kernel) for kernel in (product, modulate)})
 
 
 def stored(hashes: Mapping[str, list[str]]) -> dict[str, bytes]:
@@ -42,7 +33,7 @@ def stored(hashes: Mapping[str, list[str]]) -> dict[str, bytes]:
         f"{digest}/{file}": Path(path).read_bytes()
         for name, digests in hashes.items()
         for digest in digests
-        for file, path in (get_cache_manager(digest).get_group(f"{name}.json") or {}).items()
+        for file, path in cached_files(digest, name).items()
         if file.endswith(_NEEDED)
     }
 

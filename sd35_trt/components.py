@@ -52,6 +52,30 @@ COMPONENTS = {
 }
 
 
+def layer_owner(part: str, layer: str) -> str | None:
+    """The component that has a layer of a checkpoint's part as its own; None where none does.
+
+    Args:
+        part: the part's folder in the checkpoint.
+        layer: name of a module that has parameters of its own.
+    """
+    for row in COMPONENTS.values():
+        if row.part == part and row.owns(layer):
+            return row.name
+    return None
+
+
+def module_owner(part: str, module: str) -> str | None:
+    """The component that computes a module of a checkpoint's part; None where none does.
+
+    A module that is not a layer of its own (a block, an adaptive norm) belongs to the part's last
+    component unless all of it is another's.
+    """
+    owner = layer_owner(part, module) or layer_owner(part, f"{module}.")
+    names = [row.name for row in COMPONENTS.values() if row.part == part]
+    return owner or (names[-1] if len(names) > 1 else None)
+
+
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8
 

@@ -10,7 +10,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from transformers import T5EncoderModel
 
-from sd35_trt.calibration.ranges import RangeRecorder, owner
+from sd35_trt.calibration.ranges import RangeRecorder
+from sd35_trt.components import module_owner
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import sha256_file
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration, Provenance
@@ -71,7 +72,7 @@ def calibrate(checkpoint: Path, policy: Policy | str = "fp8") -> Calibration:
     for part, model, arguments in runs:
         recorder = RangeRecorder(part, model)
         for name, module in model.named_modules():
-            component = owner(part, name) if name else None
+            component = module_owner(part, name) if name else None
             linear = isinstance(module, torch.nn.Linear)
             if component and linear and policy.rule(component, name, True).precision == "fp8":
                 module.register_forward_hook(_record_input(inputs, f"{component}/{name}"))

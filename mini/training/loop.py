@@ -11,6 +11,8 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from sd35_trt.compat.torch import lerp_each
+
 from .muon import Muon
 from .run import Optimizers, Run
 
@@ -38,7 +40,7 @@ class Average:
     def update(self, step: int) -> None:
         """Move toward the present weights; quickly during the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.into, [p.detach() for p in self.source], 1 - decay)
+        lerp_each(self.into, [p.detach() for p in self.source], 1 - decay)
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sd35_trt.compat.torch import add_each, multiply_each
+
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
@@ -55,6 +57,6 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(gradient)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])
             update = orthogonalized(gradient.lerp_(state["momentum"], group["momentum"]))
-            torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+            multiply_each(matrices, 1 - lr * group["weight_decay"])
             scale = 0.2 * max(gradient.shape[1:]) ** 0.5
-            torch._foreach_add_(matrices, list(update.float().unbind()), alpha=-lr * scale)
+            add_each(matrices, list(update.float().unbind()), -lr * scale)

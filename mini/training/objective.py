@@ -100,7 +100,7 @@ def whereabouts(things: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return shape, colour, way / cell
 
 
-class Layout(nn.Module):
+class LayoutHead(nn.Module):
     """Head that reads from image tokens what stands where."""
 
     def __init__(self, width: int) -> None:
@@ -144,7 +144,7 @@ class Objective(nn.Module):
         self.dropout = dropout or Dropout()
         self.mean, self.spread = 1.1, 1.0
         self.reading_weight, self.layout_weight = 0.15, 0.3
-        self.layout = Layout(self.transformer.inner_dim)
+        self.layout = LayoutHead(self.transformer.inner_dim)
         self.watched = len(self.transformer.transformer_blocks) // 2
         for index, name in enumerate(("tokenizer", "tokenizer_2", "tokenizer_3")):
             ids = getattr(pipe, name)([""], padding="max_length", return_tensors="pt").input_ids
@@ -190,7 +190,7 @@ class Objective(nn.Module):
         """The losses (scalars) of latents [n, 16, h, w] and a table's rows; ``total`` to minimize.
 
         ``flow`` is the error of the velocity, ``reading`` that of :class:`Reader` and ``layout``
-        that of :class:`Layout`.
+        that of :class:`LayoutHead`.
         """
         n, device = len(latents), latents.device
         captioned = torch.rand(n, device=device) >= self.dropout.caption

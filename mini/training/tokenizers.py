@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from sd35_trt.compat.transformers import bytes_to_unicode
 from sd35_trt.mini import scenes
 
 MAX_TOKENS = 32

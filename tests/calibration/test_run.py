@@ -72,8 +72,9 @@ def kept(options: CalibrateOptions) -> Path:
 def fp8_layers(root: Path, policy: str) -> set[str]:
     """By the exporter's own reading of checkpoint and policy."""
     from sd35_trt.checkpoints.diffusers import Checkpoint
-    from sd35_trt.export.component import build_part, component_layers, fake_tensors
-    from sd35_trt.export.layers import Linear
+    from sd35_trt.export.component import build_part, fake_tensors
+    from sd35_trt.export.layers import ExportLinear
+    from sd35_trt.export.part_layers import component_layers
 
     chosen, found = load_policy(policy), set()
     for component, part in (("conditioner", "transformer"), ("denoiser", "transformer"),
@@ -81,7 +82,7 @@ def fp8_layers(root: Path, policy: str) -> set[str]:
         with fake_tensors():
             layers = component_layers(build_part(part, Checkpoint(root)), component)
         for name, layer in layers.items():
-            linear = isinstance(layer, Linear)
+            linear = isinstance(layer, ExportLinear)
             if linear and chosen.rule(component, name, linear).precision == "fp8":
                 found.add(f"{component}/{name}")
     return found

@@ -14,7 +14,7 @@ from sd35_trt.build import BuildOptions, build
 from sd35_trt.calibration.calibrate import CalibrateOptions, analyse_sensitivity, calibrate
 from sd35_trt.calibration.groups import (
     Group,
-    Linear,
+    LinearSize,
     choose_half,
     group_linears,
     make_policy,
@@ -43,7 +43,7 @@ def test_number_globs(numbers: range) -> None:
 def groups_of(root: Path) -> list[Group]:
     checkpoint = Checkpoint(root)
     linears = [
-        Linear(f"{e.component}/{e.layer}", e.shape[0] * e.shape[1], e.shape[1])
+        LinearSize(f"{e.component}/{e.layer}", e.shape[0] * e.shape[1], e.shape[1])
         for e in inventory(checkpoint, load_policy("half"))
         if e.linear and e.component in ("conditioner", "denoiser")
     ]
@@ -94,7 +94,7 @@ def test_a_policy_file_keeps_odd_characters(tmp_path: Path) -> None:
 
 def test_the_worst_for_their_bytes_are_kept_half() -> None:
     def group(kind: str, size: int) -> Group:
-        return Group(kind, "", (Linear(f"denoiser/{kind}", size, 0),), (kind,))
+        return Group(kind, "", (LinearSize(f"denoiser/{kind}", size, 0),), (kind,))
 
     small, large, mild = group("small", 1000), group("large", 100_000), group("mild", 1000)
     groups, errors = [small, large, mild], [0.02, 0.03, 0.001]

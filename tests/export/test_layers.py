@@ -9,9 +9,9 @@ from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import nn
 
 from sd35_trt.export.layers import (
-    Linear,
+    ExportLinear,
+    ExportRMSNorm,
     PositionTable,
-    RMSNorm,
     SeparablePositionTable,
     is_separable,
 )
@@ -43,14 +43,14 @@ def test_linear_and_rms_norm() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16)
     linear = nn.Linear(16, 24)
-    torch.testing.assert_close(Linear(linear)(x), linear(x))
-    assert Linear(linear).weight.shape == (16, 24)
+    torch.testing.assert_close(ExportLinear(linear)(x), linear(x))
+    assert ExportLinear(linear).weight.shape == (16, 24)
     norm = DiffusersRMSNorm(16, eps=1e-6)
     nn.init.normal_(norm.weight)
-    torch.testing.assert_close(RMSNorm(norm.weight, norm.eps)(x), norm(x))
+    torch.testing.assert_close(ExportRMSNorm(norm.weight, norm.eps)(x), norm(x))
 
 
 def test_a_half_linear_takes_single_inputs() -> None:
     linear = nn.Linear(16, 24)
-    layer = Linear(linear.half())
+    layer = ExportLinear(linear.half())
     assert layer(torch.randn(3, 16)).dtype == torch.float16

@@ -26,7 +26,7 @@ from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.errors import UsageError
 from sd35_trt.export.component import build_part, fake_tensors
 from sd35_trt.export.fp8 import Fp8Linear
-from sd35_trt.export.layers import Linear
+from sd35_trt.export.layers import ExportLinear
 from sd35_trt.export.torch_layers import ScaledLinear, quantize, use_torch_layers
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import E4M3_MAX
@@ -196,7 +196,7 @@ def _scaled_linear(inputs: int, outputs: int, amax: float) -> tuple[ScaledLinear
     """An FP8 layer with random weights, and these in FP32 [out, in]."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outputs, inputs, generator=generator) * 0.05
-    plain = Linear(torch.nn.Linear(inputs, outputs))
+    plain = ExportLinear(torch.nn.Linear(inputs, outputs))
     layer = ScaledLinear(Fp8Linear(plain, amax))
     for name, (_, convert) in layer.SOURCES.items():
         parameter = layer.get_parameter(name)
@@ -293,7 +293,9 @@ def test_what_is_joined(join: bool, key_amax: float, expected: set[str]) -> None
     with fake_tensors():
         part = build_part("transformer", Checkpoint(checkpoint_path()))
         for name, module in list(part.named_modules()):
-            if isinstance(module, Linear) and re.search(r"attn\.(to_[qkv]|add_._proj)$", name):
+            if isinstance(module, ExportLinear) and re.search(
+                r"attn\.(to_[qkv]|add_._proj)$", name
+            ):
                 parent, _, child = name.rpartition(".")
                 layer = Fp8Linear(module, key_amax if child == "to_k" else 1.0)
                 setattr(part.get_submodule(parent), child, layer)

@@ -11,7 +11,6 @@ from example_program import CPU, Twice, two_calls
 
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.program import Program, View, read_program
-from sd35_trt.programs import torch_program
 from sd35_trt.programs.torch_program import TorchProgram
 
 
@@ -43,11 +42,6 @@ def test_views() -> None:
     assert torch.equal(values["tokens"], x.reshape(2, 12, 5))
     assert torch.equal(values["back"], x)
     assert all(value.data_ptr() >= x.data_ptr() for value in values.values()), "nothing is copied"
-
-
-def test_the_modes_are_pytorchs() -> None:
-    known = torch._inductor.list_mode_options()
-    assert all(mode is None or mode in known for mode in torch_program.MODES.values())
 
 
 def test_damaged_programs(tmp_path: Path) -> None:

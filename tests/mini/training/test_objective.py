@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mini.training import batches
-from mini.training.objective import Dropout, Layout, Objective, whereabouts
+from mini.training.objective import Dropout, LayoutHead, Objective, whereabouts
 from sd35_trt.mini import checkpoint_path, scenes
 from sd35_trt.quality import evaluate
 
@@ -114,7 +114,7 @@ def test_the_layout_head_is_judged_by_what_stands_where(batch):
     _, table = batch
     things, background = table["things"], table["background"]
     torch.manual_seed(3)
-    head = Layout(32)
+    head = LayoutHead(32)
     tokens = torch.randn(len(things), 64, 32, requires_grad=True)
     loss = head(tokens, things, background)
     loss.backward()

@@ -1,0 +1,56 @@
+"""Ways to compute the step that :mod:`step` measures, ours and others'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sd35_trt.programs.attention import ATTENTION
+
+_CUDNN = ("cudnn", "math")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to compute the step.
+
+    Attributes:
+        kind: ``diffusers``, ``torchao``, ``program`` or ``onnxruntime``.
+        policy: of ours.
+        mode: of compilation: a key of ``MODES``, or ``eager``.
+        record: whether it is recorded and replayed.
+        join, fuse: of :class:`sd35_trt.export.component.ExportOptions`.
+        attention: the kernels that may be used.
+        fast: whether FP8 products are summed with less than FP32's precision.
+        fp8_attention: whether the operands of attentions are E4M3 too.
+    """
+
+    name: str
+    kind: str
+    policy: str = "fp8"
+    mode: str = "default"
+    record: bool = True
+    join: bool = True
+    fuse: bool = True
+    attention: tuple[str, ...] = tuple(ATTENTION)
+    fast: bool = True
+    fp8_attention: bool = False
+
+
+ATTEMPTS = (
+    Attempt("diffusers BF16", "diffusers", mode="eager", record=False),
+    Attempt("programs fp8", "program"),
+    Attempt("diffusers BF16, blocks compiled", "diffusers", record=False),
+    Attempt("programs half", "program", "half"),
+    Attempt("programs fp8, exact sums", "program", fast=False),
+    Attempt("programs fp8, not fused", "program", fuse=False),
+    Attempt("programs fp8, not joined", "program", fuse=False, join=False),
+    Attempt("programs fp8, cuDNN's attention", "program", attention=_CUDNN),
+    Attempt("programs half, cuDNN's attention", "program", "half", attention=_CUDNN),
+    Attempt("programs fp8, eager", "program", mode="eager"),
+    Attempt("onnxruntime half", "onnxruntime", "half", record=False),
+    Attempt("onnxruntime fp8", "onnxruntime", record=False),
+    Attempt("torchao FP8 rowwise, compiled", "torchao", record=False),
+    Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),
+    Attempt("diffusers BF16, max-autotune, graph", "diffusers", mode="max-autotune"),
+    Attempt("programs fp8, max-autotune", "program", mode="max-autotune"),
+)

@@ -1,0 +1,54 @@
+"""What we use of PyTorch that its documentation does not promise."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "add_each",
+    "lerp_each",
+    "multiply_each",
+    "recompile_limit",
+    "scaled_mm",
+    "storage_key",
+    "unset_fake_temporarily",
+]
+
+#: ``aten._scaled_mm``: a product of E4M3 matrices, the second one column-major.
+scaled_mm = torch._scaled_mm
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Equal for tensors that share memory, of fake ones too, as long as they live."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+@contextlib.contextmanager
+def recompile_limit(count: int) -> Iterator[None]:
+    """Let a function be compiled for so many combinations of sizes."""
+    config: Any = torch._dynamo.config
+    with config.patch(recompile_limit=count):
+        yield
+
+
+def lerp_each(targets: list[torch.Tensor], ends: list[torch.Tensor], weight: float) -> None:
+    """``targets[i].lerp_(ends[i], weight)`` in few kernels."""
+    torch._foreach_lerp_(targets, ends, weight)
+
+
+def multiply_each(targets: list[torch.Tensor], factor: float) -> None:
+    """``targets[i].mul_(factor)`` in few kernels."""
+    torch._foreach_mul_(targets, factor)
+
+
+def add_each(targets: list[torch.Tensor], others: list[torch.Tensor], alpha: float) -> None:
+    """``targets[i].add_(others[i], alpha=alpha)`` in few kernels."""
+    torch._foreach_add_(targets, others, alpha=alpha)
