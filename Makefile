@@ -35,7 +35,7 @@ lint: $(STAMP)
 	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TYPES)/
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(VENV)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(VENV)/site
 
 # torch first: its version decides what the rest resolves to. uv takes seconds where pip takes
 # minutes, but does not read pip's settings; where it fails for that, pip takes over.
