@@ -23,13 +23,13 @@ from sd35_trt.formats.calibration import Calibration
 from sd35_trt.store.stages import stage_files
 from sd35_trt.store.staging import staging
 
-from .builder import Builder, Engine
+from .builder import Builder, CompiledComponent
 
 
 def assemble(
     out: Path,
     builder: Builder,
-    engines: Iterable[Engine],
+    engines: Iterable[CompiledComponent],
     tokenizers: Path,
     lengths: Mapping[str, Mapping[str, int]],
     facts: Mapping[str, Any],

@@ -70,7 +70,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Engine:
+class CompiledComponent:
     """A compiled component.
 
     Attributes:
@@ -122,7 +122,7 @@ class Builder(Protocol):
             bounds: of its dynamic dimensions; see :mod:`sd35_trt.dimensions`.
         """
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         """Put an engine's files into ``out``, an existing directory."""
 
 

@@ -26,7 +26,7 @@ from sd35_trt.variants import Variant, recognise
 
 if TYPE_CHECKING:
     from sd35_trt.checkpoints.single_file import AnyCheckpoint
-    from sd35_trt.engines.builder import Builder, Engine, ExportedComponent
+    from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,14 @@ def _engine(
     bounds: Mapping[str, Bounds],
     cache: StageCache,
     progress: Progress,
-) -> Engine:
+) -> CompiledComponent:
     """Compile a component, where its builder does that before loading."""
-    from sd35_trt.engines.builder import Engine
+    from sd35_trt.engines.builder import CompiledComponent
 
     used = {d: bounds[d] for port in component.inputs for d in port.dynamic}
     stage = builder.stage(component, used)
     folder = run_stage(cache, stage, progress) if stage else component.folder
-    return Engine(component, folder, used)
+    return CompiledComponent(component, folder, used)
 
 
 def _calibration(
