@@ -19,9 +19,9 @@ class Recorder:
         self.device: Device = CpuDevice() if device == "cpu" else open_device(device)
         self._queue: Any = None
         if device != "cpu":
-            from sd35_trt.runtime.sessions.inductor import TorchQueue
+            from sd35_trt.programs.torch_queue import TorchQueue
 
-            self._queue = TorchQueue(self.device)
+            self._queue = TorchQueue(self.device.index, self.device.stream)
 
     def median_ms(self, work: Callable[[], None], runs: int, record: bool) -> float:
         if self._queue is None:

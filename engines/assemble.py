@@ -24,13 +24,13 @@ from sd35_trt.formats.tokenizers import read_tokenizers
 from sd35_trt.store.replacement import replacement
 from sd35_trt.store.stages import stage_files
 
-from .builder import Builder, Engine
+from .builder import Builder, CompiledComponent
 
 
 def assemble(
     out: Path,
     builder: Builder,
-    engines: Iterable[Engine],
+    engines: Iterable[CompiledComponent],
     tokenizers: Path,
     facts: Manifest,
     calibration: Calibration | None = None,

@@ -66,7 +66,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Engine:
+class CompiledComponent:
     """A compiled component.
 
     Attributes:
@@ -118,7 +118,7 @@ class Builder(Protocol):
             bounds: of its dynamic dimensions; see :mod:`sd35_trt.dimensions`.
         """
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         """Put an engine's files into ``out``, an existing directory."""
 
 

@@ -15,7 +15,7 @@ import torch
 from sd35_trt.backends import BACKENDS
 from sd35_trt.components import COMPILED
 from sd35_trt.dimensions import Bounds
-from sd35_trt.errors import UsageError
+from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE, read_program
 from sd35_trt.formats.reading import Option
 from sd35_trt.programs import flash_attention
@@ -26,15 +26,15 @@ from sd35_trt.programs.torch_program import TorchProgram
 from sd35_trt.programs.torch_version import check_version
 from sd35_trt.store.stages import Stage, stage_files
 
-from .builder import BuiltEngine, Engine, EngineOptions, ExportedComponent, link_or_copy
+from .builder import BuiltEngine, CompiledComponent, EngineOptions, ExportedComponent, link_or_copy
 
 
 def present_gpu(capabilities: tuple[str, ...]) -> str | None:
     """Name of the first GPU here, where it is one of those built for."""
     if not torch.cuda.is_available():
         return None
-    found = "{}.{}".format(*torch.cuda.get_device_capability(0))
-    return torch.cuda.get_device_name(0) if found in capabilities else None
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(0))
+    return torch.cuda.get_device_name(0) if capability in capabilities else None
 
 
 def compile_kernels(
@@ -49,6 +49,9 @@ def compile_kernels(
 
     Returns:
         What the compiler made, for :func:`sd35_trt.programs.kernel_archive.offer_kernels`.
+
+    Raises:
+        Sd35Error: it kept nothing.
     """
     program = read_program(component.folder / PROGRAM_FILE)
     place = torch.device(device)
@@ -64,7 +67,11 @@ def compile_kernels(
         }
     )
     kernels = collect_kernels()
-    assert kernels is not None, "it has just compiled"
+    if kernels is None:
+        raise Sd35Error(
+            f"PyTorch {torch.__version__} kept nothing of {component.name}, which it compiled",
+            "build where there is no GPU: its first load compiles",
+        )
     return kernels
 
 
@@ -83,10 +90,10 @@ class InductorBuilder:
         self._gpu = present_gpu(capabilities)
 
     def versions(self) -> dict[str, str]:
-        found = {"torch": str(torch.__version__)}
+        versions = {"torch": str(torch.__version__)}
         if flash := flash_attention.installed_version():
-            found[flash_attention.PACKAGE] = flash
-        return found
+            versions[flash_attention.PACKAGE] = flash
+        return versions
 
     def describe(self) -> dict[str, Option]:
         return {
@@ -115,7 +122,7 @@ class InductorBuilder:
 
         return Stage(f"{component.name}-kernels", inputs, (__name__,), run)
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         """Put the program, its weights and, where there are any, its kernels into ``out``."""
         files = [PROGRAM_FILE, TENSORS_FILE]
         for name in files:

@@ -13,7 +13,7 @@ from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.reading import Option
 
-from .builder import BuiltEngine, Engine, EngineOptions, ExportedComponent
+from .builder import BuiltEngine, CompiledComponent, EngineOptions, ExportedComponent
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -46,7 +46,7 @@ class OnnxRuntimeBuilder:
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> None:
         return None
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         """Put the component's ONNX file and its weights into ``out``."""
         files = self.backend.files
         for name in files:

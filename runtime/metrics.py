@@ -21,9 +21,15 @@ from .tracing import Span
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ModuleNotFoundError as error:
+    raise Sd35Error(
+        f"metrics need prometheus-client, which is not installed ({error})",
+        "pip install 'sd35-trt[metrics]'",
+    ) from error
 except ImportError as error:
     raise Sd35Error(
-        f"metrics need prometheus-client ({error})", "pip install 'sd35-trt[metrics]'"
+        f"metrics need prometheus-client, which does not load ({error})",
+        "pip install -U 'sd35-trt[metrics]'",
     ) from error
 
 if TYPE_CHECKING:

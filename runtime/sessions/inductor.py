@@ -3,15 +3,7 @@
 The only module of the runtime that imports PyTorch.
 
 On a GPU, a step has to be recordable: :meth:`Device.capture` records the device's stream from
-outside PyTorch, which then must neither use another stream nor hand out memory that a recorded
-graph still writes to. So a session runs
-
-- on the device's stream, which PyTorch knows as an ``ExternalStream``;
-- with intermediate results in a ``torch.cuda.MemPool``, which is used for nothing else: nothing in
-  it outlives a run. A recorded graph finds its addresses there as long as a session is open, since
-  PyTorch returns a pool's memory only when the pool is gone;
-- after products that make cuBLAS take its workspace, once per stream, outside the pool, where
-  the workspace stays.
+outside PyTorch; see :mod:`sd35_trt.programs.torch_queue`.
 
 The first runs compile, tune and allocate; recorded is what comes after them (see
 :class:`sd35_trt.runtime.denoise.DenoiseLoop`). Weights are in PyTorch's own memory.
@@ -22,13 +14,9 @@ taken for the run alone, in one piece: of pieces of many sizes, PyTorch keeps tw
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +30,7 @@ from sd35_trt.programs.kernel_archive import collect_kernels, offer_kernels
 from sd35_trt.programs.streamed_program import StreamedProgram
 from sd35_trt.programs.tensors import read_tensors
 from sd35_trt.programs.torch_program import TorchProgram
+from sd35_trt.programs.torch_queue import HostQueue, TorchQueue, release_memory, shared_queue
 from sd35_trt.programs.torch_version import check_version
 from sd35_trt.runtime.devices.device import Buffer, Device
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
@@ -49,85 +38,6 @@ from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 from .session import SessionOptions, working_bytes
 
 logger = logging.getLogger("sd35_trt")
-
-
-class TorchQueue:
-    """A CUDA device's stream as PyTorch knows it, and memory for what runs on it.
-
-    Attributes:
-        device: the GPU.
-        stream: the device's.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self.device = torch.device("cuda", device.index)
-        self.stream = torch.cuda.ExternalStream(device.stream, device=self.device)
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            operand = torch.zeros(16, 16, dtype=torch.float16, device=self.device)
-            torch.matmul(operand, operand)
-            if torch.cuda.get_device_capability(self.device) >= (8, 9):
-                scale = torch.ones((), device=self.device)
-                narrow = operand.to(torch.float8_e4m3fn)
-                torch._scaled_mm(narrow, narrow.t(), scale, scale, out_dtype=torch.float16)
-            self._pool = torch.cuda.MemPool()
-
-    @contextlib.contextmanager
-    def running(self, own_bytes: int | None = None) -> Iterator[None]:
-        """What PyTorch is asked for inside is queued here.
-
-        Args:
-            own_bytes: of memory for this alone, which is given back after it; None takes what is
-                kept for recorded graphs.
-        """
-        pool = self._pool if own_bytes is None else torch.cuda.MemPool()
-        try:
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.stream(self.stream),
-                torch.cuda.use_mem_pool(pool, self.device),
-            ):
-                if own_bytes:
-                    whole = torch.empty(own_bytes, dtype=torch.uint8, device=self.device)
-                    del whole
-                yield
-        finally:
-            if own_bytes is not None:
-                del pool
-                torch.cuda.empty_cache()
-
-    @contextlib.contextmanager
-    def loading(self) -> Iterator[None]:
-        """Copies to the GPU beside what is queued: it may be recorded in another thread."""
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.device(self.device), torch.cuda.stream(stream):
-            yield
-            stream.synchronize()
-
-
-# One for the sessions of a device that are open, by the handle of its stream.
-_QUEUES: weakref.WeakValueDictionary[tuple[int, int], TorchQueue] = weakref.WeakValueDictionary()
-_QUEUES_LOCK = threading.Lock()
-
-
-def _queue(device: Device) -> TorchQueue:
-    """The queue of a device; engines are opened in two threads."""
-    key = (device.index, device.stream)
-    with _QUEUES_LOCK:
-        found = _QUEUES.get(key)
-        if found is None:
-            found = _QUEUES[key] = TorchQueue(device)
-        return found
-
-
-class _Host:
-    """The CPU: no stream, no pool."""
-
-    device = torch.device("cpu")
-
-    def running(self, own_bytes: int | None = None) -> Any:
-        return contextlib.nullcontext()
-
-    loading = running
 
 
 class _CudaArray:
@@ -170,11 +80,11 @@ class InductorSession:
         self._device = device
         chosen = bundle.manifest.engine_options
         if device.kind == "cpu":
-            self._queue: TorchQueue | _Host = _Host()
+            self._queue: TorchQueue | HostQueue = HostQueue()
             if options.threads is not None:
                 torch.set_num_threads(options.threads)
         else:
-            self._queue = _queue(device)
+            self._queue = shared_queue(device.index, device.stream)
         self.recordable = device.kind == "cuda"
         usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
         self._compiled = component.name in COMPILED
@@ -290,12 +200,7 @@ class InductorSession:
         del self._run
         del self._queue
         if self._device.kind == "cuda":
-            with _QUEUES_LOCK:
-                if not _QUEUES:
-                    # PyTorch keeps one for every stream that it has seen. A recorded graph of
-                    # another queue would go on using its.
-                    torch._C._cuda_clearCublasWorkspaces()
-            torch.cuda.empty_cache()
+            release_memory()
 
 
 def _checked(bundle: Bundle, file: File) -> bytes:

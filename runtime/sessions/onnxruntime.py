@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from sd35_trt.backends import BACKENDS
+from sd35_trt.compat.onnxruntime import is_out_of_memory
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
@@ -93,7 +94,7 @@ class OnnxRuntimeSession:
         try:
             self._session = ort.InferenceSession(path, options, providers)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory(
                     f"{device.name} has no room for {name}", "load with a vram_budget"
                 ) from error
@@ -124,7 +125,7 @@ class OnnxRuntimeSession:
             # and then frees it in a callback of CUDA, which ends the process.
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            kind = OutOfMemory if _is_out_of_memory(error) else Sd35Error
+            kind = OutOfMemory if is_out_of_memory(error) else Sd35Error
             raise kind(
                 f"{self._name} failed in onnxruntime: {error}", "try a smaller size or batch"
             ) from error
@@ -133,11 +134,6 @@ class OnnxRuntimeSession:
         """Release the engine's memory."""
         self._device.synchronize()
         del self._session
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return "failed to allocate memory" in text or "out of memory" in text
 
 
 def open_session(

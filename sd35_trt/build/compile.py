@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from sd35_trt.dimensions import Bounds, dimension_bounds
-from sd35_trt.engines.builder import Builder, Engine, ExportedComponent
+from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
 from sd35_trt.planning.decide import Decision
 from sd35_trt.planning.working_memory import estimated_memory
 from sd35_trt.progress import Progress
@@ -18,7 +18,7 @@ from .export import Export
 
 def compile_model(
     decision: Decision, export: Export, builder: Builder, cache: StageCache, progress: Progress
-) -> list[Engine]:
+) -> list[CompiledComponent]:
     """Compile every component, or take its engine from the cache.
 
     Raises:
@@ -52,9 +52,9 @@ def _engine(
     bounds: Mapping[str, Bounds],
     cache: StageCache,
     progress: Progress,
-) -> Engine:
+) -> CompiledComponent:
     """Compile a component, where its builder does that before loading."""
     dynamic = {d: bounds[d] for port in component.inputs for d in port.dynamic}
     stage = builder.stage(component, dynamic)
     folder = run_stage(cache, stage, progress) if stage else component.folder
-    return Engine(component, folder, dynamic)
+    return CompiledComponent(component, folder, dynamic)

@@ -1,8 +1,11 @@
-"""TensorRT's two libraries, which have one API: their log, and their objects when they fail."""
+"""TensorRT's two libraries, which have one API: their log, their objects when they fail, and layers
+that the bindings hand out as their base class.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -65,3 +68,26 @@ def make_logger(trt: Any) -> Any:
             return "; ".join(dict.fromkeys(told)) or "it gives no reason"
 
     return Log()
+
+
+_MEMORY_LINE = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
+
+
+def logged_memory(message: str) -> dict[str, int]:
+    """What a builder's message says of an engine's memory; no API tells.
+
+    Returns:
+        Bytes as ``Activation`` or ``Weights``; empty where the message is another.
+    """
+    match = _MEMORY_LINE.search(message)
+    return {} if match is None else {match[1]: int(match[2])}
+
+
+def attentions(trt: Any, network: Any) -> list[Any]:
+    """Each ``IAttention`` of a network."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    outputs = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_OUTPUT]
+    for layer in outputs:
+        # A layer comes as its base class; the bindings know it by the class it is given.
+        layer.__class__ = trt.IAttentionOutputLayer
+    return [layer.attention for layer in outputs]

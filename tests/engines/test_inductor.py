@@ -19,7 +19,12 @@ from conftest import one_error_line, psnr, relative_error
 
 from sd35_trt import targets as targets_module
 from sd35_trt.engines import inductor as inductor_builder
-from sd35_trt.engines.builder import Engine, EngineOptions, ExportedComponent, load_builder
+from sd35_trt.engines.builder import (
+    CompiledComponent,
+    EngineOptions,
+    ExportedComponent,
+    load_builder,
+)
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE
@@ -176,7 +181,7 @@ def test_kernels_are_made_where_the_gpu_is(
         kernels = run_stage(cache, stage, lambda *_: None)
     assert calls == [("denoiser", bounds, ("max-autotune", tuple(ATTENTION), True))]
     (tmp_path / "out").mkdir()
-    placed = builder.place(Engine(component, kernels, bounds), tmp_path / "out")
+    placed = builder.place(CompiledComponent(component, kernels, bounds), tmp_path / "out")
     assert placed.files == (PROGRAM_FILE, TENSORS_FILE, KERNELS_FILE)
     assert (tmp_path / "out" / KERNELS_FILE).read_bytes() == b"kernels"
     other = ExportedComponent(folder, "t5", 10, (), (), {}, {}, 1)

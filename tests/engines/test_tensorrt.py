@@ -23,9 +23,9 @@ from onnx import helper
 from sd35_trt.backends import BACKENDS
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.compat.tensorrt_plan import read_header
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, Defaults, Ranges, dimension_bounds
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent, load_builder
-from sd35_trt.engines.tensorrt_plan import read_header
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.inventory import inventory
@@ -295,7 +295,7 @@ import gc, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from test_tensorrt import _compile, _relu, _write_component, helper
-from sd35_trt.engines import tensorrt
+from sd35_trt.engines import tensorrt_compiler
 from sd35_trt.errors import Sd35Error
 root = Path(sys.argv[1])
 gc.disable()
@@ -307,14 +307,14 @@ except Sd35Error as error:
     kept = [error]
     kept.append(kept)  # a cycle, as test runners and servers make them
 del kept
-make_logger = tensorrt.make_logger
+make_logger = tensorrt_compiler.make_logger
 def make_collecting_logger(trt):
     class Log(type(make_logger(trt))):
         def log(self, *message):
             gc.collect()
             super().log(*message)
     return Log()
-tensorrt.make_logger = make_collecting_logger
+tensorrt_compiler.make_logger = make_collecting_logger
 _compile(component, root / "plan", "8.9")
 print("compiled")
 """

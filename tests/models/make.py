@@ -23,7 +23,7 @@ from sd35_trt.backends import BACKENDS
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.dimensions import Defaults, Ranges, dimension_bounds
 from sd35_trt.engines.assemble import assemble
-from sd35_trt.engines.builder import BuiltEngine, Engine, ExportedComponent, load_builder
+from sd35_trt.engines.builder import BuiltEngine, CompiledComponent, ExportedComponent, load_builder
 from sd35_trt.formats.bundle import Manifest, Model, PolicyRecord, Port, Scheduler
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
@@ -277,7 +277,7 @@ class PlanBuilder:
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Any]) -> None:
         return None
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         (out / "engine.plan").write_bytes(f"plan of {engine.component.name}".encode())
         return BuiltEngine(("engine.plan",), engine.component.weight_bytes, 4096)
 
@@ -308,7 +308,7 @@ def make(
         known = dimension_bounds(name, RANGES, DEFAULTS, TOKENS, True)
         used = {d: known[d] for port in component.inputs for d in port.dynamic}
         # Made up: as large as a network of these weights might take.
-        engines.append(Engine(component, folder, used, 1 << 16, 1 << 20))
+        engines.append(CompiledComponent(component, folder, used, 1 << 16, 1 << 20))
     policy = load_policy("fp32")
     facts = Manifest(
         model=Model("tiny", "mini", {}),

@@ -14,7 +14,12 @@ import tomllib
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.compat.library import load_library
 from sd35_trt.dimensions import Bounds
-from sd35_trt.engines.builder import BuiltEngine, Engine, EngineOptions, ExportedComponent
+from sd35_trt.engines.builder import (
+    BuiltEngine,
+    CompiledComponent,
+    EngineOptions,
+    ExportedComponent,
+)
 from sd35_trt.errors import Sd35Error
 from sd35_trt.runtime import Pipeline
 from sd35_trt.targets import choose_builder, find_target
@@ -74,7 +79,7 @@ class _Builder:
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> None:
         return None
 
-    def place(self, engine: Engine, out: Path) -> BuiltEngine:
+    def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         for source, file in zip(BACKENDS["onnxruntime"].files, self.backend.files, strict=True):
             shutil.copyfile(engine.folder / source, out / file)
         return BuiltEngine(self.backend.files, engine.component.weight_bytes)

@@ -1,0 +1,91 @@
+"""What TensorRT calls while it compiles: where the plan is written, and progress.
+
+The library's interfaces are subclassed in functions because it is imported at run time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+
+def stream_writer(trt: Any, stream: BinaryIO) -> Any:
+    """A writer of plans.
+
+    Args:
+        trt: the library.
+
+    Returns:
+        An ``IStreamWriter`` with ``bytes``, how many were written, and ``error``, an OSError or
+        None.
+    """
+
+    class Writer(trt.IStreamWriter):
+        """Writes the plan piece by piece; an error is kept, as the library would swallow it."""
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.bytes = 0
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.error is None:
+                try:
+                    written = stream.write(data)
+                except OSError as error:
+                    self.error = error
+                else:
+                    self.bytes += written
+                    return written
+            return -1
+
+    return Writer()
+
+
+def progress_monitor(trt: Any, progress: Callable[[float, str], None]) -> Any:
+    """An ``IProgressMonitor``; the caller keeps it alive, a configuration does not.
+
+    Args:
+        trt: the library.
+        progress: called with a fraction that grows to 1, and the phase.
+    """
+
+    class Monitor(trt.IProgressMonitor):
+        """Turns nested phases into one growing fraction."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            # Innermost last: name, steps, steps done.
+            self._phases: list[tuple[str, int, int]] = []
+            self._reached = 0.0
+            self._lock = threading.Lock()
+
+        def _report(self) -> None:
+            fraction, share = 0.0, 1.0
+            for _, steps, done in self._phases:
+                share /= steps
+                fraction += share * done
+            self._reached = max(self._reached, min(fraction, 1.0))
+            note = self._phases[-1][0].lower() if self._phases else "writing"
+            progress(self._reached, note)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            with self._lock:
+                self._phases.append((phase, max(steps, 1), 0))
+                self._report()
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            with self._lock:
+                for i, (name, steps, _) in enumerate(self._phases):
+                    if name == phase:
+                        self._phases[i] = (name, steps, step + 1)
+                self._report()
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            with self._lock:
+                self._phases = [entry for entry in self._phases if entry[0] != phase]
+                self._report()
+
+    return Monitor()

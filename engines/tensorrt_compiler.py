@@ -1,0 +1,139 @@
+"""Compiling one component to a plan.
+
+Networks are strongly typed: the precision of everything is what the exporter wrote. Sources: the
+Python API references of TensorRT for RTX and of TensorRT 11
+(docs.nvidia.com/deeplearning/tensorrt-rtx and .../tensorrt).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sd35_trt.backends import Backend
+from sd35_trt.compat.tensorrt import freed_on_error, logged_memory, make_logger
+from sd35_trt.compat.tensorrt_plan import read_header
+from sd35_trt.dimensions import Bounds
+from sd35_trt.errors import Sd35Error
+
+from .builder import EngineOptions, ExportedComponent
+from .tensorrt_callbacks import progress_monitor, stream_writer
+from .tensorrt_network import optimization_profile, parse_network
+
+#: What the compiler said of a plan: JSON beside it.
+FACTS_FILE = "engine.json"
+
+# Bytes of weights in a plan may differ from the exported ones by alignment and folded constants.
+_TOLERANCE, _SLACK = 0.03, 1 << 20
+
+
+def sm_name(capability: str) -> str:
+    """The library's name of a compute capability: ``SM89`` of ``8.9``."""
+    return "SM" + capability.replace(".", "")
+
+
+class PlanCompiler:
+    """Compiles components for some GPUs.
+
+    Args:
+        backend: the row of the library.
+        library: the imported package, whose names the TensorRT API documents.
+        capabilities: compute capabilities to compile for.
+    """
+
+    def __init__(
+        self, backend: Backend, library: Any, capabilities: tuple[str, ...], options: EngineOptions
+    ) -> None:
+        self._backend = backend
+        self._trt = library
+        self._capabilities = capabilities
+        self._options = options
+        self._title = f"{backend.title} {library.__version__}"
+
+    @freed_on_error
+    def compile(
+        self,
+        component: ExportedComponent,
+        bounds: Mapping[str, Bounds],
+        out: Path,
+        progress: Callable[[float, str], None],
+    ) -> None:
+        """Write the plan, and what the library said about it as :data:`FACTS_FILE`.
+
+        Args:
+            bounds: of the component's dynamic dimensions.
+            out: an existing directory.
+            progress: called with a fraction and what is being done.
+
+        Raises:
+            Sd35Error: a node that the library does not take, or no plan; with its reasons.
+            OSError: the disk is full or not writable.
+        """
+        trt = self._trt
+        progress(0.0, "parsing")
+        log = make_logger(trt)
+        memory: dict[str, int] = {}
+        log.on_message = lambda message: memory.update(logged_memory(message))
+        builder = trt.Builder(log)
+        network, _parser = parse_network(trt, self._title, builder, component, log)
+        config = builder.create_builder_config()
+        self._configure(config)
+        config.add_optimization_profile(optimization_profile(builder, component, bounds))
+        monitor = progress_monitor(trt, progress)
+        config.progress_monitor = monitor
+        plan = out / self._backend.files[0]
+        with plan.open("wb") as stream:
+            writer = stream_writer(trt, stream)
+            built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        if not built or not writer.bytes:
+            raise Sd35Error(
+                f"{self._title} cannot compile {component.name} for "
+                f"{', '.join(self._capabilities)}: {log.reasons()}",
+                "build on the GPU itself, or leave out --refit"
+                if self._options.refit
+                else "try another --policy, or report this with the command",
+            )
+        weight_bytes = memory.get("Weights", component.weight_bytes)
+        if self._backend.crosses:
+            weight_bytes = self._read_back(component, plan)
+        facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
+        (out / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+
+    def _configure(self, config: Any) -> None:
+        trt = self._trt
+        if self._backend.crosses:
+            config.num_compute_capabilities = len(self._capabilities)
+            for i, capability in enumerate(self._capabilities):
+                config.set_compute_capability(
+                    getattr(trt.ComputeCapability, sm_name(capability)), i
+                )
+        if self._options.weight_streaming:
+            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+        if self._options.refit:
+            config.set_flag(trt.BuilderFlag.REFIT)
+
+    def _read_back(self, component: ExportedComponent, plan: Path) -> int:
+        """Bytes of weights in a plan whose header says what was asked for.
+
+        Raises:
+            Sd35Error: it is for other GPUs, or its weights are not as small as the policy's.
+        """
+        header = read_header(plan)
+        if header.compute_capabilities != tuple(sorted(self._capabilities, key=float)):
+            raise Sd35Error(
+                f"the plan of {component.name} is for compute capability "
+                f"{', '.join(header.compute_capabilities)}, not {', '.join(self._capabilities)}",
+                "report this with the command",
+            )
+        excess = header.weight_bytes - component.weight_bytes
+        if excess > _TOLERANCE * component.weight_bytes + _SLACK:
+            raise Sd35Error(
+                f"the plan of {component.name} has {header.weight_bytes:,} bytes of weights, "
+                f"the policy's are {component.weight_bytes:,}: {self._title} expanded them",
+                "choose another --policy",
+            )
+        return header.weight_bytes
