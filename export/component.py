@@ -31,9 +31,9 @@ from .fused_block import fuse_blocks
 from .graphs import KeptGraphs
 from .layers import ExportLinear, replace_layers
 from .modules import (
+    ClipEncoder,
     Conditioner,
     T5Encoder,
-    TextEncoder,
     VaeDecoder,
     VaeEncoder,
     build_clip,
@@ -60,7 +60,7 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
-        form: what is written, see :class:`sd35_trt.backends.Backend`.
+        dialect: what is written, see :class:`sd35_trt.backends.Backend`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
         fuse: whether a program has the joined products, and others, as one operator each with what
             follows them.
@@ -68,7 +68,7 @@ class ExportOptions:
 
     clip_tokens: int
     guided: bool = True
-    form: str = "onnx"
+    dialect: str = "onnx"
     join: bool = True
     fuse: bool = True
 
@@ -84,8 +84,8 @@ _PARTS: dict[str, Callable[[dict[str, Any], Weights | None], nn.Module]] = {
 
 #: Gives the part's module the component's signature.
 MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
-    "clip_l": lambda part, options: TextEncoder(part, options.clip_tokens),
-    "clip_g": lambda part, options: TextEncoder(part, options.clip_tokens),
+    "clip_l": lambda part, options: ClipEncoder(part, options.clip_tokens),
+    "clip_g": lambda part, options: ClipEncoder(part, options.clip_tokens),
     "t5": lambda part, options: T5Encoder(part),
     "conditioner": lambda part, options: Conditioner(part),
     "denoiser": lambda part, options: Denoiser(part, options.guided),
@@ -234,13 +234,13 @@ def export_component(
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
         places = apply_policy(part, name, policy, scales)
-        if options.form == "program":
+        if options.dialect == "program":
             use_torch_layers(part, options.join)
             if options.fuse:
                 fuse_blocks(part)
         size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
-        if options.form == "program":
+        if options.dialect == "program":
             program = graphs.program(name, module) if graphs else module.program()
         else:
             model = graphs.model(name, module) if graphs else module.trace()
@@ -250,7 +250,7 @@ def export_component(
     def written(fraction: float) -> None:
         progress(0.5 + 0.5 * fraction, "writing weights")
 
-    if options.form == "program":
+    if options.dialect == "program":
         total = write_program(program, module, weights, out, written)
     else:
         total = stream_weights(model, module, weights, out / MODEL_FILE, WEIGHTS_FILE, written)

@@ -80,7 +80,7 @@ def _checked(model: nn.Module, weights: Weights | None, skip: tuple[str, ...] = 
 # Components.
 
 
-class TextEncoder(WholeModule):
+class ClipEncoder(WholeModule):
     """CLIP: the penultimate hidden state, and the projected state at the end token."""
 
     def __init__(self, model: nn.Module, tokens: int) -> None:

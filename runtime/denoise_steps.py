@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .devices.device import Buffer, Device, Graph
+from .devices.device import Buffer, Device, RecordedGraph
 from .sessions.session import Session
 
 
@@ -80,7 +80,7 @@ class RecordedSteps:
         self._guidance = None if guidance is None else device.empty(guidance.shape, guidance.dtype)
         self._inputs: StepInputs | None = None
         self._sources: list[int] = []  # addresses of what they were copied from
-        self._graphs: list[Graph | None] = [None, None]
+        self._graphs: list[RecordedGraph | None] = [None, None]
         self._ran = [False, False]
         self._scratch_version = device.scratch_version
 

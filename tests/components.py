@@ -35,14 +35,14 @@ def export(
     names: Iterable[str],
     policy: Policy | str,
     calibration: Calibration | None = None,
-    form: str = "onnx",
+    dialect: str = "onnx",
 ) -> Path:
     """Export components without guidance; each goes to ``root / name``."""
     policy = load_policy(policy) if isinstance(policy, str) else policy
     for name in names:
         scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
         (root / name).mkdir(parents=True)
-        options = ExportOptions(clip_tokens=77, guided=False, form=form)
+        options = ExportOptions(clip_tokens=77, guided=False, dialect=dialect)
         opened = open_checkpoint(checkpoint)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root

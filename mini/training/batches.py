@@ -101,7 +101,7 @@ def join(parts: list[Table]) -> Table:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-class Renderer:
+class SceneRenderer:
     """Draws batches of scenes on a device, as :func:`sd35_trt.mini.rendering.render` draws one."""
 
     def __init__(self, device: torch.device, size: int = SIZE) -> None:

@@ -15,7 +15,7 @@ from .data import load_data, start_pipeline
 from .loop import Average, autocast, gradients, loop, optimizers
 from .model import save_pipeline
 from .objective import Objective
-from .run import Run
+from .run import TrainingRun
 from .vae import encode_all
 
 _TRAINED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -37,7 +37,7 @@ def _hidden(objective: Objective) -> list[Tensor]:
 
 
 def train_joint(
-    run: Run,
+    run: TrainingRun,
     batch: int,
     peak: float,
     compiled: bool,

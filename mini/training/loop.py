@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sd35_trt.compat.torch import lerp_each
 
 from .muon import Muon
-from .run import Optimizers, Run
+from .run import Optimizers, TrainingRun
 
 #: Leaves gradients, and returns the losses by name: what is optimized is ``total``.
 Step = Callable[[], dict[str, Tensor]]
@@ -108,7 +108,7 @@ def gradients(losses: Step, optimizers: Optimizers, graph: bool) -> Step:
 
 
 def loop(
-    run: Run,
+    run: TrainingRun,
     optimizers: Optimizers,
     peak: float,
     step: Step,

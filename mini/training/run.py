@@ -14,7 +14,7 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One stage under way: its folder, device, budget in seconds and position."""
 
     name: str

@@ -20,7 +20,7 @@ import torch
 from .curve import plot
 from .data import make_data
 from .joint import train_joint
-from .run import Run
+from .run import TrainingRun
 from .vae import train_vae
 
 
@@ -73,8 +73,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
 
-    def run(name: str, minutes: float) -> Run:
-        return Run(name, out, torch.device(device), 60 * minutes, stop_after, seed)
+    def run(name: str, minutes: float) -> TrainingRun:
+        return TrainingRun(name, out, torch.device(device), 60 * minutes, stop_after, seed)
 
     if start and not (out / "start").exists():
         shutil.copytree(start, out / "start")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from . import batches
 from .data import load_data, start_pipeline
 from .loop import Average, autocast, gradients, loop, optimizers
-from .run import Run
+from .run import TrainingRun
 
 
-def train_vae(run: Run, batch: int, least: int, compiled: bool) -> None:
+def train_vae(run: TrainingRun, batch: int, least: int, compiled: bool) -> None:
     """Train the autoencoder; leaves ``out/vae`` with its latent factors set."""
     device = run.device
     pipe = StableDiffusion3Pipeline.from_pretrained(start_pipeline(run.out, run.seed))
@@ -23,7 +23,7 @@ def train_vae(run: Run, batch: int, least: int, compiled: bool) -> None:
     data = load_data(run.out, least)
     things = torch.from_numpy(data["things"]).to(device)
     background = torch.from_numpy(data["background"]).to(device)
-    renderer = batches.Renderer(device)
+    renderer = batches.SceneRenderer(device)
     # With this weight of the mean KL term the error settles near -10 log10(6 * weight / 4) dB:
     # well above 30 dB, and no more bits in the latents than that takes.
     kl_weight = 2e-4
@@ -82,7 +82,7 @@ def encode_all(
     vae: AutoencoderKL, data: batches.Table, device: torch.device, batch: int, compiled: bool
 ) -> Tensor:
     """Latents of every row, normalized as the pipeline has them; BF16 [n, 16, h, w]."""
-    renderer = batches.Renderer(device)
+    renderer = batches.SceneRenderer(device)
     vae = vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     shift, scale = vae.config.shift_factor, vae.config.scaling_factor
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sd35_trt.errors import Sd35Error
 
-from .device import Buffer, DeviceMemory, Fetch, Graph
+from .device import Buffer, DeviceMemory, Fetch, RecordedGraph
 
 
 class _Here:
@@ -62,7 +62,7 @@ class CpuDevice:
     def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
         return _Here(np.asarray(buffer))
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], None]) -> RecordedGraph:
         raise Sd35Error("the CPU records no graphs", "call the work itself")
 
     def scratch(self, nbytes: int) -> int:

@@ -20,7 +20,7 @@ from .cuda_streams import (
     record,
     take_stream,
 )
-from .device import Buffer, DeviceMemory, Fetch, Graph
+from .device import Buffer, DeviceMemory, Fetch, RecordedGraph
 
 # Bytes of host memory through which uploads and downloads pass.
 _STAGING_BYTES = 16 << 20
@@ -159,7 +159,7 @@ class CudaDevice:
     def _memcpy(self, target: int, source: int, nbytes: int, kind: Any, stream: Any) -> None:
         check(cudart.cudaMemcpyAsync(target, source, nbytes, kind, stream))
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], None]) -> RecordedGraph:
         with self._pool.recording():
             return record(self.stream_handle, work)
 

@@ -83,7 +83,7 @@ class CudaFetch:
 
 
 class CudaGraph:
-    """See :class:`sd35_trt.runtime.devices.device.Graph`."""
+    """See :class:`sd35_trt.runtime.devices.device.RecordedGraph`."""
 
     def __init__(self, executable: Any, stream: Any) -> None:
         self._executable: Any = executable

@@ -37,7 +37,7 @@ class Fetch(Protocol):
         """What is queued from now on runs after the copy: the source may be overwritten."""
 
 
-class Graph(Protocol):
+class RecordedGraph(Protocol):
     """Recorded work."""
 
     def replay(self) -> None:
@@ -113,7 +113,7 @@ class Device(Protocol):
     def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
         """Begin to copy a buffer to the host, beside the work that is queued after this."""
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], None]) -> RecordedGraph:
         """Record what ``work`` queues, without doing it.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.engines.builder import Builder
-from sd35_trt.formats.bundle import Manifest, Model, PolicyRecord, PolicyRule
+from sd35_trt.formats.bundle import Manifest, ModelRecord, PolicyRecord, PolicyRule
 from sd35_trt.planning.decide import Decision
 from sd35_trt.policies import Policy
 
@@ -24,7 +24,7 @@ def manifest_facts(
     """
     model = decision.model
     return Manifest(
-        model=Model(model.name, model.variant.name, dict(export.files)),
+        model=ModelRecord(model.name, model.variant.name, dict(export.files)),
         target=decision.target.name,
         builder=builder.backend.name,
         engine_options=builder.describe(),

@@ -84,7 +84,7 @@ def component_stage(
         graphs = KeptGraphs(inputs.cache, description["config"], graph)
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
 
-    description = {**inputs.describe(part), "form": dialect}
+    description = {**inputs.describe(part), "dialect": dialect}
     # A single file's configuration is not among the files.
     description["config"] = inputs.checkpoint.config(part)
     if scales and (effect := scales.describe(name)):

@@ -146,7 +146,7 @@ class Tokenizer(Struct, frozen=True):
     pad_id: Count
 
 
-class Model(Struct, frozen=True):
+class ModelRecord(Struct, frozen=True):
     """The checkpoint.
 
     Attributes:
@@ -201,7 +201,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     requires: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
-    model: Model
+    model: ModelRecord
     target: Name
     builder: Name
     policy: PolicyRecord

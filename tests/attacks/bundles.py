@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_bundle import read_json, sign
+from bare_bundle import read_json, sign
 
 from sd35_trt.formats.bundle import MANIFEST, MANIFEST_DIGEST
 

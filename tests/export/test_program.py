@@ -231,8 +231,9 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
     )
     names = ["conditioner"]
     folders = [
-        export(tmp_path / form, checkpoint_path(), names, policy, form=form) / "conditioner"
-        for form in ("onnx", "program")
+        export(tmp_path / dialect, checkpoint_path(), names, policy, dialect=dialect)
+        / "conditioner"
+        for dialect in ("onnx", "program")
     ]
     rng = np.random.default_rng(0)
     feed = {
@@ -269,10 +270,10 @@ def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path)
         },
     )
     errors = {}
-    for form, run in (("onnx", run_ort), ("program", run_program)):
-        root = tmp_path / form
-        export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, form)
-        errors[form] = relative_error(velocity(root, arguments, run), truth)
+    for dialect, run in (("onnx", run_ort), ("program", run_program)):
+        root = tmp_path / dialect
+        export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, dialect)
+        errors[dialect] = relative_error(velocity(root, arguments, run), truth)
     assert errors["program"] <= 1.1 * errors["onnx"] <= 0.2
 
 

@@ -68,8 +68,10 @@ def scale_transformer(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("program", marks=pytest.mark.nightly)])
-def test_a_transformer_that_exceeds_fp16(form: str, large_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dialect", ["onnx", pytest.param("program", marks=pytest.mark.nightly)])
+def test_a_transformer_that_exceeds_fp16(
+    dialect: str, large_checkpoint: Path, tmp_path: Path
+) -> None:
     checkpoint = scaled(large_checkpoint, tmp_path / "model", "transformer", scale_transformer)
     model = load_transformer(checkpoint)
     arguments = transformer_inputs(model)
@@ -79,8 +81,8 @@ def test_a_transformer_that_exceeds_fp16(form: str, large_checkpoint: Path, tmp_
         assert not model.half()(**halves).sample.isfinite().all(), "FP16 is too narrow for it"
     calibration = calibrate(checkpoint, HALF)
     names = ["conditioner", "denoiser"]
-    guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration, form)
-    got = velocity(guarded, arguments, run_reference if form == "onnx" else run_program)
+    guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration, dialect)
+    got = velocity(guarded, arguments, run_reference if dialect == "onnx" else run_program)
     assert relative_error(got, expected) <= TOLERANCE
     found = places(guarded / "denoiser")
     assert set(found) >= {

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from attacks.bundles import ATTACKS, Attack
+from bare_bundle import read_json, sign, to_format_1, write_bundle
 from msgspec.structs import replace
-from tiny_bundle import read_json, sign, to_format_1, write_bundle
 
 from sd35_trt.errors import BundleError, Sd35Error
 from sd35_trt.formats.bundle import (

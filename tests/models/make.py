@@ -24,7 +24,7 @@ from sd35_trt.components import LATENT_SCALE
 from sd35_trt.dimensions import Defaults, Ranges, dimension_bounds
 from sd35_trt.engines.assemble import assemble
 from sd35_trt.engines.builder import BuiltEngine, CompiledComponent, ExportedComponent, load_builder
-from sd35_trt.formats.bundle import Manifest, Model, PolicyRecord, Port, Scheduler
+from sd35_trt.formats.bundle import Manifest, ModelRecord, PolicyRecord, Port, Scheduler
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.formats.tokenizers import TokenizerFacts, write_tokenizers
@@ -311,7 +311,7 @@ def make(
         engines.append(CompiledComponent(component, folder, used, 1 << 16, 1 << 20))
     policy = load_policy("fp32")
     facts = Manifest(
-        model=Model("tiny", "mini", {}),
+        model=ModelRecord("tiny", "mini", {}),
         target=find_target(target).name,
         builder=builder.backend.name,
         engine_options=builder.describe(),

@@ -43,7 +43,8 @@ def test_a_foreign_reader_draws_the_same(reader: Reader, mini_bundle: Path, samp
 @pytest.mark.parametrize(
     "kind",
     [
-        bundle.Manifest, bundle.Model, bundle.PolicyRecord, bundle.PolicyRule, bundle.Scheduler,
+        bundle.Manifest, bundle.ModelRecord, bundle.PolicyRecord, bundle.PolicyRule,
+        bundle.Scheduler,
         bundle.Tokenizer, bundle.Component, bundle.Port, bundle.File, Ranges, Defaults,
         band.LatentStatistics, calibration.Provenance,
     ],

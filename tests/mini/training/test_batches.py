@@ -9,7 +9,7 @@ from sd35_trt.mini import checkpoint_path, rendering, scenes, world
 def test_batched_and_single_rendering_agree():
     examples = [scenes.sample(seed) for seed in range(24)]
     table = batches.describe(examples)
-    renderer = batches.Renderer(torch.device("cpu"))
+    renderer = batches.SceneRenderer(torch.device("cpu"))
     pictures = renderer(torch.from_numpy(table["things"]), torch.from_numpy(table["background"]))
     drawn = ((pictures + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     exact = np.stack([rendering.render(e.scene) for e in examples]).astype(float)

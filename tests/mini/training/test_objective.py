@@ -52,7 +52,7 @@ def test_a_dropped_encoder_leaves_zeros(pipe, batch):
 def test_the_trained_weights_have_a_low_flow_loss(pipe, batch):
     _, table = batch
     things, background = table["things"], table["background"]
-    pictures = batches.Renderer(torch.device("cpu"))(things, background)
+    pictures = batches.SceneRenderer(torch.device("cpu"))(things, background)
     config = pipe.vae.config
     torch.manual_seed(0)
     nothing = Dropout(caption=0, t5=0, clip_l=0, clip_g=0)

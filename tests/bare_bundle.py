@@ -15,7 +15,7 @@ from sd35_trt.formats.bundle import (
     MANIFEST_DIGEST,
     Component,
     Manifest,
-    Model,
+    ModelRecord,
     PolicyRecord,
     PolicyRule,
     Port,
@@ -55,7 +55,7 @@ def write_bundle(root: Path) -> Manifest:
         )
 
     manifest = Manifest(
-        model=Model("tiny", "mini", {"transformer/config.json": "0" * 64}),
+        model=ModelRecord("tiny", "mini", {"transformer/config.json": "0" * 64}),
         target="cpu",
         builder="onnxruntime",
         policy=PolicyRecord("fp32", "1" * 64, (PolicyRule("*", "*", "fp32", "exact"),)),
