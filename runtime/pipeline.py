@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sd35_trt.errors import BundleError, NotFinite, Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle, Component
@@ -30,6 +29,11 @@ from .schedule import coefficients, make_sigmas, make_timesteps, mix
 from .sessions.session import device_of, open_session
 from .text import PromptTokenizer
 from .timing import Clock, now_ns
+
+if TYPE_CHECKING:
+    # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
+    # import.
+    from PIL import Image
 
 logger = logging.getLogger("sd35_trt")
 
