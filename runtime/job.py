@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sd35_trt.errors import Cancelled
 
 from .latent_guard import Anomaly
 from .request import Request
 from .timing import Clock, now_ns
+
+if TYPE_CHECKING:
+    # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
+    # import.
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Result:
 
     def pil(self) -> list[Image.Image]:
         """The images as PIL images."""
+        from PIL import Image
+
         return [Image.fromarray(image) for image in self.images]
 
 

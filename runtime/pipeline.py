@@ -6,10 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
@@ -22,6 +21,11 @@ from .request import Request, make_request
 from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
 from .timing import Clock
+
+if TYPE_CHECKING:
+    # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
+    # import.
+    from PIL import Image
 
 
 class Pipeline:

@@ -6,15 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Manifest
 
 from .schedule import SAMPLERS
+
+if TYPE_CHECKING:
+    # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
+    # import.
+    from PIL import Image
 
 MAX_STEPS = 1000
 
@@ -226,6 +230,8 @@ def _check_size(width: int, height: int, manifest: Manifest) -> None:
 
 def _pixels(image: Image.Image | np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """uint8 [H, W, 3], resized to ``size`` (width, height) if one is given."""
+    from PIL import Image
+
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise UsageError(

@@ -1,0 +1,141 @@
+"""Compiled kernels are code: they load from what the user alone can have written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_bundle import write_bundle
+
+from sd35_trt.formats.bundle import Bundle, Component, Port, describe_file
+from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
+    component = write_bundle(tmp_path / "bundle").components[0]
+    return kernel_file(component, "NVIDIA H100", "2.11")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    records: list[str] = []
+    logger = logging.getLogger("sd35_trt")
+    monkeypatch.setattr(
+        logger, "warning", lambda text, *arguments: records.append(text % arguments)
+    )
+    return records
+
+
+def test_kept_and_read(path: Path, log: list[str]) -> None:
+    assert read_kernels(path) == b""
+    write_kernels(path, b"kernels")
+    write_kernels(path, b"others")
+    assert read_kernels(path) == b"others"
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert not log
+
+
+def _others_write_the_folder(path: Path) -> None:
+    path.parent.chmod(0o777)
+
+
+def _the_group_writes_the_folder(path: Path) -> None:
+    path.parent.chmod(0o770)
+
+
+def _others_write_the_file(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def _the_folder_is_a_link(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.symlink_to("elsewhere")
+
+
+def _the_file_is_a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def _the_folder_is_anothers(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    os.chown(path.parent, 12345, -1)
+
+
+def _the_file_is_anothers(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _others_write_the_folder, _the_group_writes_the_folder, _others_write_the_file,
+        _the_folder_is_a_link, _the_file_is_a_link, _the_folder_is_anothers,
+        _the_file_is_anothers,
+    ],
+)  # fmt: skip
+def test_what_others_may_have_written_is_not_loaded(
+    path: Path, log: list[str], change: Callable[[Path], None]
+) -> None:
+    write_kernels(path, b"kernels")
+    change(path)
+    assert read_kernels(path) == b""
+    (line,) = log
+    assert "compiled anew" in line
+    assert "\n" not in line
+
+
+def test_nothing_is_written_where_others_write(path: Path, log: list[str]) -> None:
+    write_kernels(path, b"kernels")
+    path.parent.chmod(0o777)
+    write_kernels(path, b"others")
+    assert path.read_bytes() == b"kernels"
+    assert "cannot be kept" in log[-1]
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_kernels_of_a_bundle_need_trust(
+    path: Path, log: list[str], trust: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from sd35_trt.runtime.sessions import inductor
+
+    root = tmp_path / "bundle"
+    (root / "denoiser" / "kernels.bin").write_bytes(b"compiled")
+    files = (describe_file(root, "denoiser/kernels.bin"),)
+    port = Port("x", "float32", ("batch",))
+    component = Component("denoiser", "inductor", files, (port,), (port,), 1, {}, {})
+    opened = Bundle.open(root, trust_kernels=trust)
+    facts = SimpleNamespace(
+        engine_options={"gpu": "NVIDIA H100", "mode": "default"},
+        versions={"torch": torch.__version__},
+    )
+    bundle = SimpleNamespace(
+        root=root, path=opened.path, manifest=facts, trust_kernels=opened.trust_kernels
+    )
+    offered: list[Any] = []
+    monkeypatch.setattr(inductor, "offer_kernels", offered.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    session = object.__new__(inductor.InductorSession)
+    session._queue = SimpleNamespace(device=None)  # type: ignore[assignment]
+    session._component = component
+    kept = session._offer_kernels(bundle)  # type: ignore[arg-type]
+    assert offered == ([b"compiled"] if trust else [])
+    assert len(log) == (not trust)
+    assert trust or "--trust-kernels" in log[0]
+    # What this user compiled needs none.
+    write_kernels(kept, b"own")
+    session._offer_kernels(bundle)  # type: ignore[arg-type]
+    assert offered[-1] == b"own"
