@@ -336,7 +336,7 @@ def test_wrong_use_of_plan(run) -> None:  # type: ignore[no-untyped-def]
         (["--gpu", "voodoo"], "unknown GPU"),
         (["--gpu", "t4", "--policy", "fp8"], "which t4 cannot run"),
         (["--gpu", "ada", "--size", "100x128"], "in steps of 16"),
-        (["--gpu", "ada", "--size", "100000"], "to "),
+        (["--gpu", "ada", "--size", "100000"], "is not within 16:384"),
         (["--gpu", "ada", "--batch", "0"], "use 1 or more"),
         (["--gpu", "ada", "--vram", "much"], "is not a number of bytes"),
         ([], "Missing option '--gpu'"),
