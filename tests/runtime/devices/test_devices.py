@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -106,6 +108,22 @@ def test_memory_is_counted(device: Device, request: pytest.FixtureRequest) -> No
 def test_unknown_devices() -> None:
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         open_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [(None, "is not installed"), (ModuleType("cuda.bindings"), r"does not load \(cannot import")],
+)
+def test_cuda_bindings_that_are_absent_or_broken(
+    bindings: ModuleType | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [
+        m for m in sys.modules if ".devices.cuda" in m or m.startswith("cuda.bindings.")
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    with pytest.raises(Sd35Error, match=rf"cuda:1 needs cuda-bindings, which {words}.* — pip"):
+        open_device("cuda:1")
 
 
 @pytest.mark.parametrize(
