@@ -55,15 +55,14 @@ def stage_cache(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _prepared(
-    request: pytest.FixtureRequest, stage_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def _prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stages of :data:`SHARED`, before the first test, so that workers do not wait for each other.
 
     A worker leaves a bundle that another one has begun; who needs its stages waits for them.
     """
     if not request.config.getoption("--prepare"):
         return
+    stage_cache = request.getfixturevalue("stage_cache")
     # One for all workers of a run.
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
     begun = tmp_path_factory.getbasetemp().parent / f"prepared-{run}"
