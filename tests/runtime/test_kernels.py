@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_bundle import write_bundle
+from bare_bundle import write_bundle
 
 from sd35_trt.formats.bundle import Bundle, Component, Port, describe_file
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
