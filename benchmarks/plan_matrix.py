@@ -1,4 +1,4 @@
-"""Which of the published models fits which GPU: the README's matrix, by ``sd35-trt plan``.
+"""Which published model fits which GPU, by ``sd35-trt plan``: docs/planning.md has the table.
 
     python benchmarks/plan_matrix.py
 

@@ -21,6 +21,7 @@ import pytest
 
 from sd35_trt.cli import main
 from sd35_trt.policies import load_policy
+from sd35_trt.runtime import Pipeline, PipelinePool
 
 try:
     import tomllib
@@ -240,8 +241,8 @@ def test_a_page_works_from_top_to_bottom(
             for command in commands(block):
                 run(command, capsys)
     for value in names.values():
-        if callable(close := getattr(value, "close", None)):
-            close()
+        if isinstance(value, Pipeline | PipelinePool):
+            value.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
