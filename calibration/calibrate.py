@@ -137,7 +137,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, dict[str, Any]]
         from .run import DrawingSettings, check_device
     except ImportError as error:
         raise Sd35Error(
-            f"calibrating needs {error.name}", "pip install 'sd35-trt[build]'"
+            f"calibrating needs {error.name or error}", "pip install 'sd35-trt[build]'"
         ) from error
     root = resolve_model(options.model)
     checkpoint = open_checkpoint(root, options.tokenizers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,16 +39,16 @@ def recompile_limit(count: int) -> Iterator[None]:
         yield
 
 
-def lerp_each(targets: Sequence[torch.Tensor], ends: Sequence[torch.Tensor], weight: float) -> None:
+def lerp_each(targets: list[torch.Tensor], ends: list[torch.Tensor], weight: float) -> None:
     """``targets[i].lerp_(ends[i], weight)`` in few kernels."""
     torch._foreach_lerp_(targets, ends, weight)
 
 
-def multiply_each(targets: Sequence[torch.Tensor], factor: float) -> None:
+def multiply_each(targets: list[torch.Tensor], factor: float) -> None:
     """``targets[i].mul_(factor)`` in few kernels."""
     torch._foreach_mul_(targets, factor)
 
 
-def add_each(targets: Sequence[torch.Tensor], others: Sequence[torch.Tensor], alpha: float) -> None:
+def add_each(targets: list[torch.Tensor], others: list[torch.Tensor], alpha: float) -> None:
     """``targets[i].add_(others[i], alpha=alpha)`` in few kernels."""
     torch._foreach_add_(targets, others, alpha=alpha)
