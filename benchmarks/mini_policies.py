@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -56,16 +57,16 @@ def draw(policy: str, calibration: Path | None, captions: list[str], work: Path)
     return pictures
 
 
-def row(score: Score, reference: Score, tags: list[frozenset[str]]) -> dict[str, object]:
+def row(score: Score, reference: Score, tags: list[frozenset[str]]) -> dict[str, Any]:
     """Whole scenes, their interval, and the difference from the reference, by kind of caption."""
-    found: dict[str, object] = {"statements": score.attribute_accuracy}
+    shares: dict[str, Any] = {"statements": score.attribute_accuracy}
     for kind in ("all", "relation", "negation", "nested"):
         chosen = [i for i, t in enumerate(tags) if kind == "all" or kind in t]
         ours = [score.verdicts[i].whole for i in chosen]
         theirs = [reference.verdicts[i].whole for i in chosen]
-        found[kind] = asdict(share(sum(ours), len(ours)))
-        found[f"{kind} against the first"] = asdict(paired_difference(theirs, ours))
-    return found
+        shares[kind] = asdict(share(sum(ours), len(ours)))
+        shares[f"{kind} against the first"] = asdict(paired_difference(theirs, ours))
+    return shares
 
 
 @click.command()
@@ -92,18 +93,17 @@ def main(
     examples = heldout(captions)
     texts, tags = [e.caption for e in examples], [e.tags for e in examples]
     folders = dict(calibrations)
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     first: Score | None = None
     for policy in policies:
         judged = score(draw(policy, folders.get(policy), texts, work), examples)
         first = first or judged
         rows[Path(policy).stem] = row(judged, first, tags)
     table = Table("policy", "whole scenes", "against the first", "relation", "negation", "nested")
-    for name, found in rows.items():
+    for name, shares in rows.items():
         cells = []
         for kind in ("all", "all against the first", "relation", "negation", "nested"):
-            figures = found[kind]
-            assert isinstance(figures, dict)
+            figures = shares[kind]
             value = figures.get("value", figures.get("difference"))
             cells.append(f"{value:+.1%}" if "difference" in figures else f"{value:.1%}")
         table.add_row(name, *cells)

@@ -108,7 +108,7 @@ def kept_state(out: Path, identity: Mapping[str, Any]) -> Iterator[State]:
     with (folder / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise Sd35Error(
                 f"another process is calibrating to {out}", "wait for it, or choose another --out"
             ) from error

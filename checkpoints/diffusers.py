@@ -160,13 +160,15 @@ def open_safetensors(path: Path, framework: str = "pt") -> Any:
         framework: ``pt``, or ``np`` to read its header without torch.
 
     Raises:
-        CheckpointError: missing, truncated or damaged.
+        CheckpointError: missing, not readable, truncated or damaged.
     """
     try:
         return safe_open(path, framework=framework)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", _FETCH) from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", _FETCH) from error
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error})", _FETCH) from error
 
 

@@ -89,7 +89,8 @@ class Fp8Linear(Layer):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.to(torch.float16))
 
         def input_scale(weight: torch.Tensor) -> torch.Tensor:
-            assert input_amax is not None
+            if input_amax is None:
+                raise ValueError("an FP8 linear that was not calibrated cannot be written")
             return fp8_scale(torch.tensor(input_amax), self.input_scale.dtype)
 
         self.SOURCES: Sources = {
@@ -226,7 +227,8 @@ def quantize_attention(attn: Any, amax: dict[str, float] | None) -> None:
 
         # Any tensor of the module will do: the value is the calibration's.
         def value(_: torch.Tensor, operand: str = operand, scale: nn.Parameter = scale) -> Any:
-            assert amax is not None
+            if amax is None:
+                raise ValueError("an FP8 attention that was not calibrated cannot be written")
             return fp8_scale(torch.tensor(amax[operand]), scale.dtype)
 
         attn.SOURCES[name] = ("to_q.weight", value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .ir_values import value_dtype, value_name
+
 
 class Linker:
     """Appends nodes and copies of traced segments to a graph."""
@@ -32,8 +34,7 @@ class Linker:
     def node(self, operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         """Append one operator; returns its output."""
         output = ir.Value(name=self._name())
-        dtype = ir.DataType.INT64 if operator == "Shape" else inputs[0].dtype
-        assert dtype is not None
+        dtype = ir.DataType.INT64 if operator == "Shape" else value_dtype(inputs[0])
         output.type = ir.TensorType(dtype)
         self._graph.append(
             ir.node(operator, inputs, attributes=attributes, outputs=[output], name=output.name)
@@ -68,13 +69,13 @@ class Linker:
         outputs = list(copy.outputs)
         copy.outputs.clear()
         for value in list(copy.inputs):
-            assert value.name is not None
+            name = value_name(value)
             copy.inputs.remove(value)
             # Ports come first, weights have a dot in their names.
-            if "." not in value.name:
-                ir.convenience.replace_all_uses_with(value, inputs[value.name])
+            if "." not in name:
+                ir.convenience.replace_all_uses_with(value, inputs[name])
             else:
-                value.name = weights + value.name.removeprefix(local)
+                value.name = weights + name.removeprefix(local)
                 self._graph.inputs.append(value)
         for name, value in list(copy.initializers.items()):
             del copy.initializers[name]

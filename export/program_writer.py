@@ -89,7 +89,10 @@ def write_program(
         stream.write(struct.pack("<Q", len(text)) + text)
         for done, name in enumerate(names, 1):
             value = parameter_value(module, name, weights)
-            assert value.shape == parameters[name].shape, name
+            if value.shape != parameters[name].shape:
+                raise ValueError(
+                    f"{name} has {list(value.shape)}, not {list(parameters[name].shape)}"
+                )
             stream.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             progress(done / len(names))
     (out / PROGRAM_FILE).write_text(program.to_json(), "utf-8")

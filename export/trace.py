@@ -14,6 +14,7 @@ import torch
 
 from sd35_trt.components import LATENT_SCALE
 
+from .ir_values import value_dtype, value_shape
 from .ports import ComponentModule
 
 #: LayerNormalization, RMSNormalization, Attention and Gelu are single operators from here on.
@@ -115,14 +116,15 @@ def trace(module: ComponentModule) -> ir.Model:
         ``state_dict``.
 
     Raises:
-        AssertionError: the traced graph does not have the ports that the module declares.
+        ValueError: the traced graph does not have the ports that the module declares.
     """
     program = trace_program(module)
     with _quiet():
         onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
         )
-    assert onnx_program is not None
+    if onnx_program is None:  # as its type allows
+        raise ValueError("torch.onnx.export gave no program")
     model = onnx_program.model
     _weights_to_inputs(model)
     with _quiet():
@@ -164,18 +166,22 @@ def _strip(model: ir.Model) -> None:
 
 def _name_ports(model: ir.Model, module: ComponentModule) -> None:
     graph = model.graph
-    assert [v.name for v in graph.inputs[: len(module.inputs)]] == list(module.inputs)
-    assert len(graph.outputs) == len(module.outputs)
+    names = [value.name for value in graph.inputs[: len(module.inputs)]]
+    if names != list(module.inputs) or len(graph.outputs) != len(module.outputs):
+        raise ValueError(
+            f"the traced graph has the inputs {names} and {len(graph.outputs)} outputs, "
+            f"declared are {list(module.inputs)} and {list(module.outputs)}"
+        )
     values = [*graph.inputs[: len(module.inputs)], *graph.outputs]
     for value, port in zip(values, module.declared_ports(), strict=True):
-        traced = value.shape
-        assert traced is not None
-        for got, want in zip(traced, port.shape, strict=True):
-            # A dimension that should vary but was traced as a number would fail at run time.
-            assert isinstance(got, int) == isinstance(want, int), (port, traced)
-            assert not isinstance(want, int) or got == want, (port, traced)
-        assert value.dtype is not None
-        assert value.dtype.numpy().name == port.dtype, (port, value.dtype)
+        shape, dtype = value_shape(value), value_dtype(value)
+        # A dimension that should vary but was traced as a number would fail at run time.
+        fits = len(shape) == len(port.shape) and all(
+            traced == declared if isinstance(declared, int) else not isinstance(traced, int)
+            for traced, declared in zip(shape, port.shape, strict=True)
+        )
+        if not fits or dtype.numpy().name != port.dtype:
+            raise ValueError(f"{port} is declared, {shape} of {dtype} was traced")
         value.shape = ir.Shape(port.shape)
         value.name = port.name
 

@@ -30,6 +30,7 @@ from .component import (
     fake_tensors,
 )
 from .graphs import KeptGraphs
+from .ir_values import value_dtype, value_name, value_shape
 from .modules import modulated_norms, modulation_rows
 from .weights import onnx_type
 
@@ -96,9 +97,7 @@ def export_weightless(
     if not rows:
         return 0
     dtype, shape = {**module.inputs, **module.outputs}["modulation"]
-    width = shape[-1]
-    assert isinstance(width, int)
-    return rows * width * dtype.itemsize
+    return rows * int(shape[-1]) * dtype.itemsize
 
 
 def _rows(part: nn.Module, folder: str) -> int:
@@ -125,22 +124,21 @@ def _write_weights(model: ir.Model, module: nn.Module, ports: int, out: Path) ->
     end = total = 0
     with (out / WEIGHTS_FILE).open("wb") as stream:
         for value in list(model.graph.inputs[ports:]):
-            assert value.name is not None
-            assert value.dtype is not None
-            parameter = module.get_parameter(value.name)
-            value.dtype = onnx_type(module, value.name, value.dtype)
-            packed = 2 if value.dtype == ir.DataType.INT4 else 1
+            name = value_name(value)
+            parameter = module.get_parameter(name)
+            value.dtype = dtype = onnx_type(module, name, value_dtype(value))
+            packed = 2 if dtype == ir.DataType.INT4 else 1
             length = -(-parameter.numel() * parameter.element_size() // packed)
             stream.seek(end)
-            stream.write(_beginning(value.name, parameter, length, generator))
+            stream.write(_beginning(name, parameter, length, generator))
             model.graph.inputs.remove(value)
             value.const_value = ir.ExternalTensor(
                 WEIGHTS_FILE,
                 end,
                 length,
-                value.dtype,
-                shape=value.shape,  # type: ignore[arg-type]
-                name=value.name,
+                dtype,
+                shape=value_shape(value),
+                name=name,
                 base_dir=out,
             )
             model.graph.register_initializer(value)

@@ -13,6 +13,7 @@ from torch import nn
 from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.errors import CheckpointError
 
+from .ir_values import value_dtype, value_name, value_shape
 from .ports import ComponentModule
 from .quantized import pack_int4
 
@@ -45,7 +46,8 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
     if value is None:
         value = convert(weights.read(path))
     value = value.to(expected.dtype).contiguous()
-    assert value.shape == expected.shape, (name, value.shape, expected.shape)
+    if value.shape != expected.shape:
+        raise ValueError(f"{name} has {list(value.shape)}, not {list(expected.shape)}")
     # PyTorch has no aminmax of FP8.
     low, high = torch.aminmax(value.float() if value.dtype == torch.float8_e4m3fn else value)
     if not (torch.isfinite(low) and torch.isfinite(high)):
@@ -101,12 +103,10 @@ def stream_weights(
     total = 0
     with (model_file.parent / data_name).open("wb") as stream:
         for done, value in enumerate(values, 1):
-            assert value.name is not None
-            assert value.dtype is not None
-            assert value.shape is not None
-            tensor = read_parameter(module, value.name, weights)
-            value.dtype = onnx_type(module, value.name, value.dtype)
-            if value.dtype == ir.DataType.INT4:
+            name = value_name(value)
+            tensor = read_parameter(module, name, weights)
+            value.dtype = dtype = onnx_type(module, name, value_dtype(value))
+            if dtype == ir.DataType.INT4:
                 tensor = pack_int4(tensor)
             offset, length = _write(stream, tensor)
             total += length
@@ -115,9 +115,9 @@ def stream_weights(
                 data_name,
                 offset,
                 length,
-                value.dtype,
-                shape=value.shape,
-                name=value.name,
+                dtype,
+                shape=value_shape(value),
+                name=name,
                 base_dir=model_file.parent,
             )
             graph.register_initializer(value)

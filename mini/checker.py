@@ -42,7 +42,7 @@ def scikit_image() -> Any:
         import skimage
     except ImportError as error:
         raise click.ClickException(
-            "checking scenes needs scikit-image: pip install 'sd35-trt[build,report]'"
+            f"checking scenes needs scikit-image ({error}): pip install 'sd35-trt[build,report]'"
         ) from error
     return skimage
 
