@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from sd35_trt.runtime.devices.device import CpuDevice, Device, open_device
+from sd35_trt.runtime.devices.cpu import CpuDevice
+from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.devices.opening import open_device
 
 
 class Recorder:

@@ -20,7 +20,7 @@ from denoising_step import (
 )
 from random_transformer import RandomTransformer
 
-from sd35_trt.engines.builder import MODEL_FILE, ExportedComponent
+from sd35_trt.engines.builder import ExportedComponent
 from sd35_trt.export.component import (
     MODULES,
     ExportOptions,
@@ -33,6 +33,7 @@ from sd35_trt.export.fused_block import fuse_blocks
 from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.torch_layers import use_torch_layers
+from sd35_trt.formats.component import MODEL_FILE
 from sd35_trt.formats.program import Program
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.programs.torch_program import MODES, TorchProgram

@@ -137,4 +137,4 @@ class Denoiser(ComponentModule):
         steps.append(View("rows", modulation, "rows", first, self.tail.rows))
         steps.append(View("grid", "image", "image", like="grid"))
         call("tail", self.tail, "part.", modulation="rows")
-        return Program(torch.__version__, graphs, tuple(steps))
+        return Program(str(torch.__version__), graphs, tuple(steps))

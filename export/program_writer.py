@@ -45,7 +45,7 @@ def single_graph(module: ComponentModule) -> Program:
     """A program that calls the whole module."""
     graph = traced_graph(module)
     call = Call("component", graph.weights, graph.inputs, tuple(module.outputs))
-    return Program(torch.__version__, {"component": graph}, (call,))
+    return Program(str(torch.__version__), {"component": graph}, (call,))
 
 
 def write_program(
