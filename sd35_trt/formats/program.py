@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from sd35_trt.errors import BundleError
 
@@ -126,7 +127,9 @@ class Program(Struct, frozen=True):
         Raises:
             ValueError: an operand is NaN or infinite.
         """
-        data = {"format": FORMAT, **msgspec.to_builtins(self)}
+        # PyTorch's own version is of a subclass of str, which msgspec does not encode.
+        plain = replace(self, torch=str(self.torch))
+        data = {"format": FORMAT, **msgspec.to_builtins(plain)}
         return json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n"
 
 
