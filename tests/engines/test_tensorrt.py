@@ -299,6 +299,7 @@ from sd35_trt.engines import tensorrt_compiler
 from sd35_trt.errors import Sd35Error
 root = Path(sys.argv[1])
 gc.disable()
+gc.freeze()  # what was imported: it is not looked through for every message
 nodes = [helper.make_node("Unique", ["x"], ["y"], "my_node")]
 component = _write_component(root / "again", _relu())
 try:
