@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sd35_trt.compat.torch_runtime import clear_cublas_workspaces, scaled_mm
+from sd35_trt.compat.torch import clear_cublas_workspaces, scaled_mm
 
 
 class TorchQueue:
@@ -45,7 +45,7 @@ class TorchQueue:
             if torch.cuda.get_device_capability(self.device) >= (8, 9):
                 scale = torch.ones((), device=self.device)
                 narrow = operand.to(torch.float8_e4m3fn)
-                scaled_mm(narrow, narrow.t(), scale, scale, torch.float16)
+                scaled_mm(narrow, narrow.t(), scale, scale, out_dtype=torch.float16)
             self._pool = torch.cuda.MemPool()
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "add_each",
+    "clear_cublas_workspaces",
     "lerp_each",
     "multiply_each",
     "recompile_limit",
@@ -22,7 +23,8 @@ __all__ = [
     "unset_fake_temporarily",
 ]
 
-#: ``aten._scaled_mm``: a product of E4M3 matrices, the second one column-major.
+#: ``aten._scaled_mm``: a product of E4M3 matrices, the second one column-major. The public
+#: ``torch.nn.functional.scaled_mm`` came with PyTorch 2.10; 2.9 is still taken.
 scaled_mm = torch._scaled_mm
 
 
@@ -52,3 +54,8 @@ def multiply_each(targets: list[torch.Tensor], factor: float) -> None:
 def add_each(targets: list[torch.Tensor], others: list[torch.Tensor], alpha: float) -> None:
     """``targets[i].add_(others[i], alpha=alpha)`` in few kernels."""
     torch._foreach_add_(targets, others, alpha=alpha)
+
+
+def clear_cublas_workspaces() -> None:
+    """Free the workspaces that PyTorch keeps for cuBLAS, one for each stream that it has seen."""
+    torch._C._cuda_clearCublasWorkspaces()

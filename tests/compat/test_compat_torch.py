@@ -79,3 +79,10 @@ def test_arithmetic_on_lists() -> None:
     add_each(targets, [torch.ones(2), torch.ones(3)], alpha=-2.0)
     lerp_each(targets, [torch.zeros(2), torch.zeros(3)], 0.5)
     assert [x.tolist() for x in targets] == [[0.5, 0.5], [-1.0, -1.0, -1.0]]
+
+
+def test_cublas_workspaces_can_be_cleared() -> None:
+    if torch.version.cuda is None:
+        pytest.skip("a PyTorch without CUDA")
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    assert callable(clear), f"torch {torch.__version__}: torch._C._cuda_clearCublasWorkspaces"
