@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -122,11 +123,17 @@ class Builder(Protocol):
         """Put an engine's files into ``out``, an existing directory."""
 
 
+# Another file system, one without links, too many links, or somebody else's file.
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Link a stage's file, or copy it where links do not reach."""
     try:
         os.link(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
         shutil.copyfile(source, target)
 
 

@@ -101,9 +101,11 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
 
     Raises:
         BundleError: names the file that differs.
+        CheckpointError: there is no such model, or the hub cannot be reached.
     """
+    root = resolve_model(model or "mini")
     try:
-        checkpoint = open_checkpoint(resolve_model(model or "mini"))
+        checkpoint = open_checkpoint(root)
         reason = difference(checkpoint, candidate.manifest.model.files, cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]

@@ -122,7 +122,7 @@ def _place(
     reserve += sum(e.activation_bytes for e in engines if e.keeps_activations)
     working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
     placements: dict[str, Placement] = {}
-    streamed: list[Footprint] = []
+    streamed: list[tuple[Footprint, int]] = []
     for engine in engines:
         weights, others = engine.weight_bytes, resident + reserve + working[engine.name]
         if engine.name in residents:
@@ -130,18 +130,16 @@ def _place(
         elif budget is None or others + weights <= budget or engine.stream_bytes is None:
             placements[engine.name] = Placement(LOADED, weights, weights, others + weights)
         else:
-            streamed.append(engine)
+            streamed.append((engine, engine.stream_bytes))
     # Weights that stream cross the bus once per run whatever part of them is held; holding more
     # than the other stages need anyway helps only an engine that runs more than once.
     peak = max((p.peak_bytes for p in placements.values()), default=0)
-    for engine in streamed:
-        assert budget is not None
-        assert engine.stream_bytes is not None
+    for engine, least in streamed:
         others = resident + reserve + working[engine.name]
-        room = (budget if engine.runs > 1 else peak) - others
-        held = min(max(room, engine.stream_bytes), engine.weight_bytes)
+        limit = peak if budget is None or engine.runs == 1 else budget
+        held = min(max(limit - others, least), engine.weight_bytes)
         # What streams goes through buffers of this size, beside what is held.
-        passing = engine.weight_bytes - max(held - engine.stream_bytes, 0)
+        passing = engine.weight_bytes - max(held - least, 0)
         moved = engine.weight_bytes - passing + passing * engine.runs
         placements[engine.name] = Placement(STREAMED, held, moved, others + held)
     peak = max(p.peak_bytes for p in placements.values())

@@ -267,8 +267,8 @@ def present_gpus() -> tuple[list[PresentGpu], str]:
     """The GPUs of this machine; and, where there are none, why."""
     try:
         import pynvml as nvml
-    except ImportError:
-        return [], "the GPU is not known without nvidia-ml-py (pip install nvidia-ml-py)"
+    except ImportError as error:
+        return [], f"the GPU is not known without nvidia-ml-py ({error}; pip install nvidia-ml-py)"
     try:
         nvml.nvmlInit()
         try:

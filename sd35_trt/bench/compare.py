@@ -82,7 +82,8 @@ def compare(ours: Side, peer: Side) -> dict[str, Any]:
     steps = [[float(np.median(run.steps)) for run in side.runs] for side in (ours, peer)]
     ratios["step"] = _ratio(*steps)
     last, other = ours.runs[-1].images, ours.warm_images
-    assert other is not None
+    if other is None:
+        raise RuntimeError("nothing was drawn to warm up")
     alike = psnr(squared_error(last, peer.runs[-1].images))
     unlike = psnr(squared_error(last, other))
     return {

@@ -81,7 +81,8 @@ class EngineContender:
 
     def draw(self, prompt: str, seed: int) -> Run:
         """See :class:`Contender`."""
-        assert self._pipe is not None
+        if self._pipe is None:
+            raise RuntimeError("load() comes before draw()")
         ends: list[float] = []
 
         def after_step(_: Step) -> None:

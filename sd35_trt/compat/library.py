@@ -19,10 +19,10 @@ def load_library(backend: Backend) -> Any:
     advice = f"pip install 'sd35-trt[{backend.extra}]'"
     try:
         library = importlib.import_module(backend.module)
-    except ModuleNotFoundError as error:
-        raise Sd35Error(f"{backend.title} is not installed ({error})", advice) from error
     except (ImportError, OSError, RuntimeError) as error:
-        raise Sd35Error(f"{backend.title} does not load ({error})", advice) from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == backend.module
+        state = "is not installed" if absent else "does not load"
+        raise Sd35Error(f"{backend.title} {state} ({error})", advice) from error
     version = str(getattr(library, "__version__", backend.minimum_version))
     if _numbers(version) < _numbers(backend.minimum_version):
         raise Sd35Error(
