@@ -54,7 +54,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 t1 = time.perf_counter()
 dtype = torch.float32 if device == "cpu" else torch.bfloat16
-pipe = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype).to(device)
 pipe.set_progress_bar_config(disable=True)
 t2 = time.perf_counter()
 def after_step(*_):

@@ -18,7 +18,7 @@ SEED = 11
 
 def load_diffusers(checkpoint: Path, t5: bool = True) -> StableDiffusion3Pipeline:
     absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, **absent)
+    pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -35,8 +35,6 @@ SHARED: tuple[dict[str, Any], ...] = (
     {"policy": "fp8"},
     {"policy": "fp8", "target": "h200", "builder": "inductor"},
     {"policy": "int8-weight"},
-    {"model": "medium"},
-    {"policy": "fp32", "target": "h200", "builder": "inductor"},
     {"target": "ada"},
 )
 

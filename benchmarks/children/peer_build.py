@@ -33,7 +33,7 @@ def export() -> None:
     """Load the model, quantize it, and write it as ONNX."""
     mark("load")
     model = SD3Transformer2DModel.from_pretrained(
-        root, subfolder="transformer", torch_dtype=torch.float16
+        root, subfolder="transformer", dtype=torch.float16
     ).eval()
     g = torch.Generator().manual_seed(0)
     inputs = {name: torch.randn(s[0], generator=g).half() for name, s in shapes.items()}

@@ -81,7 +81,7 @@ class DiffusersContender:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._pipe = pipeline.from_pretrained(
-                self._checkpoint, torch_dtype=self._dtype, local_files_only=True, **absent
+                self._checkpoint, dtype=self._dtype, local_files_only=True, **absent
             ).to(self._workload.device)
         self._synchronize()
         seconds = time.perf_counter() - start

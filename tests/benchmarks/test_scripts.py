@@ -53,6 +53,7 @@ def test_what_a_child_imports_of_the_package_is_there(path: Path) -> None:
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
+@pytest.mark.nightly
 def test_a_made_up_calibration_is_read(tmp_path: Path) -> None:
     script = BENCHMARKS / "children" / "made_up_calibration.py"
     out = tmp_path / "calibration"

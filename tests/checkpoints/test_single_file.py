@@ -83,7 +83,7 @@ LAYOUT_CASES = {
 
 
 @pytest.mark.parametrize("case", LAYOUT_CASES)
-@pytest.mark.parametrize("structure", ["large", "medium"])
+@pytest.mark.parametrize("structure", ["large", pytest.param("medium", marks=pytest.mark.nightly)])
 def test_every_tensor(structure: str, case: str, sources: dict[str, Path], file: Path) -> None:
     options = LAYOUT_CASES[case]
     write_single(sources[structure], file, **options)
@@ -249,6 +249,7 @@ def single(
     return file, make_bundle(model=str(file), tokenizers=sources["large"], size=(64, 128))
 
 
+@pytest.mark.nightly
 def test_the_picture(single: tuple[Path, Path], sources: dict[str, Path]) -> None:
     """As diffusers draws it from the directory."""
     bundle = Bundle.open(single[1])

@@ -213,7 +213,12 @@ def test_commands_exist_and_python_compiles(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [p for p in PAGES if any(b.language in RUN and not b.marks for b in blocks(p))],
+    [
+        # It builds mini in two policies.
+        pytest.param(p, marks=pytest.mark.nightly if p.name == "serving.md" else ())
+        for p in PAGES
+        if any(b.language in RUN and not b.marks for b in blocks(p))
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_a_page_works_from_top_to_bottom(

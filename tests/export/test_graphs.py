@@ -52,6 +52,7 @@ def tuned(tmp_path: Path) -> tuple[Path, Path]:
     return root, tmp_path / "calibration"
 
 
+@pytest.mark.nightly
 def test_a_tuned_model_takes_the_graphs_of_its_base(
     make_bundle: Callable[..., Path],
     stage_cache: Path,

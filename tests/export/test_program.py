@@ -250,6 +250,7 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.nightly
 def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path) -> None:
     """Against diffusers; Medium's first blocks have two attentions."""
     model = load_transformer(medium_checkpoint)

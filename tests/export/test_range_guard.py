@@ -68,7 +68,8 @@ def scale_transformer(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-@pytest.mark.parametrize("dialect", ["onnx", pytest.param("program", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dialect", ["onnx", "program"])
 def test_a_transformer_that_exceeds_fp16(
     dialect: str, large_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def scale_vae(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+@pytest.mark.nightly
 def test_an_autoencoder_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = scaled(large_checkpoint, tmp_path / "model", "vae", scale_vae)
     vae = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae").float().eval()

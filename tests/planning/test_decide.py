@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sd35_trt.checkpoints.look import Model, look
-from sd35_trt.dimensions import Ranges
+from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.planning.decide import decide, decide_guidance, decide_policy
 from sd35_trt.targets import find_target
@@ -30,16 +30,14 @@ def test_what_is_left_open(mini: Model[Any]) -> None:
     assert decision.guided
     assert decision.ranges(32) == Ranges((1, 4), (64, 192), 64, t5_tokens=(32, 512))
     assert decision.ranges(256).t5_tokens == (77, 512)
-    assert decision.defaults(32) == {
-        "steps": 28, "guidance": 3.0, "size": [128, 128], "sampler": "euler", "t5_tokens": 32,
-    }  # fmt: skip
+    assert decision.defaults(32) == Defaults(28, 3.0, (128, 128), "euler", 32)
 
 
 def test_wishes(mini: Model[Any]) -> None:
     decision = choose(mini, guidance=False, batch=(2, 2), size=(160, 192), size_step=32)
-    assert decision.defaults(32)["guidance"] == 1.0
+    assert decision.defaults(32).guidance == 1.0
     # The native size is not among those asked for: the nearest is.
-    assert decision.defaults(32)["size"] == [160, 160]
+    assert decision.defaults(32).size == (160, 160)
     assert decision.ranges(32) == Ranges((2, 2), (160, 192), 32, t5_tokens=(32, 512))
 
 

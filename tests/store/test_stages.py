@@ -43,7 +43,7 @@ class Work:
 
     def run(self, cache: StageCache) -> Path:
         stage = Stage("small", {"text": self.text}, CODE, self)
-        return run_stage(cache, stage, lambda name, fraction, note: self.notes.append(note))
+        return run_stage(cache, stage, lambda name, done, total, note="": self.notes.append(note))
 
 
 def test_a_stage_is_made_once(cache: StageCache) -> None:
@@ -96,7 +96,7 @@ def test_of_two_that_need_a_stage_one_waits(cache: StageCache) -> None:
     first, second = Held(), Work()
     waits = threading.Event()
 
-    def note(name: str, fraction: float, text: str) -> None:
+    def note(name: str, done: float, total: float, text: str = "") -> None:
         second.notes.append(text)
         if "waiting" in text:
             waits.set()
@@ -142,7 +142,7 @@ def test_who_waits_takes_over_what_failed(cache: StageCache) -> None:
     assert begun.wait(PATIENCE)
     second = Work()
     stage = Stage("small", {"text": "made"}, CODE, second)
-    folder = run_stage(cache, stage, lambda name, fraction, note: waits.set())
+    folder = run_stage(cache, stage, lambda name, done, total, note="": waits.set())
     thread.join(PATIENCE)
     assert (len(failures), second.count) == (1, 1)
     assert (folder / "file").read_text() == "made"

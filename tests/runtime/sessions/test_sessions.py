@@ -36,7 +36,8 @@ from sd35_trt.runtime.sessions.session import (
 )
 
 KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx-cuda", "queued-fake",
-         "tensorrt-rtx-fake", "inductor-cpu", "inductor-cuda")  # fmt: skip
+         "tensorrt-rtx-fake", pytest.param("inductor-cpu", marks=pytest.mark.nightly),
+         "inductor-cuda")  # fmt: skip
 
 # Of what is not the reference's own library on its own device. FP8 on a GPU rounds other values up
 # than on the CPU: as much as FP8 is off in either.
