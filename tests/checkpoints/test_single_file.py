@@ -266,6 +266,7 @@ def test_the_picture(single: tuple[Path, Path], sources: dict[str, Path]) -> Non
     assert manifest.scheduler.shift == 3.0
 
 
+@pytest.mark.nightly
 def test_half_is_built_of_the_same_file(
     single: tuple[Path, Path],
     stage_cache: Path,

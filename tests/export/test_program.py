@@ -97,6 +97,7 @@ def both(pair: Any, policy: str, name: str) -> tuple[Arrays, Arrays]:
     return run_ort(described(onnx_bundle, name), feed), run_program(described(program, name), feed)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_fp32_is_what_onnx_computes(pair: Any, name: str) -> None:
     expected, found = both(pair, "fp32", name)

@@ -35,7 +35,9 @@ CORNERS = [(batch, h, w) for batch in (1, 4) for h, w in ((64, 64), (64, 192), (
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [*CORNERS, (3, 192, 64), (2, 128, 192)])
-@pytest.mark.parametrize("structure", ["mini", "large", "medium"])
+@pytest.mark.parametrize(
+    "structure", ["mini", pytest.param("large", marks=pytest.mark.nightly), "medium"]
+)
 def test_one_step_equals_the_transformer(
     structure: str, batch: int, height: int, width: int, request: pytest.FixtureRequest
 ) -> None:

@@ -78,7 +78,8 @@ def test_random_structures(
         check(pipe, peer, t5_tokens=t5_tokens, **case)
 
 
-@pytest.mark.parametrize("structure", ["large", pytest.param("medium", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("structure", ["large", "medium"])
 def test_without_t5(structure: str, stage_cache: Path, make_bundle: Callable[..., Path]) -> None:
     from random_checkpoints import Layout, kept_checkpoint
 
