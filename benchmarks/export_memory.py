@@ -85,6 +85,9 @@ def main(depths: str, policies: tuple[str, ...], work: Path | None, out: Path) -
     rows = json.loads(result.read_text())["rows"] if result.is_file() else []
     rows = [row for row in rows if row["policy"] not in policies]
     print("policy  blocks  checkpoint  denoiser  peak anonymous  trace   write   total")
+    for directory in (work, out):
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
     for depth in map(int, depths.split(",")):
         folder = Path(tempfile.mkdtemp(dir=work))
         try:
