@@ -31,8 +31,8 @@ UNFINISHED = shutil.ignore_patterns(".tmp-*", ".lock-*")
 #: Bundles that most tests share: what ``make_bundle`` is called with.
 SHARED: tuple[dict[str, Any], ...] = (
     {},
-    {"model": "large"},
     {"policy": "fp8"},
+    {"model": "medium"},
     {"policy": "fp8", "target": "h200", "builder": "inductor"},
     {"policy": "int8-weight"},
     {"target": "ada"},

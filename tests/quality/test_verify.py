@@ -216,11 +216,11 @@ def test_half_is_built_where_none_is_given(
     assert not list((stage_cache / "references").iterdir())
 
 
-def test_prompts_of_ones_own(run, large_bundle: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_prompts_of_ones_own(run, medium_bundle: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Another model than mini: no scenes to count."""
-    bundle = shutil.copytree(large_bundle, tmp_path / "large")
+    bundle = shutil.copytree(medium_bundle, tmp_path / "medium")
     Path("prompts.txt").write_text('a <b>fox</b> & "hound"\n\nzwei Füchse\n', "utf-8")
-    arguments = ["verify", bundle, "--against", large_bundle, "--steps", 1, "--json"]
+    arguments = ["verify", bundle, "--against", medium_bundle, "--steps", 1, "--json"]
     status, out, _ = run(*arguments, "--prompts", "prompts.txt")
     assert status == 0
     report = json.loads(out)
@@ -262,7 +262,7 @@ assert report["images"]["lpips_note"] == "torch is not installed"
     assert done.returncode == 0, done.stderr
 
 
-def test_wrong_use(run, half: Path, large_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_use(run, half: Path, medium_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     Path("empty.txt").write_text("\n\n")
     Path("latin.txt").write_bytes("zwei Füchse".encode("latin-1"))
     Path("one.txt").write_text("a red star\n")
@@ -272,7 +272,7 @@ def test_wrong_use(run, half: Path, large_bundle: Path) -> None:  # type: ignore
         (["--min-psnr", 30], 2, "--min-psnr needs --against"),
         (["--prompts", "one.txt"], 2, "--prompts needs --against"),
         (["--against", "nowhere"], 1, "nowhere is not a bundle"),
-        (["--against", large_bundle], 1, "are of different models"),
+        (["--against", medium_bundle], 1, "are of different models"),
         ([*against, "--prompts", "none.txt"], 2, "none.txt"),
         ([*against, "--prompts", "empty.txt"], 2, "empty"),
         ([*against, "--prompts", "latin.txt"], 2, "not UTF-8"),

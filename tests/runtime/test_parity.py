@@ -30,12 +30,13 @@ MATRIX = [
 ]
 
 
-# Of the matrix of structures, lengths of text and cases: these are drawn every day.
+# Of the matrix of structures, lengths of text and cases: these are drawn every day. Medium's
+# blocks are Large's, some with a second attention.
 _DAILY = {
-    ("large", 77): (1, 0, 1, 0, 0),
-    ("large", 256): (0, 1, 0, 1, 0),
-    ("medium", 77): (0, 0, 0, 0, 0),
-    ("medium", 256): (0, 0, 0, 0, 0),
+    ("large", 77): (0, 0, 0, 0, 0),
+    ("large", 256): (0, 0, 0, 0, 0),
+    ("medium", 77): (1, 0, 1, 0, 0),
+    ("medium", 256): (0, 1, 0, 1, 0),
 }
 
 
