@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -59,11 +59,16 @@ class EngineOptions:
         weight_streaming: the engine can keep part of its weights in the host's memory.
         refit: the weights of the engine can be exchanged without building it again.
         autotune: try more kernels for each product, which takes minutes.
+        optimization_level: how much a library that times kernels tries, 0 to 5; None is its
+            default.
+        timing: folder of what such a library measured; None keeps nothing.
     """
 
     weight_streaming: bool = False
     refit: bool = False
     autotune: bool = False
+    optimization_level: int | None = None
+    timing: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -141,4 +141,6 @@ def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> 
             "PyTorch streams weights without being built for it, and exchanges none",
             "leave out --weight-streaming and --refit",
         )
+    if options.optimization_level is not None:
+        raise UsageError("PyTorch has no optimization levels", "use --autotune")
     return InductorBuilder(capabilities, options)

@@ -59,6 +59,6 @@ def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> 
     if options != EngineOptions():
         raise UsageError(
             "ONNX Runtime neither streams nor exchanges weights, nor tries kernels",
-            "leave out --weight-streaming, --refit and --autotune",
+            "leave out --weight-streaming, --refit, --autotune and --optimization-level",
         )
     return OnnxRuntimeBuilder()

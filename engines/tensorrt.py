@@ -22,14 +22,22 @@ from .builder import (
     ExportedComponent,
     link_or_copy,
 )
-from .tensorrt_compiler import FACTS_FILE, PlanCompiler, sm_name
+from .child_process import run_in_child
+from .tensorrt_compiler import FACTS_FILE, PlanJob, compile_plan, sm_name
 
 
 def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> TensorRTBuilder:
     """See :func:`sd35_trt.engines.builder.load_builder`."""
-    if options.autotune:
-        raise UsageError("TensorRT tries kernels as it is", "leave out --autotune")
     backend = BACKENDS[name]
+    if options.autotune:
+        raise UsageError(
+            f"{backend.title} tries kernels as it is",
+            "use --optimization-level 5" if backend.times_kernels else "leave out --autotune",
+        )
+    if options.optimization_level is not None and not backend.times_kernels:
+        raise UsageError(
+            f"{backend.title} has no optimization levels", "leave out --optimization-level"
+        )
     return TensorRTBuilder(backend, load_library(backend), capabilities, options)
 
 
@@ -59,7 +67,6 @@ class TensorRTBuilder:
                         f"{self._title} does not compile for compute capability {capability}",
                         "see: sd35-trt gpus",
                     )
-        self._compiler = PlanCompiler(backend, library, capabilities, options)
 
     @property
     def _title(self) -> str:
@@ -69,11 +76,14 @@ class TensorRTBuilder:
         return {self.backend.name: str(self._trt.__version__)}
 
     def describe(self) -> dict[str, Option]:
-        return {
+        described: dict[str, Option] = {
             "compute_capabilities": list(self._capabilities),
             "weight_streaming": self._options.weight_streaming,
             "refit": self._options.refit,
         }
+        if self._options.optimization_level is not None:
+            described["optimization_level"] = self._options.optimization_level
+        return described
 
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> Stage:
         """See :class:`sd35_trt.engines.builder.Builder`."""
@@ -86,9 +96,21 @@ class TensorRTBuilder:
         }
 
         def run(out: Path, progress: Callable[[float, str], None]) -> None:
-            self._compiler.compile(component, bounds, out, progress)
+            self._compile(component, bounds, out, progress)
 
         return Stage(f"{component.name}-plan", inputs, (__name__,), run)
+
+    def _compile(
+        self,
+        component: ExportedComponent,
+        bounds: Mapping[str, Bounds],
+        out: Path,
+        progress: Callable[[float, str], None],
+    ) -> None:
+        """See :func:`sd35_trt.engines.tensorrt_compiler.compile_plan`; in a child process."""
+        name, capabilities = self.backend.name, self._capabilities
+        job = PlanJob(name, capabilities, self._options, component, bounds, out)
+        run_in_child(f"compiling {component.name}", compile_plan, job, progress)
 
     def place(self, engine: CompiledComponent, out: Path) -> BuiltEngine:
         """Link the plan into ``out``, or copy it where links do not reach."""
@@ -112,7 +134,7 @@ class TensorRTBuilder:
         Raises:
             Sd35Error: it does not compile, or the library reports no such figure.
         """
-        self._compiler.compile(component, bounds, out, progress)
+        self._compile(component, bounds, out, progress)
         activation_bytes = json.loads((out / FACTS_FILE).read_text("utf-8"))["activation_bytes"]
         if activation_bytes is None:
             raise Sd35Error(f"{self._title} reports no working memory", "leave out --exact")

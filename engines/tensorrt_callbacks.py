@@ -10,15 +10,31 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 
-def stream_writer(trt: Any, stream: BinaryIO) -> Any:
-    """A writer of plans.
+def write_plan(trt: Any, builder: Any, network: Any, config: Any, stream: BinaryIO) -> int:
+    """Compile a network and write the plan.
 
     Args:
-        trt: the library.
+        trt: the library; from 10.13 on, it writes without a second copy of the plan in memory.
 
     Returns:
-        An ``IStreamWriter`` with ``bytes``, how many were written, and ``error``, an OSError or
-        None.
+        Bytes of the plan; 0 where the library made none, and its log says why.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not hasattr(trt, "IStreamWriter"):
+        plan = builder.build_serialized_network(network, config)
+        return 0 if plan is None else stream.write(memoryview(plan))
+    writer = _stream_writer(trt, stream)
+    built = builder.build_serialized_network_to_stream(network, config, writer)
+    if writer.error is not None:
+        raise writer.error
+    return int(writer.bytes) if built else 0
+
+
+def _stream_writer(trt: Any, stream: BinaryIO) -> Any:
+    """An ``IStreamWriter`` with ``bytes``, how many were written, and ``error``, an OSError or
+    None.
     """
 
     class Writer(trt.IStreamWriter):

@@ -1,7 +1,7 @@
 """Compiling one component to a plan.
 
 Networks are strongly typed: the precision of everything is what the exporter wrote. Sources: the
-Python API references of TensorRT for RTX and of TensorRT 11
+Python API references of TensorRT for RTX and of TensorRT 10 and 11
 (docs.nvidia.com/deeplearning/tensorrt-rtx and .../tensorrt).
 """
 
@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.backends import Backend
-from sd35_trt.compat.tensorrt import freed_on_error, logged_memory, make_logger
+from sd35_trt.backends import BACKENDS, Backend
+from sd35_trt.compat.library import load_library
+from sd35_trt.compat.tensorrt import logged_memory, make_builder, make_logger
 from sd35_trt.compat.tensorrt_plan import read_header
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error
 
 from .builder import EngineOptions, ExportedComponent
-from .tensorrt_callbacks import progress_monitor, stream_writer
+from .tensorrt_callbacks import progress_monitor, write_plan
 from .tensorrt_network import optimization_profile, parse_network
+from .timing_cache import timing_cache
 
 #: What the compiler said of a plan: JSON beside it.
 FACTS_FILE = "engine.json"
@@ -34,74 +37,87 @@ def sm_name(capability: str) -> str:
     return "SM" + capability.replace(".", "")
 
 
-class PlanCompiler:
-    """Compiles components for some GPUs.
+@dataclass(frozen=True)
+class PlanJob:
+    """One component to compile.
 
-    Args:
-        backend: the row of the library.
-        library: the imported package, whose names the TensorRT API documents.
+    Attributes:
+        backend: name of the library's row.
         capabilities: compute capabilities to compile for.
+        bounds: of the component's dynamic dimensions.
+        out: an existing directory.
     """
 
-    def __init__(
-        self, backend: Backend, library: Any, capabilities: tuple[str, ...], options: EngineOptions
-    ) -> None:
+    backend: str
+    capabilities: tuple[str, ...]
+    options: EngineOptions
+    component: ExportedComponent
+    bounds: Mapping[str, Bounds]
+    out: Path
+
+
+def compile_plan(job: PlanJob, progress: Callable[[float, str], None]) -> None:
+    """Write the plan, and what the library said about it as :data:`FACTS_FILE`.
+
+    Args:
+        progress: called with a fraction and what is being done.
+
+    Raises:
+        Sd35Error: a node that the library does not take, or no plan; with its reasons.
+        OSError: the disk is full or not writable.
+    """
+    backend = BACKENDS[job.backend]
+    _PlanCompiler(backend, load_library(backend), job).compile(progress)
+
+
+class _PlanCompiler:
+    """Compiles one component.
+
+    Args:
+        library: the imported package, whose names the TensorRT API documents.
+    """
+
+    def __init__(self, backend: Backend, library: Any, job: PlanJob) -> None:
         self._backend = backend
         self._trt = library
-        self._capabilities = capabilities
-        self._options = options
+        self._capabilities = job.capabilities
+        self._options = job.options
+        self._component = job.component
+        self._bounds = job.bounds
+        self._out = job.out
         self._title = f"{backend.title} {library.__version__}"
 
-    @freed_on_error
-    def compile(
-        self,
-        component: ExportedComponent,
-        bounds: Mapping[str, Bounds],
-        out: Path,
-        progress: Callable[[float, str], None],
-    ) -> None:
-        """Write the plan, and what the library said about it as :data:`FACTS_FILE`.
-
-        Args:
-            bounds: of the component's dynamic dimensions.
-            out: an existing directory.
-            progress: called with a fraction and what is being done.
-
-        Raises:
-            Sd35Error: a node that the library does not take, or no plan; with its reasons.
-            OSError: the disk is full or not writable.
-        """
-        trt = self._trt
+    def compile(self, progress: Callable[[float, str], None]) -> None:
+        """See :func:`compile_plan`."""
+        trt, component = self._trt, self._component
         progress(0.0, "parsing")
         log = make_logger(trt)
         memory: dict[str, int] = {}
         log.on_message = lambda message: memory.update(logged_memory(message))
-        builder = trt.Builder(log)
+        builder = make_builder(trt, self._title, log)
         network, _parser = parse_network(trt, self._title, builder, component, log)
         config = builder.create_builder_config()
         self._configure(config)
-        config.add_optimization_profile(optimization_profile(builder, component, bounds))
+        config.add_optimization_profile(optimization_profile(builder, component, self._bounds))
         monitor = progress_monitor(trt, progress)
         config.progress_monitor = monitor
-        plan = out / self._backend.files[0]
-        with plan.open("wb") as stream:
-            writer = stream_writer(trt, stream)
-            built = builder.build_serialized_network_to_stream(network, config, writer)
-        if writer.error is not None:
-            raise writer.error
-        if not built or not writer.bytes:
+        plan = self._out / self._backend.files[0]
+        folder = self._options.timing if self._backend.times_kernels else None
+        with timing_cache(trt, config, folder), plan.open("wb") as stream:
+            size = write_plan(trt, builder, network, config, stream)
+        if not size:
             raise Sd35Error(
                 f"{self._title} cannot compile {component.name} for "
                 f"{', '.join(self._capabilities)}: {log.reasons()}",
                 "build on the GPU itself, or leave out --refit"
-                if self._options.refit
+                if self._options.refit and self._backend.crosses
                 else "try another --policy, or report this with the command",
             )
         weight_bytes = memory.get("Weights", component.weight_bytes)
         if self._backend.crosses:
-            weight_bytes = self._read_back(component, plan)
+            weight_bytes = self._read_back(plan)
         facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
-        (out / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+        (self._out / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
 
     def _configure(self, config: Any) -> None:
         trt = self._trt
@@ -111,17 +127,22 @@ class PlanCompiler:
                 config.set_compute_capability(
                     getattr(trt.ComputeCapability, sm_name(capability)), i
                 )
+        # What is FP32 has a reason: it is the reference, or would leave FP16's range.
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if self._options.optimization_level is not None:
+            config.builder_optimization_level = self._options.optimization_level
         if self._options.weight_streaming:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if self._options.refit:
             config.set_flag(trt.BuilderFlag.REFIT)
 
-    def _read_back(self, component: ExportedComponent, plan: Path) -> int:
+    def _read_back(self, plan: Path) -> int:
         """Bytes of weights in a plan whose header says what was asked for.
 
         Raises:
             Sd35Error: it is for other GPUs, or its weights are not as small as the policy's.
         """
+        component = self._component
         header = read_header(plan)
         if header.compute_capabilities != tuple(sorted(self._capabilities, key=float)):
             raise Sd35Error(

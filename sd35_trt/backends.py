@@ -51,6 +51,8 @@ class Backend:
         needs_library: whether building takes the library; otherwise engines are the exported files.
         compiles_late: whether kernels are finished on the GPU: the library then has a cache of
             them, and records its own graphs, as they may be replaced while it runs.
+        times_kernels: whether it chooses kernels by running them on the GPU: it then has
+            optimization levels, and its timings are kept.
         reports_memory: whether the compiler says how much working memory an engine takes.
         streams: whether weights may be streamed from the host's memory: ``never``, ``asked``
             (where the bundle was built for it), ``always`` (all but components that are compiled).
@@ -79,6 +81,7 @@ class Backend:
     crosses: bool = False
     needs_library: bool = True
     compiles_late: bool = False
+    times_kernels: bool = False
     reports_memory: bool = False
     streams: Literal["never", "asked", "always"] = "never"
     keeps_activations: tuple[str, ...] = ()
@@ -155,6 +158,7 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
         compute_capabilities=("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
         devices=("cuda",),
+        times_kernels=True,
         reports_memory=True,
         streams="asked",
         workspace_bytes=8 << 20,

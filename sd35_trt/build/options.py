@@ -29,6 +29,8 @@ class BuildOptions:
         weight_streaming: engines that can keep part of their weights in the host's memory.
         refit: engines whose weights can be exchanged.
         autotune: try more kernels, with the ``inductor`` builder.
+        optimization_level: how many kernels are tried, 0 to 5, with the ``tensorrt`` builder; None
+            is its default, 3.
         cache_dir: where stages are kept.
         command: recorded as the command that made the bundle.
     """
@@ -47,5 +49,6 @@ class BuildOptions:
     weight_streaming: bool = False
     refit: bool = False
     autotune: bool = False
+    optimization_level: int | None = None
     cache_dir: Path | None = None
     command: str = ""

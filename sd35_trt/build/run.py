@@ -39,7 +39,13 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
     backend = choose_builder(target, options.builder)
     cache = StageCache(options.cache_dir or default_cache_dir())
     with requirement("building", "build"):
-        wishes = EngineOptions(options.weight_streaming, options.refit, options.autotune)
+        wishes = EngineOptions(
+            options.weight_streaming,
+            options.refit,
+            options.autotune,
+            options.optimization_level,
+            cache.root / "timings",
+        )
         builder = load_builder(backend, target.builders[backend], wishes)
         model = look(options.model, options.tokenizers)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"

@@ -83,6 +83,13 @@ from .output import print_json
 )
 @click.option("--refit", is_flag=True, help="Engines whose weights can be exchanged.")
 @click.option("--autotune", is_flag=True, help="With inductor: try more kernels, for minutes.")
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    default=None,
+    metavar="0-5",
+    help="With tensorrt: how many kernels are tried. Default: 3.",
+)
 @cache_dir_option("Where finished stages are kept. Default: $SD35_TRT_CACHE or ~/.cache/sd35-trt.")
 @json_option("Print the result as JSON.")
 def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:

@@ -1,5 +1,5 @@
-"""TensorRT's two libraries, which have one API: their log, their objects when they fail, and layers
-that the bindings hand out as their base class.
+"""TensorRT's two libraries, which have one API: their log, their objects when they fail, what a
+version lacks, and layers that the bindings hand out as their base class.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from sd35_trt.errors import Sd35Error
 
 
 def without_noise(message: str) -> str:
@@ -70,6 +72,29 @@ def make_logger(trt: Any) -> Any:
     return Log()
 
 
+def make_builder(trt: Any, title: str, log: Any) -> Any:
+    """A library's ``Builder``.
+
+    Args:
+        title: its name and version, for messages.
+        log: of :func:`make_logger`.
+
+    Raises:
+        Sd35Error: it cannot start, and why.
+    """
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # the bindings' word for a null pointer
+        reasons = log.reasons()
+        lacks = "Unable to load library" in reasons
+        raise Sd35Error(
+            f"{title} cannot start: {reasons}",
+            "it lacks what it needs for this GPU: install another version of it"
+            if lacks
+            else "see: sd35-trt doctor",
+        ) from error
+
+
 _MEMORY_LINE = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -84,7 +109,9 @@ def logged_memory(message: str) -> dict[str, int]:
 
 
 def attentions(trt: Any, network: Any) -> list[Any]:
-    """Each ``IAttention`` of a network."""
+    """Each ``IAttention`` of a network; versions before 10.15 have none."""
+    if not hasattr(trt.LayerType, "ATTENTION_OUTPUT"):
+        return []
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     outputs = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_OUTPUT]
     for layer in outputs:

@@ -93,7 +93,7 @@ def test_what_others_may_have_written_is_not_loaded(
     change(path)
     assert read_kernels(path) == b""
     (line,) = log
-    assert "compiled anew" in line
+    assert "made anew" in line
     assert "\n" not in line
 
 
