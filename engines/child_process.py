@@ -71,8 +71,8 @@ def run_in_child(
             child.kill()
             child.wait()
     if failure is not None:
-        error, where = failure
-        raise error from _ChildTraceback(where)
+        raised, where = failure
+        raise raised from _ChildTraceback(where)
 
 
 def _start(connection: Connection, output: IO[bytes]) -> subprocess.Popen[bytes]:

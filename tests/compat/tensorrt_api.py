@@ -11,7 +11,6 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 #: Class → member → how many arguments we give; None where it is no method.

@@ -105,7 +105,7 @@ def test_a_crash_is_one_line() -> None:
         run_in_child("compiling denoiser", crashes, None, lambda *_: None)
     message = "compiling denoiser stopped: its process was ended by SIGSEGV (out of luck)"
     assert str(caught.value) == message
-    with pytest.raises(Sd35Error, match="its process ended with status 3$"):
+    with pytest.raises(Sd35Error, match=r"its process ended with status 3$"):
         run_in_child("compiling denoiser", exits, None, lambda *_: None)
 
 

@@ -20,7 +20,6 @@ from conftest import one_error_line, relative_error
 from fake_gpu import install_fake
 from onnx import helper
 
-from sd35_trt.backends import BACKENDS
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.compat.tensorrt_plan import read_header

@@ -107,10 +107,15 @@ def test_a_failed_build_leaves_the_file_as_it_was(trt: Any, tmp_path: Path) -> N
     _measured(trt, tmp_path, b"a")
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
-    config = FakeConfig()
-    with pytest.raises(RuntimeError), timing_cache(trt, config, tmp_path):
-        config.compile(b"b")
-        raise RuntimeError
+
+    def fail() -> None:
+        config = FakeConfig()
+        with timing_cache(trt, config, tmp_path):
+            config.compile(b"b")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
