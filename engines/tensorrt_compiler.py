@@ -7,22 +7,24 @@ Python API references of TensorRT for RTX and of TensorRT 11
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from sd35_trt.backends import Backend
 from sd35_trt.compat.tensorrt import freed_on_error, logged_memory, make_logger
 from sd35_trt.compat.tensorrt_plan import read_header
 from sd35_trt.dimensions import Bounds
-from sd35_trt.errors import Sd35Error
+from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.formats.reading import Count, encode, read_document
 
 from .builder import EngineOptions, ExportedComponent
 from .tensorrt_callbacks import progress_monitor, stream_writer
 from .tensorrt_network import optimization_profile, parse_network
 
-#: What the compiler said of a plan: JSON beside it.
+#: Beside a plan.
 FACTS_FILE = "engine.json"
 
 # Bytes of weights in a plan may differ from the exported ones by alignment and folded constants.
@@ -32,6 +34,32 @@ _TOLERANCE, _SLACK = 0.03, 1 << 20
 def sm_name(capability: str) -> str:
     """The library's name of a compute capability: ``SM89`` of ``8.9``."""
     return "SM" + capability.replace(".", "")
+
+
+class PlanFacts(Struct, frozen=True):
+    """What the library said of a plan; what ``engine.json`` holds.
+
+    Attributes:
+        weight_bytes: bytes of weights in it.
+        activation_bytes: working memory at the largest shapes; None where it is not reported.
+    """
+
+    weight_bytes: Count
+    activation_bytes: Count | None
+
+    def write(self, folder: Path) -> None:
+        """Write ``engine.json``."""
+        (folder / FACTS_FILE).write_bytes(encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> PlanFacts:
+        """Read ``engine.json``.
+
+        Raises:
+            BundleError: missing, or not as it was written.
+        """
+        fix = "delete it: the next build writes it again"
+        return read_document(folder / FACTS_FILE, cls, 1 << 16, BundleError, fix)
 
 
 class PlanCompiler:
@@ -60,7 +88,7 @@ class PlanCompiler:
         out: Path,
         progress: Callable[[float, str], None],
     ) -> None:
-        """Write the plan, and what the library said about it as :data:`FACTS_FILE`.
+        """Write the plan, and what the library said of it as :data:`FACTS_FILE`.
 
         Args:
             bounds: of the component's dynamic dimensions.
@@ -100,8 +128,7 @@ class PlanCompiler:
         weight_bytes = memory.get("Weights", component.weight_bytes)
         if self._backend.crosses:
             weight_bytes = self._read_back(component, plan)
-        facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
-        (out / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+        PlanFacts(weight_bytes, memory.get("Activation")).write(out)
 
     def _configure(self, config: Any) -> None:
         trt = self._trt
