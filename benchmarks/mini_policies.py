@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from msgspec.structs import asdict
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
+
+from sd35_trt.formats.band import Extremes, LatentStatistics
 
 
 class LatentBand:
     """Smallest and largest mean and standard deviation of any image, by step.
 
     Args:
-        known: an earlier band's ``data`` to go on from; empty for none.
-
-    Attributes:
-        data: JSON-serializable: ``sigma``, the noise level after each step, and beside it ``mean``
-            and ``deviation``, the smallest and the largest of each.
+        known: an earlier band to go on from; None for none.
     """
 
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        self.data: dict[str, list[Any]] = {
-            name: list(known.get(name, ())) for name in ("sigma", "mean", "deviation")
-        }
+    def __init__(self, known: LatentStatistics | None) -> None:
+        self._sigma = list(known.sigma) if known else []
+        self._mean = list(known.mean) if known else []
+        self._deviation = list(known.deviation) if known else []
 
     def add(self, step: int, sigma: float, latents: torch.Tensor) -> None:
         """Widen the band to latents [n, C, h, w] after a step; steps come in order."""
         values = latents.detach().flatten(1).double()
-        figures = {"mean": values.mean(1), "deviation": values.std(1, correction=0)}
-        if step == len(self.data["sigma"]):
-            self.data["sigma"].append(sigma)
-        for name, found in figures.items():
-            bounds = [float(found.min()), float(found.max())]
-            if step < len(self.data[name]):
-                low, high = self.data[name][step]
-                bounds = [min(low, bounds[0]), max(high, bounds[1])]
-                self.data[name][step] = bounds
-            else:
-                self.data[name].append(bounds)
+        if step == len(self._sigma):
+            self._sigma.append(sigma)
+        _widen(self._mean, step, values.mean(1))
+        _widen(self._deviation, step, values.std(1, correction=0))
+
+    def statistics(self) -> LatentStatistics:
+        """The band so far."""
+        return LatentStatistics(tuple(self._sigma), tuple(self._mean), tuple(self._deviation))
+
+
+def _widen(bounds: list[Extremes], step: int, values: torch.Tensor) -> None:
+    """Let the bounds of a step, the next one or an earlier one, hold these values."""
+    low, high = float(values.min()), float(values.max())
+    if step == len(bounds):
+        bounds.append((low, high))
+    else:
+        bounds[step] = min(bounds[step][0], low), max(bounds[step][1], high)

@@ -11,14 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from sd35_trt.compat.modelopt import is_range_error, restored_functions
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
-from sd35_trt.formats.band import LatentStatistics
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration, Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
@@ -28,7 +26,7 @@ from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
 from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
-from .state import State, kept_state
+from .state import Amax, Identity, State, kept_state
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -187,14 +185,14 @@ class _Observer:
             if needs_quantizers(part, model, policy):
                 self._calibrators.append(InputCalibrator(part, model, policy))
 
-    def amax(self) -> dict[str, dict[str, float]]:
-        """By field of the calibration."""
-        values: dict[str, dict[str, float]] = {"inputs": {}, "activations": {}, "bmm": {}}
+    def amax(self) -> Amax:
+        """Of all that was computed since."""
+        values = Amax()
         for recorder in self.recorders.values():
-            values["activations"] |= recorder.amax
+            values.activations.update(recorder.amax)
         for calibrator in self._calibrators:
-            values["inputs"] |= calibrator.inputs()
-            values["bmm"] |= calibrator.bmm()
+            values.inputs.update(calibrator.inputs())
+            values.bmm.update(calibrator.bmm())
         return values
 
 
@@ -291,17 +289,13 @@ def calibrate(
         UsageError: the settings contradict each other.
     """
     batches = settings.batches()
-    identity = {key: value for key, value in provenance.known().items() if key != "command"}
-    identity["batch"] = settings.batch
+    identity = Identity(**asdict(replace(provenance, command=None)), batch=settings.batch)
     with kept_state(out, identity) as state, torch.inference_mode():
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
-        latents = msgspec.convert(state.latents, LatentStatistics)
+        amax, latents = state.findings.amax, state.findings.latents
         calibration = Calibration(
-            state.amax["inputs"],
-            state.amax["activations"],
-            state.amax["bmm"],
-            replace(provenance, latents=latents),
+            amax.inputs, amax.activations, amax.bmm, replace(provenance, latents=latents)
         )
         write_directory(out, DESCRIPTION, calibration.files())
     return calibration
@@ -320,7 +314,7 @@ def _encode_all(
 ) -> None:
     """Encode the empty prompt, then every batch's."""
     stage, total = "encoding", len(batches) + 1
-    first = state.done.get(stage, 0)
+    first = state.findings.done.get(stage, 0)
     progress(stage, first, total)
     if first == total:
         return
@@ -332,7 +326,7 @@ def _encode_all(
         with diagnosed(observer.recorders):
             text = encode(pipe, prompts)
         state.keep(_text_file(k - 1) if k else _NEGATIVE, text)
-        state.finish(stage, observer.amax(), state.latents)
+        state.finish(stage, observer.amax(), state.findings.latents)
         progress(stage, k + 1, total)
     del pipe, observer
     gc.collect()
@@ -346,7 +340,7 @@ def _draw_all(
     progress: Progress,
 ) -> None:
     stage, total = "drawing", len(settings.prompts) * settings.steps
-    first = state.done.get(stage, 0)
+    first = state.findings.done.get(stage, 0)
     done = sum(len(batch.indices) for batch in batches[:first]) * settings.steps
     progress(stage, done, total)
     if first == len(batches):
@@ -354,7 +348,7 @@ def _draw_all(
     parts = ("transformer", "vae")
     pipe = load(settings, parts)
     observer = _Observer(pipe, parts, policy)
-    band = LatentBand(state.latents)
+    band = LatentBand(state.findings.latents)
     negative = state.kept(_NEGATIVE)
     for k, batch in enumerate(batches[first:], first):
         size, before = len(batch.indices), done
@@ -366,5 +360,5 @@ def _draw_all(
             text = state.kept(_text_file(k))
             latents = draw(pipe, settings, batch, text, negative, on_step, band.add)
             _through_autoencoder(pipe.vae, latents)
-        state.finish(stage, observer.amax(), band.data)
+        state.finish(stage, observer.amax(), band.statistics())
         done += size * settings.steps

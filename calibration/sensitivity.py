@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct, to_builtins
 from torch import nn
 
 from sd35_trt.compat.modelopt import quantizers
 from sd35_trt.components import layer_owner
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.calibration import Provenance
+from sd35_trt.formats.reading import Count, Name
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import replacement
@@ -30,6 +32,53 @@ RESULT, PLOT, POLICY = "sensitivity.json", "sensitivity.png", "policy.toml"
 
 #: Steps of each prompt at which the prediction is looked at, evenly spread.
 _STEPS = 4
+
+
+class Outcome(Struct, frozen=True):
+    """Relative error of the prediction, and bytes of all the MMDiT's linears."""
+
+    error: float
+    bytes: Count
+
+
+class GroupOutcome(Struct, frozen=True):
+    """One group of linears in FP8, all others in half precision; see :class:`Group`.
+
+    Attributes:
+        error: of the prediction, relative.
+        layers: ``component/layer``.
+    """
+
+    name: Name
+    kind: Name
+    depth: str
+    error: float
+    saved_bytes: Count
+    layers: tuple[Name, ...]
+
+
+class Choice(Struct, frozen=True):
+    """The names of the groups that a budget keeps half, and what that gives."""
+
+    half: tuple[Name, ...]
+    error: float
+    bytes: Count
+
+
+class SensitivityRecord(Struct, frozen=True, omit_defaults=True):
+    """What ``sensitivity.json`` holds beside the provenance.
+
+    Attributes:
+        everything, nothing: with every linear in FP8, and with none.
+        base_policy: with what the base policy puts in FP8.
+        chosen: absent without a budget.
+    """
+
+    everything: Outcome
+    nothing: Outcome
+    base_policy: Outcome
+    groups: tuple[GroupOutcome, ...]
+    chosen: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -53,31 +102,29 @@ class Sensitivity:
     chosen: float | None = None
     chosen_bytes: int | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        data: dict[str, Any] = {
-            "everything": {
-                "error": self.everything,
-                "bytes": sum(g.fp8_bytes for g in self.groups),
-            },
-            "nothing": {"error": 0.0, "bytes": sum(g.half_bytes for g in self.groups)},
-            "base_policy": {"error": self.base, "bytes": self.base_bytes},
-            "groups": [
-                {
-                    "name": group.name,
-                    "kind": group.kind,
-                    "depth": group.depth,
-                    "error": error,
-                    "saved_bytes": group.saved_bytes,
-                    "layers": [layer.name for layer in group.layers],
-                }
+    def record(self) -> SensitivityRecord:
+        """As ``sensitivity.json`` has it."""
+        chosen = None
+        if self.half is not None and self.chosen is not None and self.chosen_bytes is not None:
+            names = tuple(group.name for group in self.half)
+            chosen = Choice(names, self.chosen, self.chosen_bytes)
+        return SensitivityRecord(
+            everything=Outcome(self.everything, sum(g.fp8_bytes for g in self.groups)),
+            nothing=Outcome(0.0, sum(g.half_bytes for g in self.groups)),
+            base_policy=Outcome(self.base, self.base_bytes),
+            groups=tuple(
+                GroupOutcome(
+                    name=group.name,
+                    kind=group.kind,
+                    depth=group.depth,
+                    error=error,
+                    saved_bytes=group.saved_bytes,
+                    layers=tuple(layer.name for layer in group.layers),
+                )
                 for group, error in zip(self.groups, self.errors, strict=True)
-            ],
-        }
-        if self.half is not None:
-            names = [group.name for group in self.half]
-            data["chosen"] = {"half": names, "error": self.chosen, "bytes": self.chosen_bytes}
-        return data
+            ),
+            chosen=chosen,
+        )
 
 
 @dataclass(frozen=True)
@@ -288,7 +335,7 @@ def write(
         plotter: :func:`plot`, or None where matplotlib is not installed.
     """
     with replacement(out, RESULT) as work:
-        data = {"provenance": provenance.known(), **result.as_dict()}
+        data = {"provenance": provenance.known(), **to_builtins(result.record())}
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (work / RESULT).write_text(text + "\n", "utf-8")
         if plotter is not None:

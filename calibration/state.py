@@ -4,21 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import msgspec
+from msgspec import Struct, field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd35_trt.errors import Sd35Error
+from sd35_trt.formats.band import LatentStatistics
+from sd35_trt.formats.calibration import Provenance
+from sd35_trt.formats.reading import Count, Name, Positive, read_document
 
 _PROGRESS, _LOCK = "progress.json", "lock"
 
-FIELDS = ("inputs", "activations", "bmm")
+# A line for every layer of the model.
+_LARGEST = 64 << 20
+
+
+class Identity(Provenance, frozen=True, kw_only=True):
+    """Everything that a calibration's values depend on: ``command`` is None.
+
+    Attributes:
+        batch: prompts drawn at once.
+    """
+
+    batch: Positive
+
+
+class Amax(Struct, frozen=True):
+    """Values so far, by field of :class:`~sd35_trt.formats.calibration.Calibration`."""
+
+    inputs: dict[Name, float] = field(default_factory=dict)
+    activations: dict[Name, float] = field(default_factory=dict)
+    bmm: dict[Name, float] = field(default_factory=dict)
+
+    def widened(self, other: Amax) -> Amax:
+        """With the larger of both, name by name."""
+        return Amax(
+            _larger(self.inputs, other.inputs),
+            _larger(self.activations, other.activations),
+            _larger(self.bmm, other.bmm),
+        )
+
+
+def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {**one, **{name: max(one.get(name, 0.0), value) for name, value in other.items()}}
+
+
+class Findings(Struct, frozen=True):
+    """What ``progress.json`` holds.
+
+    Attributes:
+        done: stage → number of its batches that are finished.
+        latents: their band; None before the first was drawn.
+    """
+
+    identity: Identity
+    done: dict[Name, Count] = field(default_factory=dict)
+    amax: Amax = field(default_factory=Amax)
+    latents: LatentStatistics | None = None
 
 
 class State:
@@ -26,53 +74,33 @@ class State:
 
     Args:
         folder: a directory of its own.
-        identity: everything the values depend on, JSON-serializable; what another identity left
-            in the folder is deleted.
+        identity: what another identity left in the folder is deleted.
 
     Attributes:
-        done: stage → number of its batches that are finished.
-        amax: field of :class:`~sd35_trt.formats.calibration.Calibration` → its values so far.
-        latents: the band of the latents so far, as
-            :class:`~sd35_trt.calibration.latents.LatentBand` has it; empty at first.
+        findings: so far.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
-        self._identity = json.loads(json.dumps(identity))
-        self.done: dict[str, int] = {}
-        self.amax: dict[str, dict[str, float]] = {field: {} for field in FIELDS}
-        self.latents: Mapping[str, Any] = {}
+        self.findings = Findings(identity)
         try:
-            saved = json.loads((folder / _PROGRESS).read_text("utf-8"))
-            if saved["identity"] == self._identity:
-                self.done, self.amax, self.latents = (
-                    saved[key] for key in ("done", "amax", "latents")
-                )
-                return
-        except (OSError, ValueError, KeyError, TypeError):
-            saved = None  # none there, or damaged: begin anew
+            saved = read_document(folder / _PROGRESS, Findings, _LARGEST, Sd35Error, "begin anew")
+        except Sd35Error:
+            saved = None  # none there, or damaged
+        if saved is not None and saved.identity == identity:
+            self.findings = saved
+            return
         for path in folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
 
-    def finish(
-        self, stage: str, amax: Mapping[str, Mapping[str, float]], latents: Mapping[str, Any]
-    ) -> None:
+    def finish(self, stage: str, amax: Amax, latents: LatentStatistics | None) -> None:
         """Count one more batch of a stage, with the values so far, in one step on disk."""
-        self.latents = latents
-        for field, values in amax.items():
-            largest = self.amax[field]
-            for name, value in values.items():
-                largest[name] = max(largest.get(name, 0.0), value)
-        self.done[stage] = self.done.get(stage, 0) + 1
-        data = {
-            "identity": self._identity,
-            "done": self.done,
-            "amax": self.amax,
-            "latents": self.latents,
-        }
+        before = self.findings
+        done = {**before.done, stage: before.done.get(stage, 0) + 1}
+        self.findings = Findings(before.identity, done, before.amax.widened(amax), latents)
         partial = self.folder / f"{_PROGRESS}.partial"
-        partial.write_text(json.dumps(data), "utf-8")
+        partial.write_bytes(msgspec.json.encode(self.findings))
         partial.replace(self.folder / _PROGRESS)
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -96,7 +124,7 @@ class State:
 
 
 @contextlib.contextmanager
-def kept_state(out: Path, identity: Mapping[str, Any]) -> Iterator[State]:
+def kept_state(out: Path, identity: Identity) -> Iterator[State]:
     """The state of the calibration that will become ``out``; deleted when the block ends well.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .builder import (
     link_or_copy,
 )
 from .child_process import run_in_child
-from .tensorrt_compiler import FACTS_FILE, PlanJob, compile_plan, sm_name
+from .tensorrt_compiler import PlanFacts, PlanJob, compile_plan, sm_name
 
 
 def create(name: str, capabilities: tuple[str, ...], options: EngineOptions) -> TensorRTBuilder:
@@ -116,8 +115,8 @@ class TensorRTBuilder:
         """Link the plan into ``out``, or copy it where links do not reach."""
         (plan,) = self.backend.files
         link_or_copy(engine.folder / plan, out / plan)
-        facts = json.loads((engine.folder / FACTS_FILE).read_text("utf-8"))
-        return BuiltEngine((plan,), facts["weight_bytes"], facts["activation_bytes"])
+        facts = PlanFacts.read(engine.folder)
+        return BuiltEngine((plan,), facts.weight_bytes, facts.activation_bytes)
 
     def working_memory(
         self,
@@ -135,7 +134,7 @@ class TensorRTBuilder:
             Sd35Error: it does not compile, or the library reports no such figure.
         """
         self._compile(component, bounds, out, progress)
-        activation_bytes = json.loads((out / FACTS_FILE).read_text("utf-8"))["activation_bytes"]
+        activation_bytes = PlanFacts.read(out).activation_bytes
         if activation_bytes is None:
             raise Sd35Error(f"{self._title} reports no working memory", "leave out --exact")
-        return int(activation_bytes)
+        return activation_bytes

@@ -7,25 +7,27 @@ Python API references of TensorRT for RTX and of TensorRT 10 and 11
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from sd35_trt.backends import BACKENDS, Backend
 from sd35_trt.compat.library import load_library
 from sd35_trt.compat.tensorrt import logged_memory, make_builder, make_logger
 from sd35_trt.compat.tensorrt_plan import read_header
 from sd35_trt.dimensions import Bounds
-from sd35_trt.errors import Sd35Error
+from sd35_trt.errors import BundleError, Sd35Error
+from sd35_trt.formats.reading import Count, encode, read_document
 
 from .builder import EngineOptions, ExportedComponent
 from .tensorrt_callbacks import progress_monitor, write_plan
 from .tensorrt_network import optimization_profile, parse_network
 from .timing_cache import timing_cache
 
-#: What the compiler said of a plan: JSON beside it.
+#: Beside a plan.
 FACTS_FILE = "engine.json"
 
 # Bytes of weights in a plan may differ from the exported ones by alignment and folded constants.
@@ -35,6 +37,32 @@ _TOLERANCE, _SLACK = 0.03, 1 << 20
 def sm_name(capability: str) -> str:
     """The library's name of a compute capability: ``SM89`` of ``8.9``."""
     return "SM" + capability.replace(".", "")
+
+
+class PlanFacts(Struct, frozen=True):
+    """What the library said of a plan; what ``engine.json`` holds.
+
+    Attributes:
+        weight_bytes: bytes of weights in it.
+        activation_bytes: working memory at the largest shapes; None where it is not reported.
+    """
+
+    weight_bytes: Count
+    activation_bytes: Count | None
+
+    def write(self, folder: Path) -> None:
+        """Write ``engine.json``."""
+        (folder / FACTS_FILE).write_bytes(encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> PlanFacts:
+        """Read ``engine.json``.
+
+        Raises:
+            BundleError: missing, or not as it was written.
+        """
+        fix = "delete it: the next build writes it again"
+        return read_document(folder / FACTS_FILE, cls, 1 << 16, BundleError, fix)
 
 
 @dataclass(frozen=True)
@@ -116,8 +144,7 @@ class _PlanCompiler:
         weight_bytes = memory.get("Weights", component.weight_bytes)
         if self._backend.crosses:
             weight_bytes = self._read_back(plan)
-        facts = {"weight_bytes": weight_bytes, "activation_bytes": memory.get("Activation")}
-        (self._out / FACTS_FILE).write_text(json.dumps(facts) + "\n", "utf-8")
+        PlanFacts(weight_bytes, memory.get("Activation")).write(self._out)
 
     def _configure(self, config: Any) -> None:
         trt = self._trt

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +17,7 @@ from sd35_trt import __version__
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
+from sd35_trt.formats.report import ComparedModel, Report, Run, Side
 from sd35_trt.mini.scenes import Example
 from sd35_trt.progress import Progress, silent
 from sd35_trt.runtime.devices.opening import open_device
@@ -30,14 +27,11 @@ from sd35_trt.store.disk import file_errors
 from sd35_trt.store.replacement import replacement
 
 from .draw import PictureSet
-from .figures import measure
+from .figures import Figures, measure
 from .gate import checks
 from .options import VerifyOptions
 from .page import Pictures, render_page
 from .reference import check_comparable, open_reference
-
-#: Version of ``report.json``.
-FORMAT = 1
 
 #: In the bundle.
 FOLDER = "report"
@@ -51,11 +45,11 @@ CAPTIONS = 100
 _LIBRARIES = (np, onnx, onnxruntime, scipy, skimage)
 
 
-def verify(options: VerifyOptions, progress: Progress = silent) -> dict[str, Any]:
+def verify(options: VerifyOptions, progress: Progress = silent) -> Report:
     """Compare two bundles and write ``report/`` in the first.
 
     Returns:
-        The report, as in ``report.json``.
+        The report.
 
     Raises:
         Sd35Error: explained in one line; an older report stays as it was.
@@ -89,51 +83,56 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> dict[str, Any
             common.batch,
             defaults.guidance,
         )
-        report = _origins(options, reference, candidate, pictures, origin)
         figures, images = measure(reference, candidate, pictures, examples, Path(spool), progress)
-        report |= figures
-        bounds = checks(report, options.thresholds)
-        report["gate"] = [asdict(check) for check in bounds]
-        report["passed"] = all(check.passed for check in bounds)
-        report["seconds"] = round(time.perf_counter() - start, 1)
+        report = _report(options, reference, candidate, pictures, origin, figures, start)
         _write(work, report, images)
     return report
 
 
-def _origins(
+def _report(
     options: VerifyOptions,
     reference: Bundle,
     candidate: Bundle,
     pictures: PictureSet,
-    prompts: str,
-) -> dict[str, Any]:
-    """What a report says of how it was made.
+    origin: str,
+    figures: Figures,
+    start: float,
+) -> Report:
+    """The report, with how it was made.
 
     Args:
-        prompts: where they come from.
+        origin: where the prompts come from.
+        start: of the comparison, as ``time.perf_counter`` gives it.
     """
-    return {
-        "format": FORMAT,
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": options.command,
-        "versions": _versions(),
-        "model": {
-            "name": candidate.manifest.model.name,
-            "variant": candidate.manifest.model.variant,
-        },
-        "reference": _describe(reference, options.against),
-        "candidate": _describe(candidate, str(options.bundle)),
-        "run": {
-            "prompts": prompts,
-            "prompts_sha256": digest(pictures.prompts),
-            "images": len(pictures.prompts),
-            "seed": pictures.seed,
-            "steps": pictures.steps,
-            "guidance": pictures.guidance,
-            "size": list(pictures.size),
-            "batch": len(next(pictures.batches())),
-        },
-    }
+    gate = checks(options.thresholds, figures.images, figures.latents, figures.scenes)
+    model = candidate.manifest.model
+    return Report(
+        made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=options.command,
+        versions=_versions(),
+        model=ComparedModel(model.name, model.variant),
+        reference=_describe(reference, options.against),
+        candidate=_describe(candidate, str(options.bundle)),
+        run=Run(
+            prompts=origin,
+            prompts_sha256=digest(pictures.prompts),
+            images=len(pictures.prompts),
+            seed=pictures.seed,
+            steps=pictures.steps,
+            guidance=candidate.manifest.defaults.guidance,
+            size=pictures.size,
+            batch=len(next(pictures.batches())),
+        ),
+        linears=figures.linears,
+        linears_note=figures.linears_note,
+        latents=figures.latents,
+        images=figures.images,
+        scenes=figures.scenes,
+        each=figures.each,
+        gate=gate,
+        passed=all(check.passed for check in gate),
+        seconds=round(time.perf_counter() - start, 1),
+    )
 
 
 def _prompts(
@@ -185,21 +184,20 @@ def _versions() -> dict[str, str]:
     return {"sd35-trt": __version__} | {m.__name__: m.__version__ for m in _LIBRARIES}
 
 
-def _describe(bundle: Bundle, name: str) -> dict[str, Any]:
+def _describe(bundle: Bundle, name: str) -> Side:
     m = bundle.manifest
-    return {
-        "bundle": name,
-        "manifest_sha256": sha256_file(bundle.root / MANIFEST),
-        "policy": m.policy.name,
-        "policy_sha256": m.policy.sha256,
-        "target": m.target,
-        "builder": m.builder,
-        "weight_bytes": {c.name: c.weight_bytes for c in m.components},
-        "made": m.created,
-    }
+    return Side(
+        bundle=name,
+        manifest_sha256=sha256_file(bundle.root / MANIFEST),
+        policy=m.policy.name,
+        policy_sha256=m.policy.sha256,
+        target=m.target,
+        builder=m.builder,
+        weight_bytes={c.name: c.weight_bytes for c in m.components},
+        made=m.created,
+    )
 
 
-def _write(work: Path, report: Mapping[str, Any], pictures: Pictures) -> None:
+def _write(work: Path, report: Report, pictures: Pictures) -> None:
     (work / PAGE_FILE).write_text(render_page(report, pictures), "utf-8")
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (work / JSON_FILE).write_text(text + "\n", "utf-8")
+    (work / JSON_FILE).write_text(report.to_json(), "utf-8")

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.report import (
+    FinalError,
+    FreeRunning,
+    LatentErrors,
+    Likeness,
+    LinearError,
+    PicturePair,
+    Psnr,
+    Scenes,
+    Spread,
+    TeacherForced,
+)
 from sd35_trt.mini.scenes import Example
 from sd35_trt.progress import Progress
 
 from .draw import CandidateDrawing, PictureSet, ReferenceDrawing, draw_candidate, draw_reference
-from .linears import LinearError, equal_linears, linear_errors
+from .linears import equal_linears, linear_errors
 from .metrics import load_lpips, psnr, squared_error, ssim
 from .page import Pictures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured; see :class:`sd35_trt.formats.report.Report`."""
+
+    linears: tuple[LinearError, ...]
+    linears_note: str
+    latents: LatentErrors
+    images: Likeness
+    scenes: Scenes | None
+    each: tuple[PicturePair, ...]
 
 
 def measure(
@@ -27,7 +51,7 @@ def measure(
     examples: Sequence[Example] | None,
     spool: Path,
     progress: Progress,
-) -> tuple[dict[str, Any], Pictures]:
+) -> tuple[Figures, Pictures]:
     """Draw with both bundles and compare.
 
     Args:
@@ -35,7 +59,7 @@ def measure(
         spool: an empty folder for latents.
 
     Returns:
-        Fields of the report, and the pictures.
+        The figures, and the pictures.
     """
     count = len(pictures.prompts)
     again = len(set(next(pictures.batches())))  # the first batch, which is drawn twice
@@ -52,20 +76,16 @@ def measure(
     linears, note = _linears(reference, candidate, one, progress)
     images = Pictures(one.images, other.images)
     each, over_all = _compare_images(images, pictures, other, progress)
-    figures = {
-        "linears": [asdict(linear) for linear in linears],
-        "linears_note": note,
-        "latents": _latents(one, other),
-        "images": over_all,
-        "scenes": None,
-        "each": each,
-    }
+    scenes: Scenes | None = None
     if examples is not None:
         from .scenes import compare_scenes
 
-        figures["scenes"], verdicts = compare_scenes(one.images, other.images, examples)
-        for row, (right, still) in zip(each, verdicts, strict=True):
-            row |= {"reference_right": right, "candidate_right": still}
+        scenes, verdicts = compare_scenes(one.images, other.images, examples)
+        each = [
+            replace(pair, reference_right=right, candidate_right=still)
+            for pair, (right, still) in zip(each, verdicts, strict=True)
+        ]
+    figures = Figures(tuple(linears), note, _latents(one, other), over_all, scenes, tuple(each))
     return figures, images
 
 
@@ -102,71 +122,62 @@ def _linears(
     return errors, ""
 
 
-def _latents(one: ReferenceDrawing, other: CandidateDrawing) -> dict[str, Any]:
+def _latents(one: ReferenceDrawing, other: CandidateDrawing) -> LatentErrors:
     free, final = other.free, other.free[-1]
-    return {
-        "sigma": one.sigmas.tolist(),
-        "free_running": {
-            "mean": free.mean(axis=1).tolist(),
-            "p10": np.percentile(free, 10, axis=1).tolist(),
-            "median": np.median(free, axis=1).tolist(),
-            "p90": np.percentile(free, 90, axis=1).tolist(),
-        },
-        "teacher_forced": {
-            "mean": other.forced.mean(axis=1).tolist(),
-            "images": other.forced.shape[1],
-        },
-        "final": {
-            "mean": float(final.mean()),
-            "median": float(np.median(final)),
-            "max": float(final.max()),
-        },
-    }
+    return LatentErrors(
+        sigma=tuple(one.sigmas.tolist()),
+        free_running=FreeRunning(
+            mean=tuple(free.mean(axis=1).tolist()),
+            p10=tuple(np.percentile(free, 10, axis=1).tolist()),
+            median=tuple(np.median(free, axis=1).tolist()),
+            p90=tuple(np.percentile(free, 90, axis=1).tolist()),
+        ),
+        teacher_forced=TeacherForced(
+            mean=tuple(other.forced.mean(axis=1).tolist()), images=other.forced.shape[1]
+        ),
+        final=FinalError(
+            mean=float(final.mean()), median=float(np.median(final)), max=float(final.max())
+        ),
+    )
 
 
 def _compare_images(
     images: Pictures, pictures: PictureSet, other: CandidateDrawing, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Per picture and over all; PSNR is None where it is infinite."""
+) -> tuple[list[PicturePair], Likeness]:
+    """Per picture and over all."""
     distance, note = load_lpips()
-    each: list[dict[str, Any]] = []
+    each: list[PicturePair] = []
     pairs = zip(images.candidate, images.reference, strict=True)
     for i, (image, expected) in enumerate(pairs):
         error = squared_error(image, expected)
         each.append(
-            {
-                "prompt": pictures.prompts[i],
-                "seed": pictures.seed + i,
-                "squared_error": error,
-                "psnr": psnr(error),
-                "ssim": ssim(image, expected),
-                "lpips": distance(image, expected) if distance else None,
-                "latent_error": float(other.free[-1, i]),
-            }
+            PicturePair(
+                prompt=pictures.prompts[i],
+                seed=pictures.seed + i,
+                squared_error=error,
+                psnr=psnr(error),
+                ssim=ssim(image, expected),
+                lpips=distance(image, expected) if distance else None,
+                latent_error=float(other.free[-1, i]),
+            )
         )
         progress("pictures", i + 1, len(pictures.prompts))
-    errors = [row["squared_error"] for row in each]
-    similar = [row["ssim"] for row in each]
-    over_all: dict[str, Any] = {
-        "identical": errors.count(0.0),
-        "psnr": {
-            "all": psnr(float(np.mean(errors))),
-            "median": psnr(float(np.median(errors))),
-            "worst": psnr(max(errors)),
-        },
-        "ssim": {
-            "mean": float(np.mean(similar)),
-            "median": float(np.median(similar)),
-            "worst": min(similar),
-        },
-        "lpips": None,
-        "lpips_note": note,
-    }
-    if distance:
-        values = [row["lpips"] for row in each]
-        over_all["lpips"] = {
-            "mean": float(np.mean(values)),
-            "median": float(np.median(values)),
-            "worst": max(values),
-        }
+    errors = [pair.squared_error for pair in each]
+    similarities = [pair.ssim for pair in each]
+    distances = [pair.lpips for pair in each if pair.lpips is not None]
+    over_all = Likeness(
+        identical=errors.count(0.0),
+        psnr=Psnr(
+            all=psnr(float(np.mean(errors))),
+            median=psnr(float(np.median(errors))),
+            worst=psnr(max(errors)),
+        ),
+        ssim=_spread(similarities, min(similarities)),
+        lpips=_spread(distances, max(distances)) if distances else None,
+        lpips_note=note,
+    )
     return each, over_all
+
+
+def _spread(values: Sequence[float], worst: float) -> Spread:
+    return Spread(float(np.mean(values)), float(np.median(values)), worst)

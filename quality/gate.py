@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.report import Check, LatentErrors, Likeness, Scenes
 
 
 @dataclass(frozen=True)
@@ -38,50 +38,45 @@ class Thresholds:
             )
 
 
-@dataclass(frozen=True)
-class Check:
-    """One figure and its bound; ``value`` None is that of equal pictures, an infinite PSNR."""
+def checks(
+    thresholds: Thresholds, images: Likeness, latents: LatentErrors, scenes: Scenes | None
+) -> tuple[Check, ...]:
+    """Every bound that was set, against a report's figures.
 
-    figure: str
-    unit: str
-    option: str
-    value: float | None
-    threshold: float
-    passed: bool
-
-
-def checks(report: Mapping[str, Any], thresholds: Thresholds) -> list[Check]:
-    """Every bound that was set, against a report's figures."""
-    return list(_checks(report, thresholds))
+    Raises:
+        UsageError: see :meth:`Thresholds.check`.
+    """
+    thresholds.check(scenes is not None)
+    return tuple(_checks(thresholds, images, latents, scenes))
 
 
-def _checks(report: Mapping[str, Any], t: Thresholds) -> Iterator[Check]:
-    images = report["images"]
+def _checks(
+    t: Thresholds, images: Likeness, latents: LatentErrors, scenes: Scenes | None
+) -> Iterator[Check]:
     if t.min_psnr is not None:
-        value = images["psnr"]["all"]
-        passed = value is None or value >= t.min_psnr
-        yield Check("PSNR", " dB", "--min-psnr", value, t.min_psnr, passed)
+        psnr = images.psnr.all
+        passed = psnr is None or psnr >= t.min_psnr
+        yield Check("PSNR", " dB", "--min-psnr", psnr, t.min_psnr, passed)
     if t.min_ssim is not None:
-        value = images["ssim"]["mean"]
-        yield Check("SSIM", "", "--min-ssim", value, t.min_ssim, value >= t.min_ssim)
+        ssim = images.ssim.mean
+        yield Check("SSIM", "", "--min-ssim", ssim, t.min_ssim, ssim >= t.min_ssim)
     if t.max_latent_error is not None:
-        value = report["latents"]["final"]["mean"]
-        passed = value <= t.max_latent_error
-        yield Check("latent error", "", "--max-latent-error", value, t.max_latent_error, passed)
-    if t.max_accuracy_drop is not None:
-        value = -100 * report["scenes"]["whole"]["paired"]["difference"]
+        error = latents.final.mean
+        passed = error <= t.max_latent_error
+        yield Check("latent error", "", "--max-latent-error", error, t.max_latent_error, passed)
+    if t.max_accuracy_drop is not None and scenes is not None:
+        drop = -100 * scenes.whole.paired.difference
         # A share of n captions is not exact in binary.
-        passed = value <= t.max_accuracy_drop + 1e-9
+        passed = drop <= t.max_accuracy_drop + 1e-9
         yield Check(
-            "accuracy drop", " points", "--max-accuracy-drop", value, t.max_accuracy_drop, passed
+            "accuracy drop", " points", "--max-accuracy-drop", drop, t.max_accuracy_drop, passed
         )
 
 
-def failures(report: Mapping[str, Any]) -> list[str]:
+def failures(gate: Iterable[Check]) -> list[str]:
     """What a report missed, each with the figure and its bound."""
     return [
-        f"{check['figure']} {check['value']:.4g}{check['unit']} misses "
-        f"{check['option']} {check['threshold']:g}"
-        for check in report["gate"]
-        if not check["passed"]
+        f"{check.figure} {check.value:.4g}{check.unit} misses {check.option} {check.threshold:g}"
+        for check in gate
+        if not check.passed
     ]

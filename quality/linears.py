@@ -10,7 +10,6 @@ quantizes and dequantizes around its product (``own_error``), and in their place
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from sd35_trt.errors import Sd35Error
+from sd35_trt.formats.report import LinearError
 
 from .linear_graph import LinearGraph, input_name
 
@@ -26,25 +26,6 @@ Feed = Mapping[str, np.ndarray]
 
 # Exposed activations held at a time.
 _BUDGET = 2 << 30
-
-
-@dataclass(frozen=True)
-class LinearError:
-    """One linear of a component.
-
-    Attributes:
-        precision: how the compared bundle stores the weight, ``reference_precision`` how the
-            reference does; names as in a policy.
-        own_error: ‖y' − y‖ / ‖y‖ on the same input; None where it is not finite.
-        in_place_error: the same with each bundle's own input.
-    """
-
-    component: str
-    layer: str
-    precision: str
-    reference_precision: str
-    own_error: float | None
-    in_place_error: float | None
 
 
 def _open(model: ModelProto, folder: Path) -> ort.InferenceSession:

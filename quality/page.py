@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from sd35_trt.formats.report import LinearError, PairedDifference, PicturePair, Report
 from sd35_trt.units import format_bytes
 
 from . import plots
@@ -23,10 +23,11 @@ _ROWS = 15
 # Largest width and height of a picture that is shown as it is, and of one that is reduced.
 _LOSSLESS_SIDE, _SIDE = 256, 512
 
+# What the bundles are called where nothing tells them apart.
+_SIDES = ("reference", "candidate")
+
 # Differences are brightened by this much.
 _GAIN = 4
-
-Report = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,14 @@ class Pictures:
 
 
 def render_page(report: Report, pictures: Pictures) -> str:
-    """The report as HTML.
-
-    Args:
-        report: as in ``report.json``.
-    """
-    title = f"{_name(report, 'candidate')} against {_name(report, 'reference')}"
-    run = report["run"]
+    """The report as HTML."""
+    reference, candidate = _names(report)
+    title = f"{candidate} against {reference}"
+    run = report.run
     intro = (
-        f"{report['model']['name']}, {run['images']} pictures of "
-        f"{run['size'][0]}×{run['size'][1]}, {run['steps']} steps, guidance "
-        f"{run['guidance']:g}, seeds from {run['seed']}; {run['prompts']}; {report['made']}"
+        f"{report.model.name}, {run.images} pictures of {run.size[0]}×{run.size[1]}, "
+        f"{run.steps} steps, guidance {run.guidance:g}, seeds from {run.seed}; {run.prompts}; "
+        f"{report.made}"
     )
     parts = [
         f"<h1>{escape(title)}</h1><p class=soft>{escape(intro)}</p>",
@@ -79,16 +77,12 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def _name(report: Report, side: str) -> str:
-    """The policy where that tells the two apart, else the folder, else the side itself."""
-    sides = ("reference", "candidate")
-    for names in (
-        {s: str(report[s]["policy"]) for s in sides},
-        {s: Path(report[s]["bundle"]).name[:30] for s in sides},
-    ):
-        if len(set(names.values())) == len(sides):
-            return names[side]
-    return side
+def _names(report: Report) -> tuple[str, str]:
+    """Reference and candidate: the policies where they tell the two apart, else the folders."""
+    sides = report.reference, report.candidate
+    policies = sides[0].policy, sides[1].policy
+    folders = Path(sides[0].bundle).name[:30], Path(sides[1].bundle).name[:30]
+    return next((pair for pair in (policies, folders) if pair[0] != pair[1]), _SIDES)
 
 
 def _number(value: float | None, digits: int = 3, none: str = "∞") -> str:
@@ -96,48 +90,47 @@ def _number(value: float | None, digits: int = 3, none: str = "∞") -> str:
 
 
 def _gate(report: Report) -> str:
-    if not report["gate"]:
+    if not report.gate:
         return ""
     rows = []
-    for check in report["gate"]:
-        word, style = ("held", "good") if check["passed"] else ("missed", "bad")
+    for check in report.gate:
+        word, style = ("held", "good") if check.passed else ("missed", "bad")
         rows.append(
-            f"<li>{escape(check['figure'])} {_number(check['value'])}{check['unit']}, "
-            f"<code>{escape(check['option'])} {check['threshold']:g}</code>: "
+            f"<li>{escape(check.figure)} {_number(check.value)}{check.unit}, "
+            f"<code>{escape(check.option)} {check.threshold:g}</code>: "
             f"<b class={style}>{word}</b></li>"
         )
     return f"<h2>Thresholds</h2><ul>{''.join(rows)}</ul>"
 
 
 def _cards(report: Report) -> str:
-    images, final = report["images"], report["latents"]["final"]
-    psnr, ssim = images["psnr"], images["ssim"]
-    same = f", {images['identical']} identical" if images["identical"] else ""
+    images, final = report.images, report.latents.final
+    psnr, ssim, lpips = images.psnr, images.ssim, images.lpips
+    same = f", {images.identical} identical" if images.identical else ""
     cards = [
-        ("latent error", _number(final["mean"]),
-         f"after the last step, mean; median {_number(final['median'])}, "
-         f"largest {_number(final['max'])}"),
-        ("PSNR", f"{_number(psnr['all'])} dB",
-         f"of the mean squared error; median {_number(psnr['median'])}, "
-         f"worst {_number(psnr['worst'])}{same}"),
-        ("SSIM", f"{ssim['mean']:.3f}",
-         f"mean; median {ssim['median']:.3f}, worst {ssim['worst']:.3f}"),
+        ("latent error", _number(final.mean),
+         f"after the last step, mean; median {_number(final.median)}, "
+         f"largest {_number(final.max)}"),
+        ("PSNR", f"{_number(psnr.all)} dB",
+         f"of the mean squared error; median {_number(psnr.median)}, "
+         f"worst {_number(psnr.worst)}{same}"),
+        ("SSIM", f"{ssim.mean:.3f}",
+         f"mean; median {ssim.median:.3f}, worst {ssim.worst:.3f}"),
     ]  # fmt: skip
-    if lpips := images["lpips"]:
-        cards.append(("LPIPS", _number(lpips["mean"]), f"mean; worst {_number(lpips['worst'])}"))
+    if lpips:
+        cards.append(("LPIPS", _number(lpips.mean), f"mean; worst {_number(lpips.worst)}"))
     else:
-        cards.append(("LPIPS", "not available", images["lpips_note"]))
-    if report["scenes"]:
-        whole = report["scenes"]["whole"]
+        cards.append(("LPIPS", "not available", images.lpips_note))
+    if report.scenes:
+        whole = report.scenes.whole
         cards.append(
-            ("scenes right", f"{100 * whole['candidate']['value']:.1f} %",
-             f"reference {100 * whole['reference']['value']:.1f} %; {_paired(whole['paired'])}")
+            ("scenes right", f"{100 * whole.candidate.value:.1f} %",
+             f"reference {100 * whole.reference.value:.1f} %; {_paired(whole.paired)}")
         )  # fmt: skip
-    sizes = {s: sum(report[s]["weight_bytes"].values()) for s in ("reference", "candidate")}
-    ratio = sizes["candidate"] / sizes["reference"]
+    size, original = (sum(s.weight_bytes.values()) for s in (report.candidate, report.reference))
     cards.append(
-        ("weights", format_bytes(sizes["candidate"]),
-         f"{ratio:.2f} × the reference's {format_bytes(sizes['reference'])}")
+        ("weights", format_bytes(size),
+         f"{size / original:.2f} × the reference's {format_bytes(original)}")
     )  # fmt: skip
     body = "".join(
         f"<div class=card><span>{escape(label)}</span><b>{escape(value)}</b>"
@@ -147,18 +140,18 @@ def _cards(report: Report) -> str:
     return f"<div class=cards>{body}</div>"
 
 
-def _paired(p: Mapping[str, Any]) -> str:
+def _paired(p: PairedDifference) -> str:
     return (
-        f"difference {100 * p['difference']:+.1f} points, 95 % interval "
-        f"{100 * p['low']:+.1f} to {100 * p['high']:+.1f}"
+        f"difference {100 * p.difference:+.1f} points, 95 % interval "
+        f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"
     )
 
 
 def _latents(report: Report) -> str:
-    forced = report["latents"]["teacher_forced"]["images"]
+    forced = report.latents.teacher_forced.images
     return (
         "<h2>Latents, step by step</h2>"
-        + plots.latent_curve(report["latents"])
+        + plots.latent_curve(report.latents)
         + "<p class=soft>Blue: ‖z′ − z‖ / ‖z‖ when each bundle goes on from its own latents. "
         f"Orange: the error that a single step adds, ‖v′ − v‖ / ‖v‖ from the reference's latents, "
         f"over {forced} pictures.</p>"
@@ -166,28 +159,28 @@ def _latents(report: Report) -> str:
 
 
 def _scenes(report: Report) -> str:
-    scenes = report["scenes"]
+    scenes = report.scenes
     if not scenes:
         return ""
-    names = (_name(report, "reference"), _name(report, "candidate"))
+    names = _names(report)
     rows = []
-    for kind, row in {"all": scenes["whole"], **scenes["kinds"]}.items():
-        paired = row["paired"]
+    for kind, row in {"all": scenes.whole, **scenes.kinds}.items():
+        paired = row.paired
         shares = [
-            f"{100 * row[s]['value']:.1f} ({100 * row[s]['low']:.1f}–{100 * row[s]['high']:.1f})"
-            for s in ("reference", "candidate")
+            f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})"
+            for share in (row.reference, row.candidate)
         ]
         rows.append(
             [
-                kind, str(row["reference"]["count"]), *shares,
-                f"{100 * paired['difference']:+.1f} "
-                f"({100 * paired['low']:+.1f} to {100 * paired['high']:+.1f})",
-                str(paired["lost"]), str(paired["gained"]), f"{paired['p']:.3f}",
+                kind, str(row.reference.count), *shares,
+                f"{100 * paired.difference:+.1f} "
+                f"({100 * paired.low:+.1f} to {100 * paired.high:+.1f})",
+                str(paired.lost), str(paired.gained), f"{paired.p:.3f}",
             ]
         )  # fmt: skip
     attributes = [
-        [name, f"{100 * row['reference']:.1f}", f"{100 * row['candidate']:.1f}"]
-        for name, row in scenes["attributes"].items()
+        [name, f"{100 * row.reference:.1f}", f"{100 * row.candidate:.1f}"]
+        for name, row in scenes.attributes.items()
     ]
     heads = ["captions", "n", f"{names[0]}, %", f"{names[1]}, %", "difference, points",
              "lost", "gained", "p (McNemar)"]  # fmt: skip
@@ -204,12 +197,12 @@ def _scenes(report: Report) -> str:
 
 
 def _pictures(report: Report, pictures: Pictures) -> str:
-    each = report["each"]
-    order = sorted(range(len(each)), key=lambda i: (each[i]["ssim"], -each[i]["squared_error"]))
-    worst = [i for i in order if each[i]["squared_error"]][:_PAIRS]
+    each = report.each
+    order = sorted(range(len(each)), key=lambda i: (each[i].ssim, -each[i].squared_error))
+    worst = [i for i in order if each[i].squared_error][:_PAIRS]
     lost = [
         i for i in order
-        if i not in worst and each[i].get("reference_right") and not each[i]["candidate_right"]
+        if i not in worst and each[i].reference_right and not each[i].candidate_right
     ][:_PAIRS]  # fmt: skip
     body = f"<h2>Pictures</h2>{plots.similarity(each)}"
     if not worst:
@@ -223,30 +216,33 @@ def _pictures(report: Report, pictures: Pictures) -> str:
     return body
 
 
-def _gallery(indices: Iterable[int], each: Sequence[Report], pictures: Pictures) -> str:
+def _gallery(indices: Iterable[int], each: Sequence[PicturePair], pictures: Pictures) -> str:
     figures = []
     for i in indices:
-        row, one, other = each[i], pictures.reference[i], pictures.candidate[i]
+        pair, one, other = each[i], pictures.reference[i], pictures.candidate[i]
         difference = np.abs(one.astype(np.int16) - other) * _GAIN
         shown = (one, other, np.minimum(difference, 255).astype(np.uint8))
         labels = ("reference", "candidate", "difference")
-        if "reference_right" in row:
-            right = {True: "<span class=good>right</span>", False: "<span class=bad>wrong</span>"}
-            marks = [right[row["reference_right"]], right[row["candidate_right"]], "&nbsp;"]
-        else:
+        if pair.reference_right is None:
             marks = list(labels)
+        else:
+            marks = [_mark(pair.reference_right), _mark(pair.candidate_right), "&nbsp;"]
         cells = "".join(
             f'<span><img alt="{label}" src="{_data_uri(image)}"><span class=legend>{mark}</span>'
             "</span>"
             for label, image, mark in zip(labels, shown, marks, strict=True)
         )
         figures.append(
-            f"<figure><div>{cells}</div><figcaption>{escape(row['prompt'])}<br>"
-            f"<span class=soft>seed {row['seed']}, SSIM {row['ssim']:.3f}, PSNR "
-            f"{_number(row['psnr'])} dB, latents {_number(row['latent_error'])}</span>"
+            f"<figure><div>{cells}</div><figcaption>{escape(pair.prompt)}<br>"
+            f"<span class=soft>seed {pair.seed}, SSIM {pair.ssim:.3f}, PSNR "
+            f"{_number(pair.psnr)} dB, latents {_number(pair.latent_error)}</span>"
             "</figcaption></figure>"
         )
     return f"<div class=pairs>{''.join(figures)}</div>"
+
+
+def _mark(right: bool | None) -> str:
+    return "<span class=good>right</span>" if right else "<span class=bad>wrong</span>"
 
 
 def _data_uri(image: np.ndarray) -> str:
@@ -264,17 +260,17 @@ def _data_uri(image: np.ndarray) -> str:
 
 
 def _layers(report: Report) -> str:
-    linears = report["linears"]
+    linears = report.linears
     if not linears:
-        return f"<h2>Linear layers</h2><p>{escape(report['linears_note'])}</p>"
+        return f"<h2>Linear layers</h2><p>{escape(report.linears_note)}</p>"
     ordered = sorted(linears, key=_severity, reverse=True)
     rows = [
         [
-            row["component"], row["layer"], row["precision"],
-            _number(row["own_error"], none="not finite"),
-            _number(row["in_place_error"], none="not finite"),
+            linear.component, linear.layer, linear.precision,
+            _number(linear.own_error, none="not finite"),
+            _number(linear.in_place_error, none="not finite"),
         ]
-        for row in ordered
+        for linear in ordered
     ]  # fmt: skip
     heads = ["component", "linear", "weight", "same input", "in place"]
     return (
@@ -288,13 +284,13 @@ def _layers(report: Report) -> str:
     )
 
 
-def _severity(row: Report) -> float:
-    return float("inf") if row["own_error"] is None else float(row["own_error"])
+def _severity(linear: LinearError) -> float:
+    return float("inf") if linear.own_error is None else linear.own_error
 
 
 def _origin(report: Report) -> str:
-    rows = [["", "candidate", "reference"]]
-    for key in (
+    sides = (report.candidate, report.reference)
+    keys = (
         "bundle",
         "policy",
         "policy_sha256",
@@ -302,18 +298,17 @@ def _origin(report: Report) -> str:
         "target",
         "builder",
         "made",
-    ):
-        rows.append([key, *(str(report[s][key]) for s in ("candidate", "reference"))])
-    names = report["candidate"]["weight_bytes"]
-    for name in names:
-        sizes = [report[s]["weight_bytes"].get(name, 0) for s in ("candidate", "reference")]
+    )
+    rows = [[key, *(getattr(side, key) for side in sides)] for key in keys]
+    for name in report.candidate.weight_bytes:
+        sizes = [side.weight_bytes.get(name, 0) for side in sides]
         rows.append([f"{name} weights", *map(format_bytes, sizes)])
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return (
         "<h2>How it was made</h2>"
-        + table(rows[0], rows[1:])
-        + f"<p class=soft><code>{escape(report['command'])}</code><br>{escape(versions)}; "
-        f"{report['seconds']:.0f} s</p>"
+        + table(["", "candidate", "reference"], rows)
+        + f"<p class=soft><code>{escape(report.command)}</code><br>{escape(versions)}; "
+        f"{report.seconds:.0f} s</p>"
     )
 
 

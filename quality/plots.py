@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from sd35_trt.formats.report import LatentErrors, LinearError, PicturePair, Scenes
 
 # Stands for the page's text colour until the SVG is written.
 _INK = "#010203"
@@ -90,20 +92,20 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("<svg", f'<svg class="plot" role="img" aria-label="{name}"', 1)
 
 
-def latent_curve(latents: Mapping[str, Any]) -> str:
+def latent_curve(latents: LatentErrors) -> str:
     """Error of the latents after each step, and of each step alone."""
     plot = _Plot("latent error by step")
-    free, forced = latents["free_running"], latents["teacher_forced"]
-    steps = np.arange(1, len(free["mean"]) + 1)
+    free, forced = latents.free_running, latents.teacher_forced
+    steps = np.arange(1, len(free.mean) + 1)
     with plot as axes:
-        axes.fill_between(steps, free["p10"], free["p90"], color=_COLOURS[0], alpha=0.2, lw=0)
-        axes.plot(steps, free["median"], color=_COLOURS[0], label="latents, median and 80 %")
-        axes.plot(steps, free["mean"], color=_COLOURS[0], ls="--", label="latents, mean")
+        axes.fill_between(steps, free.p10, free.p90, color=_COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(steps, free.median, color=_COLOURS[0], label="latents, median and 80 %")
+        axes.plot(steps, free.mean, color=_COLOURS[0], ls="--", label="latents, mean")
         axes.plot(
-            steps, forced["mean"], color=_COLOURS[1],
+            steps, forced.mean, color=_COLOURS[1],
             label="velocity of one step from the same latents",
         )  # fmt: skip
-        _log(axes, [*free["p10"], *free["p90"], *free["mean"], *forced["mean"]])
+        _log(axes, [*free.p10, *free.p90, *free.mean, *forced.mean])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="step", ylabel="relative error")
         axes.legend()
@@ -120,15 +122,15 @@ def _log(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(0, 1)
 
 
-def layer_errors(linears: Sequence[Mapping[str, Any]]) -> str:
+def layer_errors(linears: Sequence[LinearError]) -> str:
     """Own error of every linear by depth and kind."""
     plot = _Plot("layer errors by depth", height=3.8)
     kinds: dict[str, list[tuple[int, float]]] = {}
     for row in linears:
-        depth = re.search(r"\.(\d+)\.", row["layer"])
-        if row["own_error"]:
-            place = kinds.setdefault(f"{row['component']}: {kind(row['layer'])}", [])
-            place.append((int(depth[1]) if depth else 0, row["own_error"]))
+        depth = re.search(r"\.(\d+)\.", row.layer)
+        if row.own_error:
+            place = kinds.setdefault(f"{row.component}: {kind(row.layer)}", [])
+            place.append((int(depth[1]) if depth else 0, row.own_error))
     with plot as axes:
         for i, (name, points) in enumerate(sorted(kinds.items())):
             x, y = np.array(points).T
@@ -145,25 +147,26 @@ def layer_errors(linears: Sequence[Mapping[str, Any]]) -> str:
     return plot.svg
 
 
-def similarity(each: Sequence[Mapping[str, Any]]) -> str:
+def similarity(each: Sequence[PicturePair]) -> str:
     """How many pictures have which SSIM."""
     plot = _Plot("pictures by ssim", height=2.6)
     with plot as axes:
-        values = [row["ssim"] for row in each]
+        values = [pair.ssim for pair in each]
         lowest = min(0.9, math.floor(10 * min(values)) / 10)
         axes.hist(values, bins=30, range=(lowest, 1), color=_COLOURS[0])
         axes.set(xlabel="SSIM", ylabel="pictures")
     return plot.svg
 
 
-def scene_accuracy(scenes: Mapping[str, Any], names: tuple[str, str]) -> str:
+def scene_accuracy(scenes: Scenes, names: tuple[str, str]) -> str:
     """Whole-scene accuracy of both bundles, with 95 % intervals."""
-    rows = {"all": scenes["whole"], **scenes["kinds"]}
+    rows = {"all": scenes.whole, **scenes.kinds}
+    sides = [[row.reference for row in rows.values()], [row.candidate for row in rows.values()]]
     plot = _Plot("scene accuracy", height=2.8)
     with plot as axes:
-        for i, side in enumerate(("reference", "candidate")):
-            y = np.array([100 * row[side]["value"] for row in rows.values()])
-            ends = [[100 * row[side][end] for row in rows.values()] for end in ("low", "high")]
+        for i, shares in enumerate(sides):
+            y = np.array([100 * share.value for share in shares])
+            ends = [[100 * share.low for share in shares], [100 * share.high for share in shares]]
             spread = np.abs(np.array(ends) - y)
             x = np.arange(len(rows)) + 0.4 * i - 0.2
             axes.bar(x, y, 0.38, color=_COLOURS[i], alpha=0.8, label=names[i])

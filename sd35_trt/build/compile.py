@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from sd35_trt.dimensions import Bounds, dimension_bounds
 from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
@@ -31,7 +31,7 @@ def compile_model(
         bounds = dimension_bounds(name, ranges, defaults, export.clip_tokens, decision.guided)
         engine = _engine(builder, component, bounds, cache, progress)
         if not builder.backend.reports_memory:
-            estimate = estimated_memory(
+            memory = estimated_memory(
                 name,
                 builder.backend.name,
                 decision.model.checkpoint,
@@ -41,7 +41,11 @@ def compile_model(
                 {dimension: bound[2] for dimension, bound in engine.bounds.items()},
                 cache,
             )
-            engine = replace(engine, **asdict(estimate))
+            engine = replace(
+                engine,
+                activation_bytes=memory.activation_bytes,
+                allocated_bytes=memory.allocated_bytes,
+            )
         engines.append(engine)
     return engines
 

@@ -98,6 +98,8 @@ def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: A
         --size 1024x1024 --size 1344x768 --out calibrations/large
       sd35-trt calibrate --sensitivity --budget 9MB --out sensitivity
     """
+    from msgspec import to_builtins
+
     from sd35_trt.calibration.calibrate import CalibrateOptions, analyse_sensitivity
     from sd35_trt.calibration.calibrate import calibrate as run
 
@@ -108,7 +110,7 @@ def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: A
         with CountBars(quiet=as_json) as progress:
             result, notes = analyse_sensitivity(options, budget, progress)
         if as_json:
-            print_json({"folder": str(options.out), **result.as_dict()})
+            print_json({"folder": str(options.out), **to_builtins(result.record())})
             return
         from .tables.sensitivity import print_sensitivity
 

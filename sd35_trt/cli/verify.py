@@ -103,6 +103,8 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
     """The part of ``verify`` that draws."""
     from dataclasses import fields
 
+    from msgspec import to_builtins
+
     from sd35_trt.compat.requirement import requirement
 
     with requirement("comparing bundles", "report"):
@@ -125,8 +127,8 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
         report = verify(options, progress)
     page = bundle / "report" / "index.html"
     if as_json:
-        print_json(report)
+        print_json(to_builtins(report))
     else:
         print_quality(report, str(page))
-    if missed := failures(report):
+    if missed := failures(report.gate):
         raise Sd35Error("; ".join(missed), f"see {page}")

@@ -12,7 +12,7 @@ from msgspec import Struct
 from sd35_trt.errors import BundleError
 
 from .bundle import Ports
-from .reading import Count, Name, decode, encode, read_file
+from .reading import Count, Name, encode, read_document
 
 #: A component as ONNX: the graph, and its weights as external data.
 MODEL_FILE = "model.onnx"
@@ -54,8 +54,4 @@ def read_component(folder: Path) -> ComponentFacts:
         BundleError: missing, or not as it was written.
     """
     path = folder / DESCRIPTION_FILE
-    try:
-        data = read_file(path, 16 << 20)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
-    return decode(data, ComponentFacts, path, BundleError, _AGAIN)
+    return read_document(path, ComponentFacts, 16 << 20, BundleError, _AGAIN)

@@ -79,6 +79,19 @@ def decode(data: bytes, kind: type[T], path: Path, error: type[Sd35Error], fix: 
         raise error(f"{path} cannot be read: {reason}", fix) from reason
 
 
+def read_document(path: Path, kind: type[T], limit: int, error: type[Sd35Error], fix: str) -> T:
+    """A value of a type from a JSON file; for the arguments, see :func:`read_file`, :func:`decode`.
+
+    Raises:
+        Sd35Error: as ``error``; the file is missing, not readable, or not as it was written.
+    """
+    try:
+        data = read_file(path, limit)
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason}", fix) from reason
+    return decode(data, kind, path, error, fix)
+
+
 def encode(value: object) -> bytes:
     """JSON for people too: indented, mappings in the order of their keys, UTF-8, a newline."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1) + b"\n"

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from sd35_trt.errors import BundleError
 
-from .reading import Count, Name, Positive, decode, encode, read_file
+from .reading import Count, Name, Positive, encode, read_document
 
 DESCRIPTION_FILE = "tokenizers.json"
 
@@ -39,8 +39,4 @@ def read_tokenizers(folder: Path) -> dict[str, TokenizerFacts]:
         BundleError: missing, or not as it was written.
     """
     path = folder / DESCRIPTION_FILE
-    try:
-        data = read_file(path, 1 << 20)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", _AGAIN) from error
-    return decode(data, dict[Name, TokenizerFacts], path, BundleError, _AGAIN)
+    return read_document(path, dict[Name, TokenizerFacts], 1 << 20, BundleError, _AGAIN)

@@ -6,19 +6,21 @@ the modulation, on blocks beyond a few: a few blocks with made-up weights are co
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from msgspec import Struct
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import Bounds
 from sd35_trt.engines.builder import Builder, ExportedComponent, load_builder
-from sd35_trt.errors import UsageError
+from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.export.provenance import tool_versions
+from sd35_trt.formats.reading import Count, encode, read_document
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.export.component import ExportOptions
 
-_FILE = "memory.json"
+#: Of a component's engine, in the cache.
+MEMORY_FILE = "memory.json"
 
 
 class MemoryReporter(Builder, Protocol):
@@ -46,12 +49,25 @@ class MemoryReporter(Builder, Protocol):
         """Bytes of a component's engine, which is compiled in a directory and not kept."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Memory of an engine whose builder does not say, as the bundle's manifest has it."""
+class MemoryFacts(Struct, frozen=True):
+    """Memory of an engine, as the bundle's manifest has it; what ``memory.json`` holds."""
 
-    activation_bytes: int
-    allocated_bytes: int | None = None
+    activation_bytes: Count
+    allocated_bytes: Count | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write ``memory.json``."""
+        (folder / MEMORY_FILE).write_bytes(encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> MemoryFacts:
+        """Read ``memory.json``.
+
+        Raises:
+            BundleError: missing, or not as it was written.
+        """
+        fix = "delete it: the next build writes it again"
+        return read_document(folder / MEMORY_FILE, cls, 1 << 16, BundleError, fix)
 
 
 def check_exact(target: Target) -> None:
@@ -108,8 +124,7 @@ def compiled_activations(
             left_out = export_weightless(name, source, policy, options, folder, graphs)
             component = ExportedComponent.read(folder)
             reported = builder.working_memory(component, bounds, folder, report)
-        total = reported + left_out * _copies(name, options, bounds)
-        (out / _FILE).write_text(json.dumps({"activation_bytes": total}) + "\n", "utf-8")
+        MemoryFacts(reported + left_out * _copies(name, options, bounds)).write(out)
 
     part = COMPONENTS[name].part
     exported: dict[str, Any] = {
@@ -126,7 +141,7 @@ def compiled_activations(
     }
     code = ("sd35_trt.export.weightless", type(builder).__module__)
     folder = run_stage(cache, Stage(f"{name}-memory", inputs, code, run), progress)
-    return int(json.loads((folder / _FILE).read_text("utf-8"))["activation_bytes"])
+    return MemoryFacts.read(folder).activation_bytes
 
 
 def estimated_memory(
@@ -138,7 +153,7 @@ def estimated_memory(
     guided: bool,
     dims: Mapping[str, int],
     cache: StageCache,
-) -> Estimate:
+) -> MemoryFacts:
     """Memory of a component whose builder does not say.
 
     See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
@@ -159,8 +174,7 @@ def estimated_memory(
         sizes = component_sizes(name, source, policy, options, dims)
         allocation = BACKENDS[builder].allocation
         allocated = sizes.allocated if allocation == "arena" else None
-        estimate = Estimate(sizes.working(allocation), allocated)
-        (out / _FILE).write_text(json.dumps(asdict(estimate)) + "\n", "utf-8")
+        MemoryFacts(sizes.working(allocation), allocated).write(out)
 
     part = COMPONENTS[name].part
     inputs: dict[str, Any] = {
@@ -174,7 +188,7 @@ def estimated_memory(
     }
     code = ("sd35_trt.export.sizes",)
     folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), silent)
-    return Estimate(**json.loads((folder / _FILE).read_text("utf-8")))
+    return MemoryFacts.read(folder)
 
 
 def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> int:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from random_checkpoints import damaged
 
@@ -21,7 +22,7 @@ from sd35_trt.calibration.groups import (
     number_globs,
     policy_toml,
 )
-from sd35_trt.calibration.sensitivity import PLOT, POLICY, RESULT, Sensitivity
+from sd35_trt.calibration.sensitivity import PLOT, POLICY, RESULT, Sensitivity, SensitivityRecord
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.export.inventory import inventory
@@ -148,7 +149,16 @@ def test_budget(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
 def test_files(analysis: tuple[CalibrateOptions, Sensitivity]) -> None:
     options, result = analysis
     assert {p.name for p in options.out.iterdir()} == {RESULT, PLOT, POLICY}
-    data = json.loads((options.out / RESULT).read_text("utf-8"))
+    text = (options.out / RESULT).read_text("utf-8")
+    assert msgspec.json.decode(text, type=SensitivityRecord) == result.record()
+    data = json.loads(text)
+    assert list(data) == [
+        "provenance", "everything", "nothing", "base_policy", "groups", "chosen"
+    ]  # fmt: skip
+    assert list(data["chosen"]) == ["half", "error", "bytes"]
+    for fields in data["groups"]:
+        assert list(fields) == ["name", "kind", "depth", "error", "saved_bytes", "layers"]
+    assert "chosen" not in msgspec.to_builtins(replace(result, half=None).record())
     assert data["everything"]["error"] == result.everything
     assert [g["error"] for g in data["groups"]] == list(result.errors)
     assert data["chosen"]["half"] == [g.name for g in result.half or ()]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from attacks.documents import DOCUMENTS
 
+from sd35_trt.engines.tensorrt_compiler import FACTS_FILE, PlanFacts
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
 from sd35_trt.formats import component, program, tokenizers
 from sd35_trt.formats.bundle import MANIFEST, Bundle, Port
@@ -15,6 +16,7 @@ from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.formats.component import ComponentFacts, read_component
 from sd35_trt.formats.program import Call, Graph, Node, Program, View, read_program
 from sd35_trt.formats.tokenizers import TokenizerFacts, read_tokenizers, write_tokenizers
+from sd35_trt.planning.working_memory import MEMORY_FILE, MemoryFacts
 from sd35_trt.store.stages import stage_files
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -24,6 +26,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     program.PROGRAM_FILE: lambda folder: read_program(folder / program.PROGRAM_FILE),
     tokenizers.DESCRIPTION_FILE: read_tokenizers,
     "stage.json": stage_files,
+    FACTS_FILE: PlanFacts.read,
+    MEMORY_FILE: MemoryFacts.read,
 }
 
 
@@ -48,6 +52,14 @@ def test_a_component_comes_back_as_written(tmp_path: Path) -> None:
     facts = ComponentFacts("denoiser", 7, 3, (port,), (port,), {"fp8": 2}, {"denoiser/a": 1.5})
     facts.write(tmp_path)
     assert read_component(tmp_path) == facts
+
+
+@pytest.mark.parametrize(
+    "facts", [PlanFacts(7, 3), PlanFacts(7, None), MemoryFacts(3), MemoryFacts(3, 7)]
+)
+def test_an_engine_comes_back_as_written(facts: PlanFacts | MemoryFacts, tmp_path: Path) -> None:
+    facts.write(tmp_path)
+    assert type(facts).read(tmp_path) == facts
 
 
 def test_tokenizers_come_back_as_written(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from conftest import relative_error
 from onnx import TensorProto, helper, numpy_helper
 
 from sd35_trt.errors import Sd35Error
+from sd35_trt.formats.report import LinearError
 from sd35_trt.quality import linears
-from sd35_trt.quality.linears import LinearError, equal_linears, linear_errors
+from sd35_trt.quality.linears import equal_linears, linear_errors
 
 RNG = np.random.default_rng(0)
 W1 = RNG.normal(size=(16, 24)).astype(np.float32)

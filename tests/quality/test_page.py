@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd35_trt.formats.report import FinalError, FreeRunning, LatentErrors, TeacherForced
 from sd35_trt.quality import plots
 from sd35_trt.quality.page import _data_uri
 
@@ -55,7 +56,14 @@ def test_kinds_of_linears(layer: str, kind: str) -> None:
 
 def test_an_error_of_zero_beside_others_can_be_drawn() -> None:
     """Some pictures may be equal while others are not: a logarithm would have no place for them."""
-    curve = {name: [0.0, 0.1] for name in ("mean", "median", "p10", "p90")}
-    svg = plots.latent_curve({"free_running": curve, "teacher_forced": {"mean": [0.0, 0.2]}})
+    curve = (0.0, 0.1)
+    svg = plots.latent_curve(
+        LatentErrors(
+            sigma=(0.5, 0.0),
+            free_running=FreeRunning(curve, curve, curve, curve),
+            teacher_forced=TeacherForced((0.0, 0.2), images=1),
+            final=FinalError(0.1, 0.1, 0.1),
+        )
+    )
     assert svg.startswith("<svg")
     assert "nan" not in svg.lower()

@@ -52,12 +52,12 @@ def test_scenes_by_kind_of_caption() -> None:
     drawn[:5] = 250  # nothing in them
     figures, verdicts = compare_scenes(true, drawn, examples)
     assert verdicts == [(True, False)] * 5 + [(True, True)] * 7
-    assert figures["whole"]["reference"]["value"] == 1.0
-    assert figures["whole"]["candidate"]["value"] == pytest.approx(7 / 12)
-    assert figures["whole"]["paired"]["lost"] == 5
-    for tag, row in figures["kinds"].items():
+    assert figures.whole.reference.value == 1.0
+    assert figures.whole.candidate.value == pytest.approx(7 / 12)
+    assert figures.whole.paired.lost == 5
+    for tag, row in figures.kinds.items():
         with_tag = [i for i, e in enumerate(examples) if tag in e.tags]
-        assert row["candidate"]["count"] == len(with_tag)
-        assert row["paired"]["lost"] == sum(i < 5 for i in with_tag)
-    assert figures["attributes"]["shape"]["reference"] == 1.0
-    assert figures["attributes"]["shape"]["candidate"] < 1.0
+        assert row.candidate.count == len(with_tag)
+        assert row.paired.lost == sum(i < 5 for i in with_tag)
+    assert figures.attributes["shape"].reference == 1.0
+    assert figures.attributes["shape"].candidate < 1.0

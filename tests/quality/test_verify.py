@@ -13,11 +13,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import one_error_line
 
 from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.report import Report
 from sd35_trt.quality.compare import verify
 from sd35_trt.quality.draw import PictureSet
 from sd35_trt.quality.options import VerifyOptions
@@ -40,7 +42,7 @@ def options(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def report(options: VerifyOptions) -> dict[str, Any]:
+def report(options: VerifyOptions) -> Report:
     return verify(options)
 
 
@@ -82,30 +84,34 @@ def test_equal_bundles_draw_equal_pictures(run, half: Path, bundles: dict[str, P
 
 @pytest.mark.nightly
 def test_fewer_bits_are_worse(
-    report: dict[str, Any],
+    report: Report,
     options: VerifyOptions,
     make_bundle: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     copy = shutil.copytree(make_bundle(policy="int4-weight"), tmp_path / "int4")
     eight, four = report, verify(replace(options, bundle=Path(copy)))
-    assert 0 < eight["latents"]["final"]["mean"] < four["latents"]["final"]["mean"]
-    forced = [np.array(r["latents"]["teacher_forced"]["mean"]) for r in (eight, four)]
+    assert 0 < eight.latents.final.mean < four.latents.final.mean
+    forced = [np.array(r.latents.teacher_forced.mean) for r in (eight, four)]
     assert (forced[0] > 0).all()
     assert (forced[0] < forced[1]).all()
-    assert eight["images"]["psnr"]["all"] > four["images"]["psnr"]["all"]
-    assert eight["images"]["ssim"]["mean"] > four["images"]["ssim"]["mean"]
+    assert eight.images.psnr.all is not None
+    assert four.images.psnr.all is not None
+    assert eight.images.psnr.all > four.images.psnr.all
+    assert eight.images.ssim.mean > four.images.ssim.mean
     worse = 0
-    for one, other in zip(eight["linears"], four["linears"], strict=True):
-        assert (one["component"], one["layer"]) == (other["component"], other["layer"])
-        if other["precision"] == "int4-weight":
-            assert one["precision"] == "int8-weight"
-            assert 4 * one["own_error"] < other["own_error"] < 0.5
+    for one, other in zip(eight.linears, four.linears, strict=True):
+        assert (one.component, one.layer) == (other.component, other.layer)
+        assert one.own_error is not None
+        assert other.own_error is not None
+        if other.precision == "int4-weight":
+            assert one.precision == "int8-weight"
+            assert 4 * one.own_error < other.own_error < 0.5
             worse += 1
-        elif other["precision"] == "int8-weight":
-            assert 1e-4 < other["own_error"] < 0.02
+        elif other.precision == "int8-weight":
+            assert 1e-4 < other.own_error < 0.02
         else:
-            assert other["own_error"] == 0.0
+            assert other.own_error == 0.0
     assert worse > 50
 
 
@@ -113,35 +119,37 @@ def test_fp8_layers(make_bundle: Callable[..., Path], half: Path) -> None:
     """W8A8: three bits of mantissa on both sides of every product."""
     bundle = make_bundle(policy="fp8")
     report = verify(VerifyOptions(half, str(bundle), captions=1, steps=1))
-    stored = {row["reference_precision"] for row in report["linears"]}
+    stored = {row.reference_precision for row in report.linears}
     assert "fp8" in stored
-    for row in report["linears"]:
-        if row["reference_precision"] == "fp8":
-            assert 0.005 < row["own_error"] < 0.1
+    for row in report.linears:
+        assert row.own_error is not None
+        if row.reference_precision == "fp8":
+            assert 0.005 < row.own_error < 0.1
         else:
-            assert row["own_error"] == 0.0
+            assert row.own_error == 0.0
 
 
-def test_the_report_is_complete(report: dict[str, Any], bundles: dict[str, Path]) -> None:
-    assert report["run"]["steps"] == len(report["latents"]["sigma"]) == 3
-    assert report["latents"]["sigma"][-1] == 0.0
-    assert [row["seed"] for row in report["each"]] == [3, 4, 5, 6, 7]
-    for row in report["each"]:
-        assert {"prompt", "psnr", "ssim", "lpips", "latent_error", "candidate_right"} <= set(row)
+def test_the_report_is_complete(
+    report: Report, options: VerifyOptions, bundles: dict[str, Path]
+) -> None:
+    text = (options.bundle / "report" / "report.json").read_text("utf-8")
+    assert text == report.to_json()
+    assert msgspec.json.decode(text, type=Report) == report
+    assert report.run.steps == len(report.latents.sigma) == 3
+    assert report.latents.sigma[-1] == 0.0
+    assert [row.seed for row in report.each] == [3, 4, 5, 6, 7]
+    assert all(row.candidate_right is not None for row in report.each)
     manifest = Bundle.open(bundles["int8-weight"]).manifest
-    linears = {(row["component"], row["layer"]) for row in report["linears"]}
-    assert len(linears) == len(report["linears"])
+    linears = {(row.component, row.layer) for row in report.linears}
+    assert len(linears) == len(report.linears)
     assert ("denoiser", "transformer_blocks.0.attn.to_q") in linears
     assert {component for component, _ in linears} == {c.name for c in manifest.components} - {
         "vae_encoder"
     }
-    assert report["candidate"]["policy"] == "int8-weight"
-    assert (
-        report["candidate"]["weight_bytes"]["denoiser"]
-        < report["reference"]["weight_bytes"]["denoiser"]
-    )
-    final = report["latents"]["final"]["mean"]
-    assert final == pytest.approx(np.mean([row["latent_error"] for row in report["each"]]))
+    assert report.candidate.policy == "int8-weight"
+    assert report.candidate.weight_bytes["denoiser"] < report.reference.weight_bytes["denoiser"]
+    mean = np.mean([row.latent_error for row in report.each])
+    assert report.latents.final.mean == pytest.approx(mean)
 
 
 class _Links(HTMLParser):
@@ -159,7 +167,7 @@ class _Links(HTMLParser):
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
 
 
-def test_the_page_stands_alone(report: dict[str, Any], options: VerifyOptions) -> None:
+def test_the_page_stands_alone(report: Report, options: VerifyOptions) -> None:
     text = page(options.bundle)
     parser = _Links()
     parser.feed(text)
@@ -178,8 +186,8 @@ def test_the_page_stands_alone(report: dict[str, Any], options: VerifyOptions) -
     assert parser.tags.count("img") >= 3 * 5
     assert "prefers-color-scheme: dark" in text
     assert "a &lt;command&gt;" in text
-    for row in report["each"]:
-        assert row["prompt"].split()[0] in text
+    for row in report.each:
+        assert row.prompt.split()[0] in text
 
 
 def test_a_missed_threshold_fails_and_the_report_is_written(
@@ -199,7 +207,7 @@ def test_a_missed_threshold_fails_and_the_report_is_written(
 
 
 def test_half_is_built_where_none_is_given(
-    run, bundles: dict[str, Path], stage_cache: Path, report: dict[str, Any], tmp_path
+    run, bundles: dict[str, Path], stage_cache: Path, report: Report, tmp_path
 ) -> None:  # type: ignore[no-untyped-def]
     bundle = shutil.copytree(bundles["int8-weight"], tmp_path / "int8")
     status, out, _ = run(
@@ -209,10 +217,10 @@ def test_half_is_built_where_none_is_given(
     assert status == 0
     for word in ("latent error", "PSNR", "SSIM", "LPIPS", "scenes right", "quantized linears"):
         assert word in out
-    built = json.loads((bundle / "report" / "report.json").read_text("utf-8"))
-    assert built["linears"] == report["linears"]
-    assert built["latents"] == report["latents"]
-    assert built["reference"]["policy"] == "half"
+    built = msgspec.json.decode((bundle / "report" / "report.json").read_bytes(), type=Report)
+    assert built.linears == report.linears
+    assert built.latents == report.latents
+    assert built.reference.policy == "half"
     assert not list((stage_cache / "references").iterdir())
 
 
@@ -253,8 +261,8 @@ from sd35_trt.quality.compare import verify
 from sd35_trt.quality.options import VerifyOptions
 half = Path({str(half)!r})
 report = verify(VerifyOptions(half, str(half), captions=1, steps=1))
-assert report["images"]["identical"] == 1
-assert report["images"]["lpips_note"] == "torch is not installed"
+assert report.images.identical == 1
+assert report.images.lpips_note == "torch is not installed"
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
