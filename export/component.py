@@ -19,6 +19,7 @@ from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import COMPONENTS
+from sd35_trt.dialects import DIALECTS, ONNX, Dialect
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
@@ -26,6 +27,7 @@ from sd35_trt.policies import Policy
 from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
 
 from .denoiser import Denoiser
+from .explicit_layers import use_explicit_layers
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
 from .graphs import KeptGraphs
@@ -60,7 +62,7 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
-        dialect: what is written, see :class:`sd35_trt.backends.Backend`.
+        dialect: what is written, a key of :data:`sd35_trt.dialects.DIALECTS`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
         fuse: whether a program has the joined products, and others, as one operator each with what
             follows them.
@@ -68,7 +70,7 @@ class ExportOptions:
 
     clip_tokens: int
     guided: bool = True
-    dialect: str = "onnx"
+    dialect: str = ONNX
     join: bool = True
     fuse: bool = True
 
@@ -144,6 +146,18 @@ def apply_policy(
                 operands = {x: scales.bmm[f"{key}.{x}"] for x in ATTENTION_OPERANDS}
             quantize_attention(attention, operands)
     return guard(part, COMPONENTS[component].part, scales) if scales else {}
+
+
+def use_dialect(part: nn.Module, options: ExportOptions) -> Dialect:
+    """Give a part the layers that its dialect takes; the policy is applied before."""
+    dialect = DIALECTS[options.dialect]
+    if dialect.opset is None:
+        use_torch_layers(part, options.join)
+        if options.fuse:
+            fuse_blocks(part)
+    elif not dialect.composite:
+        use_explicit_layers(part)
+    return dialect
 
 
 def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, int]:
@@ -234,23 +248,20 @@ def export_component(
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
         places = apply_policy(part, name, policy, scales)
-        if options.dialect == "program":
-            use_torch_layers(part, options.join)
-            if options.fuse:
-                fuse_blocks(part)
+        dialect = use_dialect(part, options)
         size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
-        if options.dialect == "program":
+        if dialect.opset is None:
             program = graphs.program(name, module) if graphs else module.program()
         else:
-            model = graphs.model(name, module) if graphs else module.trace()
+            model = graphs.model(name, module, dialect) if graphs else module.trace(dialect)
         ports = module.declared_ports()
     progress(0.5, "writing weights")
 
     def written(fraction: float) -> None:
         progress(0.5 + 0.5 * fraction, "writing weights")
 
-    if options.dialect == "program":
+    if dialect.opset is None:
         total = write_program(program, module, weights, out, written)
     else:
         total = stream_weights(model, module, weights, out / MODEL_FILE, WEIGHTS_FILE, written)

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from sd35_trt.dialects import Dialect
 from sd35_trt.formats.program import Call, Graph, Program, View
 
 from .denoiser_segments import Block, GuidedHead, Head, PlainHead, Tail
@@ -66,9 +67,9 @@ class Denoiser(ComponentModule):
             self.blocks.append(block)
         self.tail = Tail(transformer, dtypes, self.dtype, self.inputs, self.outputs, guided)
 
-    def trace(self) -> ir.Model:
+    def trace(self, dialect: Dialect) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
-        model = empty_model(self)
+        model = empty_model(self, dialect)
         link = Linker(model.graph)
         values: dict[str, ir.Value] = {str(v.name): v for v in model.graph.inputs}
         context, modulation = values["context"], values["modulation"]
@@ -76,7 +77,7 @@ class Denoiser(ComponentModule):
         if self.guided:
             context = link.node("Concat", values["uncond_context"], context, axis=0)
             modulation = link.node("Concat", values["uncond_modulation"], modulation, axis=0)
-        head = trace(self.head).graph
+        head = trace(self.head, dialect).graph
         (image,) = link.segment(head, {"latents": latents}, "head", "part.")
         if self.guided:
             image = link.node("Concat", image, image, axis=0)
@@ -87,7 +88,7 @@ class Denoiser(ComponentModule):
         for k, block in enumerate(self.blocks):
             signature = block.signature()
             if signature not in traced:
-                traced[signature] = trace(block).graph
+                traced[signature] = trace(block, dialect).graph
             rows = link.rows(modulation, first, block.rows)
             inputs = {"image": image, "context": context, "modulation": rows}
             *_, image = out = link.segment(
@@ -100,7 +101,7 @@ class Denoiser(ComponentModule):
             "image": link.node("Reshape", image, grid),
             "modulation": link.rows(modulation, first, self.tail.rows),
         }
-        outputs = link.segment(trace(self.tail).graph, inputs, "tail", "part.")
+        outputs = link.segment(trace(self.tail, dialect).graph, inputs, "tail", "part.")
         for value, port in zip(outputs, self.declared_ports()[-len(outputs) :], strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)

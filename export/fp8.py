@@ -13,9 +13,9 @@ that the checkpoint has in E4M3 is taken over with its scale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -51,21 +51,25 @@ def _dequantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def fake_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """QuantizeLinear and DequantizeLinear; computed and returned in the scale's dtype."""
+def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """QuantizeLinear and DequantizeLinear; computed and returned in the scale's dtype.
+
+    Args:
+        zero: E4M3's, whose type says what is rounded to: TensorRT 10.6 reads no attribute for it.
+    """
     x = cast(x, scale.dtype)
     rounded = torch.onnx.ops.symbolic(
-        "QuantizeLinear",
-        (x, scale),
-        {"output_dtype": int(ir.DataType.FLOAT8E4M3FN)},
-        dtype=_E4M3,
-        shape=x.shape,
+        "QuantizeLinear", (x, scale, zero), dtype=_E4M3, shape=x.shape
     )
     return _dequantize(rounded, scale)
 
 
 def _scalar(dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty((), dtype=dtype), requires_grad=False)
+
+
+def _zero(_: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=_E4M3)
 
 
 class Fp8Linear(Layer):
@@ -86,6 +90,7 @@ class Fp8Linear(Layer):
         self.weight = nn.Parameter(torch.empty(shape, dtype=_E4M3), requires_grad=False)
         self.weight_scale = _scalar(torch.float16)
         self.input_scale = _scalar(torch.float16)
+        self.zero_point = _scalar(_E4M3)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.to(torch.float16))
 
         def input_scale(weight: torch.Tensor) -> torch.Tensor:
@@ -100,6 +105,7 @@ class Fp8Linear(Layer):
                 lambda w: fp8_scale(w.abs().amax(), self.weight_scale.dtype),
             ),
             "input_scale": ("weight", input_scale),
+            "zero_point": ("weight", _zero),
         }
 
         self.FP8_SOURCES: dict[str, _TakeOver] = {
@@ -132,7 +138,7 @@ class Fp8Linear(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
         weight = _dequantize(self.weight, self.weight_scale)
-        y = torch.matmul(fake_quantize(x, self.input_scale), weight)
+        y = torch.matmul(fake_quantize(x, self.input_scale, self.zero_point), weight)
         return cast(y if self.bias is None else y + cast(self.bias, dtype), self.output_dtype)
 
 
@@ -144,6 +150,27 @@ class AttentionProcessor:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query, key and value [N, T, D] of a stream, by the names of their linears."""
         query, key, value = (getattr(attn, name)(x) for name in names)
+        return query, key, value
+
+    def join(
+        self, attn: Any, image: tuple[torch.Tensor, ...], text: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value of all tokens, normalized, [N, heads, T, d].
+
+        Args:
+            image, text: projections of each, [N, T, heads · d].
+        """
+
+        def heads(x: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+            y = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return y if norm is None else norm(y)
+
+        query, key, value = image
+        query, key, value = heads(query, attn.norm_q), heads(key, attn.norm_k), heads(value)
+        if text is not None:
+            query = torch.cat([query, heads(text[0], attn.norm_added_q)], dim=2)
+            key = torch.cat([key, heads(text[1], attn.norm_added_k)], dim=2)
+            value = torch.cat([value, heads(text[2])], dim=2)
         return query, key, value
 
     def attend(
@@ -160,24 +187,17 @@ class AttentionProcessor:
         attention_mask: torch.Tensor | None = None,
     ) -> Any:
         pixels = hidden_states.shape[1]
-
-        def heads(x: torch.Tensor, norm: nn.Module | None = None) -> Any:
-            y = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return y if norm is None else norm(y)
-
-        query, key, value = self.project(attn, hidden_states, IMAGE_PROJECTIONS)
-        query, key, value = heads(query, attn.norm_q), heads(key, attn.norm_k), heads(value)
+        image = self.project(attn, hidden_states, IMAGE_PROJECTIONS)
+        text = None
         if encoder_hidden_states is not None:
             text = self.project(attn, encoder_hidden_states, TEXT_PROJECTIONS)
-            query = torch.cat([query, heads(text[0], attn.norm_added_q)], dim=2)
-            key = torch.cat([key, heads(text[1], attn.norm_added_k)], dim=2)
-            value = torch.cat([value, heads(text[2])], dim=2)
+        query, key, value = self.join(attn, image, text)
         mixed = self.attend(attn, query, key, value).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
             return attn.to_out[0](mixed)
-        image = attn.to_out[0](mixed[:, :pixels])
         rest = mixed[:, pixels:]
-        return image, rest if attn.context_pre_only else attn.to_add_out(rest)
+        added = rest if attn.context_pre_only else attn.to_add_out(rest)
+        return attn.to_out[0](mixed[:, :pixels]), added
 
 
 class Fp8AttentionProcessor(AttentionProcessor):
@@ -194,7 +214,7 @@ class Fp8AttentionProcessor(AttentionProcessor):
         self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """See :class:`AttentionProcessor`."""
-        return fp8_attention(fake_quantize, attn, query, key, value)
+        return fp8_attention(partial(fake_quantize, zero=attn.zero_point), attn, query, key, value)
 
 
 def fp8_attention(
@@ -232,4 +252,6 @@ def quantize_attention(attn: Any, amax: dict[str, float] | None) -> None:
             return fp8_scale(torch.tensor(amax[operand]), scale.dtype)
 
         attn.SOURCES[name] = ("to_q.weight", value)
+    attn.zero_point = _scalar(_E4M3)
+    attn.SOURCES["zero_point"] = ("to_q.weight", _zero)
     attn.set_processor(Fp8AttentionProcessor())

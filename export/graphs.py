@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sd35_trt.compat.torch import unset_fake_temporarily
+from sd35_trt.dialects import Dialect
 from sd35_trt.formats.program import PROGRAM_FILE, Program, read_program
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import Stage, run_stage
@@ -41,11 +42,11 @@ class KeptGraphs:
     config: Mapping[str, Any]
     inputs: Mapping[str, Any]
 
-    def model(self, name: str, module: ComponentModule) -> ir.Model:
+    def model(self, name: str, module: ComponentModule, dialect: Dialect) -> ir.Model:
         """The graph of :meth:`ComponentModule.trace`."""
 
         def run(out: Path) -> None:
-            model = module.trace()
+            model = module.trace(dialect)
             with unset_fake_temporarily():
                 ir.save(model, out / _MODEL)
 

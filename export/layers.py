@@ -146,11 +146,13 @@ class ExportRMSNorm(_Norm):
 class ExportGroupNorm(_Norm):
     """Traces to GroupNormalization; the output has the weight's dtype."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, groups: int, eps: float
+    ) -> None:
         super().__init__()
-        self.weight = norm.weight
-        self.bias = norm.bias
-        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight = weight
+        self.bias = bias
+        self.groups, self.eps = groups, eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
@@ -325,7 +327,7 @@ def _replacement(layer: Any) -> nn.Module | None:
     if isinstance(layer, T5LayerNorm):
         return ExportRMSNorm(layer.weight, layer.variance_epsilon)
     if isinstance(layer, nn.GroupNorm):
-        return ExportGroupNorm(layer)
+        return ExportGroupNorm(layer.weight, layer.bias, layer.num_groups, layer.eps)
     if isinstance(layer, nn.LayerNorm):
         return PlainLayerNorm(layer) if layer.weight is None else ExportLayerNorm(layer)
     if isinstance(layer, T5DenseGatedActDense):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from sd35_trt.dialects import Dialect
 from sd35_trt.formats.bundle import Port
 from sd35_trt.formats.program import Program
 
@@ -24,7 +25,7 @@ class ComponentModule(nn.Module, abc.ABC):
     part: nn.Module
 
     @abc.abstractmethod
-    def trace(self) -> ir.Model:
+    def trace(self, dialect: Dialect) -> ir.Model:
         """The ONNX graph, its weights being inputs behind the module's own."""
 
     @abc.abstractmethod

@@ -13,15 +13,10 @@ import onnxscript.optimizer
 import torch
 
 from sd35_trt.components import LATENT_SCALE
+from sd35_trt.dialects import Dialect
 
 from .ir_values import value_dtype, value_shape
 from .ports import ComponentModule
-
-#: LayerNormalization, RMSNormalization, Attention and Gelu are single operators from here on.
-OPSET = 23
-
-# The first IR version that knows the opset.
-_IR_VERSION = 11
 
 _DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -73,14 +68,15 @@ def _dims(module: ComponentModule) -> dict[str, Any]:
     return dims
 
 
-def empty_model(module: ComponentModule) -> ir.Model:
+def empty_model(module: ComponentModule, dialect: Dialect) -> ir.Model:
     """A graph with the module's inputs and nothing else."""
+    opset, ir_version = dialect.onnx_versions()
     inputs = [
         ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(_DTYPES[dtype]))
         for name, (dtype, shape) in module.inputs.items()
     ]
-    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
-    return ir.Model(graph, ir_version=_IR_VERSION)
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": opset}, name="main_graph")
+    return ir.Model(graph, ir_version=ir_version)
 
 
 def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
@@ -106,10 +102,13 @@ def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
         )
 
 
-def trace(module: ComponentModule) -> ir.Model:
+def trace(module: ComponentModule, dialect: Dialect) -> ir.Model:
     """Trace a module on fake tensors.
 
     Call it inside the ``FakeTensorMode`` that the module was built in.
+
+    Args:
+        dialect: the module's layers are those that it takes.
 
     Returns:
         The graph, its weights being inputs behind the module's own, named as in the module's
@@ -118,14 +117,16 @@ def trace(module: ComponentModule) -> ir.Model:
     Raises:
         ValueError: the traced graph does not have the ports that the module declares.
     """
+    opset, ir_version = dialect.onnx_versions()
     program = trace_program(module)
     with _quiet():
         onnx_program = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False
+            program, dynamo=True, opset_version=opset, optimize=False, verbose=False
         )
     if onnx_program is None:  # as its type allows
         raise ValueError("torch.onnx.export gave no program")
     model = onnx_program.model
+    model.ir_version = ir_version
     _weights_to_inputs(model)
     with _quiet():
         onnxscript.optimizer.optimize_ir(model)

@@ -28,6 +28,7 @@ from .component import (
     apply_policy,
     build_part,
     fake_tensors,
+    use_dialect,
 )
 from .graphs import KeptGraphs
 from .ir_values import value_dtype, value_name, value_shape
@@ -80,9 +81,10 @@ def export_weightless(
         apply_policy(part, name, policy)
         rows = _rows(part, folder)
         _leave_out_blocks(part, folder)
+        dialect = use_dialect(part, options)
         rows -= _rows(part, folder)
         module = MODULES[name](part, options).eval()
-        model = graphs.model(name, module) if graphs else module.trace()
+        model = graphs.model(name, module, dialect) if graphs else module.trace(dialect)
     ports = module.declared_ports()
     total = _write_weights(model, module, len(module.inputs), out)
     ComponentFacts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from sd35_trt.dialects import Dialect
 from sd35_trt.formats.program import Program
 
 from .ports import ComponentModule
@@ -14,9 +15,9 @@ from .trace import trace
 class WholeModule(ComponentModule):
     """A component, or a segment of one, whose graph is that of its ``forward``."""
 
-    def trace(self) -> ir.Model:
+    def trace(self, dialect: Dialect) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
-        return trace(self)
+        return trace(self, dialect)
 
     def program(self) -> Program:
         """See :func:`sd35_trt.export.program_writer.single_graph`."""

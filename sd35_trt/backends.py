@@ -7,6 +7,7 @@ is: it reads the row. Which kind a GPU family prefers stands with the family, in
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,8 +40,8 @@ class Backend:
         module: what is imported of the library.
         packages: that may hold the library, as they are installed.
         extra: of this package, that installs it.
-        dialects: the library's minimum version → what the exporter writes for it, ``onnx`` or
-            ``program``; from the oldest on.
+        dialects: the library's minimum version → what the exporter writes for it, a key of
+            :data:`sd35_trt.dialects.DIALECTS`; from the oldest on.
         files: what an engine consists of, the one that is opened first.
         builder: ``module:function``, see :func:`sd35_trt.engines.builder.load_builder`.
         session: ``module:function``, see :func:`sd35_trt.runtime.sessions.session.open_session`.
@@ -97,10 +98,14 @@ class Backend:
         """The oldest version of the library that works."""
         return next(iter(self.dialects))
 
-    @property
-    def dialect(self) -> str:
-        """What the exporter writes for the newest version of the library."""
-        return list(self.dialects.values())[-1]
+    def dialect(self, version: str | None = None) -> str:
+        """What the exporter writes for a version of the library; None is the newest."""
+        fitting = [
+            name
+            for minimum, name in self.dialects.items()
+            if version is None or version_numbers(version) >= version_numbers(minimum)
+        ]
+        return fitting[-1] if fitting else next(iter(self.dialects.values()))
 
     def can_stream(self, component: str) -> bool:
         """Whether an engine can be made that streams its weights."""
@@ -114,7 +119,7 @@ _ROWS = (
         module="onnxruntime",
         packages=("onnxruntime", "onnxruntime-gpu"),
         extra="onnxruntime",
-        dialects={"1.23": "onnx"},
+        dialects={"1.23": "opset23"},
         files=("model.onnx", "weights.data"),
         builder="sd35_trt.engines.onnxruntime:create",
         session="sd35_trt.runtime.sessions.onnxruntime:open_session",
@@ -132,7 +137,7 @@ _ROWS = (
         module="tensorrt_rtx",
         packages=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
         extra="rtx",
-        dialects={"1.7": "onnx"},
+        dialects={"1.7": "opset23"},
         files=("engine.plan",),
         builder="sd35_trt.engines.tensorrt:create",
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
@@ -152,7 +157,7 @@ _ROWS = (
         module="tensorrt",
         packages=("tensorrt-cu13", "tensorrt-cu12"),
         extra="tensorrt",
-        dialects={"11": "onnx"},
+        dialects={"10.6": "opset21", "10.15": "opset23"},
         files=("engine.plan",),
         builder="sd35_trt.engines.tensorrt:create",
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
@@ -189,6 +194,12 @@ _ROWS = (
         ),
     ),
 )
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """A version as numbers that compare: (10, 6, 0) of ``10.6.0``."""
+    return tuple(map(int, re.findall(r"\d+", version)))
+
 
 #: Every kind by name.
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}

@@ -35,7 +35,7 @@ def export(
     names: Iterable[str],
     policy: Policy | str,
     calibration: Calibration | None = None,
-    dialect: str = "onnx",
+    dialect: str = "opset23",
 ) -> Path:
     """Export components without guidance; each goes to ``root / name``."""
     policy = load_policy(policy) if isinstance(policy, str) else policy

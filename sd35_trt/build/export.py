@@ -56,7 +56,7 @@ def export_model(
     """Export every component, or take it from the cache.
 
     Args:
-        dialect: what is written; see :class:`sd35_trt.backends.Backend`.
+        dialect: what is written; see :data:`sd35_trt.dialects.DIALECTS`.
         versions: of the libraries that take part.
 
     Raises:

@@ -67,7 +67,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
                 "--calibration DIR"
             )
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
-            dialect = builder.backend.dialect
+            dialect = builder.backend.dialect(builder.versions().get(backend))
             export = export_model(decision, calibration, dialect, versions, cache, progress)
             engines = compile_model(decision, export, builder, cache, progress)
             facts = manifest_facts(decision, export, builder, versions, options.command)

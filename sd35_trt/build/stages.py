@@ -67,7 +67,7 @@ def component_stage(
 
     Args:
         clip_tokens: length of CLIP's part of the text.
-        dialect: what is written; see :class:`sd35_trt.backends.Backend`.
+        dialect: what is written; see :data:`sd35_trt.dialects.DIALECTS`.
     """
     part = COMPONENTS[name].part
     policy, guided = decision.policy, decision.guided

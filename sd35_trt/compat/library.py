@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
-from sd35_trt.backends import Backend
+from sd35_trt.backends import Backend, version_numbers
 from sd35_trt.errors import Sd35Error
 
 
@@ -24,12 +23,8 @@ def load_library(backend: Backend) -> Any:
         state = "is not installed" if absent else "does not load"
         raise Sd35Error(f"{backend.title} {state} ({error})", advice) from error
     version = str(getattr(library, "__version__", backend.minimum_version))
-    if _numbers(version) < _numbers(backend.minimum_version):
+    if version_numbers(version) < version_numbers(backend.minimum_version):
         raise Sd35Error(
             f"{backend.title} {version} is too old, {backend.minimum_version} is needed", advice
         )
     return library
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))

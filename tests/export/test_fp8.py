@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.components import COMPONENTS
+from sd35_trt.dialects import DIALECTS
 from sd35_trt.errors import UsageError
 from sd35_trt.export import fp8
 from sd35_trt.export.component import apply_policy, build_part, fake_tensors, fp8_layers
@@ -211,7 +212,7 @@ def test_attention_matmuls(large_checkpoint: Path) -> None:
         part = build_part("transformer", checkpoint)
         apply_policy(part, "denoiser", policy)
         *_, quantized = Denoiser(part, guided=False).blocks
-        model = quantized.trace()
+        model = quantized.trace(DIALECTS["opset23"])
     assert not [node for node in model.graph if node.op_type == "Attention"]
     scales = {str(node.inputs[1].name) for node in model.graph if node.op_type == "QuantizeLinear"}
     operands = [f"block.attn.{x}_scale" for x in "qkvp"]
@@ -230,7 +231,7 @@ def test_attention_matmuls_are_those_of_diffusers(large_checkpoint: Path) -> Non
         expected = attention(image, text)
         fp8.quantize_attention(attention, None)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fp8, "fake_quantize", lambda x, scale: x)
+            patch.setattr(fp8, "fake_quantize", lambda x, scale, zero: x)
             got = attention(image, text)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

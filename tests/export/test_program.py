@@ -51,7 +51,7 @@ def pair(
         folder = tmp_path_factory.mktemp(policy)
         program = make_bundle(policy=policy, target="h200", builder="inductor")
         return (
-            Bundle.open(Path(shutil.copytree(make_bundle(policy=policy), folder / "onnx"))),
+            Bundle.open(Path(shutil.copytree(make_bundle(policy=policy), folder / "opset23"))),
             Bundle.open(Path(shutil.copytree(program, folder / "program"))),
         )
 
@@ -234,7 +234,7 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
     folders = [
         export(tmp_path / dialect, checkpoint_path(), names, policy, dialect=dialect)
         / "conditioner"
-        for dialect in ("onnx", "program")
+        for dialect in ("opset23", "program")
     ]
     rng = np.random.default_rng(0)
     feed = {
@@ -272,11 +272,11 @@ def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path)
         },
     )
     errors = {}
-    for dialect, run in (("onnx", run_ort), ("program", run_program)):
+    for dialect, run in (("opset23", run_ort), ("program", run_program)):
         root = tmp_path / dialect
         export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, dialect)
         errors[dialect] = relative_error(velocity(root, arguments, run), truth)
-    assert errors["program"] <= 1.1 * errors["onnx"] <= 0.2
+    assert errors["program"] <= 1.1 * errors["opset23"] <= 0.2
 
 
 def test_a_signature_is_there_once(pair: Any) -> None:

@@ -69,7 +69,7 @@ def scale_transformer(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("dialect", ["onnx", "program"])
+@pytest.mark.parametrize("dialect", ["opset23", "program"])
 def test_a_transformer_that_exceeds_fp16(
     dialect: str, large_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_transformer_that_exceeds_fp16(
     calibration = calibrate(checkpoint, HALF)
     names = ["conditioner", "denoiser"]
     guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration, dialect)
-    got = velocity(guarded, arguments, run_reference if dialect == "onnx" else run_program)
+    got = velocity(guarded, arguments, run_reference if dialect == "opset23" else run_program)
     assert relative_error(got, expected) <= TOLERANCE
     found = places(guarded / "denoiser")
     assert set(found) >= {

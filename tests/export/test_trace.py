@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sd35_trt.dialects import DIALECTS
 from sd35_trt.export.component import fake_tensors
 from sd35_trt.export.ports import Ports
 from sd35_trt.export.trace import trace
@@ -25,7 +26,7 @@ class Double(WholeModule):
 
 def test_ports_are_named_as_declared() -> None:
     with fake_tensors():
-        model = trace(Double({"y": (torch.float32, ("batch", 4))}))
+        model = trace(Double({"y": (torch.float32, ("batch", 4))}), DIALECTS["opset23"])
     assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y"]
 
 
@@ -35,10 +36,10 @@ def test_ports_are_named_as_declared() -> None:
 )  # fmt: skip
 def test_other_ports_are_refused(dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
     with fake_tensors(), pytest.raises(ValueError, match="is declared"):
-        trace(Double({"y": (dtype, shape)}))
+        trace(Double({"y": (dtype, shape)}), DIALECTS["opset23"])
 
 
 def test_another_number_of_outputs_is_refused() -> None:
     port = (torch.float32, ("batch", 4))
     with fake_tensors(), pytest.raises(ValueError, match="1 outputs, declared are"):
-        trace(Double({"y": port, "z": port}))
+        trace(Double({"y": port, "z": port}), DIALECTS["opset23"])

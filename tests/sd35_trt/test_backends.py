@@ -13,6 +13,7 @@ import tomllib
 
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.compat.library import load_library
+from sd35_trt.dialects import DIALECTS
 from sd35_trt.dimensions import Bounds
 from sd35_trt.engines.builder import (
     BuiltEngine,
@@ -34,7 +35,7 @@ def test_every_row_leads_somewhere(backend: Backend) -> None:
     assert callable(resolve(backend.builder))
     assert callable(resolve(backend.session))
     assert {backend.extra, *(c.extra for c in backend.companions)} <= set(EXTRAS)
-    assert set(backend.dialects.values()) <= {"onnx", "program"}
+    assert set(backend.dialects.values()) <= set(DIALECTS)
     assert backend.otherwise is None or backend.otherwise in BACKENDS
     stated = [r for r in EXTRAS[backend.extra] if r.startswith((backend.module, *backend.packages))]
     assert any(f">={backend.minimum_version}" in requirement for requirement in stated) or (
@@ -47,7 +48,10 @@ def test_a_library_that_is_absent_too_old_or_broken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     backend = replace(
-        BACKENDS["tensorrt"], module="some_library", title="Some Library", dialects={"2.0": "onnx"}
+        BACKENDS["tensorrt"],
+        module="some_library",
+        title="Some Library",
+        dialects={"2.0": "opset23"},
     )
     with pytest.raises(Sd35Error, match=r"Some Library is not installed .* — pip install"):
         load_library(backend)
