@@ -21,9 +21,11 @@ _DIMENSIONS = {
     "image_height": 64, "image_width": 96,
 }  # fmt: skip
 
-# Relative errors between the dialects over four seeds reached 2e-6, 4e-4 (the text encoders'
-# pooled state apart, 2e-3) and, in FP8, 0.044, where one ulp of the input made 0.041.
-_LIMITS = {"fp32": 1e-5, "half": 5e-3, "int8-weight": 5e-3, "int4-weight": 5e-3, "fp8": 0.1}
+# Over four seeds, one and two threads, the dialects were apart by 6e-7 in FP32 (a rounding of bytes
+# made 8e-5 of pictures), by 8e-4 in half and with integer weights, and by 0.044 in FP8, where one
+# ulp of the input alone makes 0.041.
+_LIMITS = {"fp32": 2e-6, "half": 2e-3, "int8-weight": 2e-3, "int4-weight": 2e-3, "fp8": 0.1}
+_OF_PICTURES = 3e-4
 
 _NEWER = {"Attention", "RMSNormalization", "GroupNormalization", "RotaryEmbedding", "Swish"}
 
@@ -75,4 +77,5 @@ def test_both_compute_the_same(component: str, policy: str, tmp_path: Path) -> N
     arrays = _inputs(folder, 0)
     expected, got = run_ort(folders["opset23"], arrays), run_ort(folder, arrays)
     for port, value in expected.items():
-        assert relative_error(got[port], value) <= _LIMITS[policy], port
+        limit = max(_LIMITS[policy], _OF_PICTURES if value.dtype == np.uint8 else 0)
+        assert relative_error(got[port], value) <= limit, port
