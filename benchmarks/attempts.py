@@ -14,7 +14,8 @@ class Attempt:
     """A way to compute the step.
 
     Attributes:
-        kind: ``diffusers``, ``torchao``, ``program`` or ``onnxruntime``.
+        kind: ``diffusers``, ``torchao``, ``program``, or that of an engine: ``onnxruntime``,
+            ``tensorrt``.
         policy: of ours.
         mode: of compilation: a key of ``MODES``, or ``eager``.
         record: whether it is recorded and replayed.
@@ -49,6 +50,9 @@ ATTEMPTS = (
     Attempt("programs fp8, eager", "program", mode="eager"),
     Attempt("onnxruntime half", "onnxruntime", "half", record=False),
     Attempt("onnxruntime fp8", "onnxruntime", record=False),
+    Attempt("tensorrt fp8", "tensorrt"),
+    Attempt("tensorrt half", "tensorrt", "half"),
+    Attempt("tensorrt fp8, FP8 attention", "tensorrt", fp8_attention=True),
     Attempt("torchao FP8 rowwise, compiled", "torchao", record=False),
     Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),
     Attempt("diffusers BF16, max-autotune, graph", "diffusers", mode="max-autotune"),

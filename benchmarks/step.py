@@ -11,7 +11,7 @@ text tokens unless other sizes are asked for. Our engines run as in the runtime:
 recorded by its device where the backend can be, replayed. Peers are diffusers' transformer in BF16,
 as it is and compiled, and with torchao's FP8. Times are medians by CUDA events. The weights are
 random, so that the error is that of the arithmetic, not of pictures. Large takes 50 GB of the GPU's
-memory, and with ONNX Runtime 17 GB of --work.
+memory, and with ONNX Runtime or TensorRT 17 GB of --work.
 
 The file is written after every attempt, and attempts that it has are not made again.
 """
@@ -32,8 +32,9 @@ from attempts import ATTEMPTS, Attempt
 from denoising_step import DenoisingStep, random_inputs, true_step
 from random_transformer import RandomTransformer
 from recorder import Recorder
-from step_sides import by_diffusers, by_onnxruntime, by_programs
+from step_sides import by_diffusers, by_engine, by_programs
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.structure import published_config
 from sd35_trt.errors import Sd35Error
 
@@ -59,8 +60,8 @@ def _measure(
     with tempfile.TemporaryDirectory(dir=work) as folder:
         if attempt.kind == "program":
             compute = by_programs(model, step, attempt, device)
-        elif attempt.kind == "onnxruntime":
-            compute = by_onnxruntime(model, step, attempt, recorder.device, Path(folder))
+        elif attempt.kind in BACKENDS:
+            compute = by_engine(model, step, attempt, recorder.device, Path(folder))
         else:
             compute = by_diffusers(model, step, attempt, device)
         made = time.perf_counter() - start
@@ -82,7 +83,7 @@ def _measure(
         "seconds to make": made,
         "seconds to compile and measure": time.perf_counter() - start,
     }
-    if on_gpu and attempt.kind != "onnxruntime":
+    if on_gpu and attempt.kind not in BACKENDS:
         row["activation GB"] = (torch.cuda.max_memory_allocated() - held) / 1e9
     return row
 

@@ -1,11 +1,11 @@
-"""What computes the step for an attempt: diffusers, programs, ONNX Runtime."""
+"""What computes the step for an attempt: diffusers, programs, ONNX Runtime, TensorRT."""
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ from denoising_step import (
 )
 from random_transformer import RandomTransformer
 
-from sd35_trt.engines.builder import ExportedComponent
+from sd35_trt.backends import BACKENDS
+from sd35_trt.compat.library import load_library
+from sd35_trt.engines.builder import EngineOptions, ExportedComponent
+from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.component import (
     MODULES,
     ExportOptions,
@@ -33,11 +36,13 @@ from sd35_trt.export.fused_block import fuse_blocks
 from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.torch_layers import use_torch_layers
+from sd35_trt.formats.bundle import Component, describe_file
 from sd35_trt.formats.component import MODEL_FILE
 from sd35_trt.formats.program import Program
 from sd35_trt.policies import Policy, Rule, load_policy
 from sd35_trt.programs.torch_program import MODES, TorchProgram
 from sd35_trt.runtime.devices.device import Device
+from sd35_trt.runtime.sessions.session import Session, SessionOptions
 
 _CLIP_TOKENS = 77
 
@@ -104,58 +109,56 @@ def _program(
     return program, values
 
 
+def _conditioned(
+    model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
+) -> Tensors:
+    """What the conditioner gives, computed once, operator by operator."""
+    program, weights = _program(model, "conditioner", attempt, step.scales, device)
+    conditioner = TorchProgram(program, weights, torch.device(device), "eager")
+    return conditioner(conditioner_inputs(step, torch.float16))
+
+
 def by_programs(
     model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
 ) -> Compute:
-    place = torch.device(device)
-    program, weights = _program(model, "conditioner", attempt, step.scales, device)
-    conditioner = TorchProgram(program, weights, place, "eager")
-    conditioned = conditioner(conditioner_inputs(step, torch.float16))
+    conditioned = _conditioned(model, step, attempt, device)
     inputs = denoiser_inputs(step, conditioned["context"], conditioned["modulation"][0])
-    del conditioner, weights
     program, weights = _program(model, "denoiser", attempt, step.scales, device)
-    run = TorchProgram(program, weights, place, attempt.mode, attempt.attention, attempt.fast)
+    run = TorchProgram(
+        program, weights, torch.device(device), attempt.mode, attempt.attention, attempt.fast
+    )
     return lambda: run(inputs)["next_latents"]
 
 
-def by_onnxruntime(
+def by_engine(
     model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: Device, folder: Path
 ) -> Compute:
-    from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, session_options
-
-    def session(name: str) -> tuple[ExportedComponent, OnnxRuntimeSession]:
-        out = folder / name
-        out.mkdir()
-        model.tensors.on_host = True
-        options = ExportOptions(_CLIP_TOKENS)
-        export_component(name, model, _policy(attempt, model), options, out, scales=step.scales)  # type: ignore[arg-type]
-        model.tensors.on_host = False
-        component = ExportedComponent.read(out)
-        settings = session_options(fp8=bool(component.precisions.get("fp8")))
-        return component, OnnxRuntimeSession(str(out / MODEL_FILE), name, device, settings)
-
-    def run(name: str, inputs: Tensors, **dims: int) -> tuple[Callable[[], None], dict[str, Any]]:
-        component, engine = session(name)
-        feed = {p.name: device.upload(inputs[p.name].cpu().numpy()) for p in component.inputs}
-        outputs = {p.name: device.empty(p.resolve(**dims), p.dtype) for p in component.outputs}
-        return functools.partial(engine.run, feed, outputs), outputs
-
-    batch, tokens = len(step.latents), step.prompts.shape[1]
-    half = conditioner_inputs(step, torch.float16)
-    compute, outputs = run("conditioner", half, samples=2 * batch, tokens=tokens, steps=1)
-    compute()
-    context, modulation = (
-        torch.from_numpy(np.asarray(device.download(outputs[name])))
-        for name in ("context", "modulation")
-    )
-    del compute, outputs
+    """The denoiser as ONNX Runtime's engine, or TensorRT's."""
+    backend = BACKENDS[attempt.kind]
+    place = str(step.latents.device)
+    conditioned = _conditioned(model, step, attempt, place)
+    inputs = denoiser_inputs(step, conditioned["context"], conditioned["modulation"][0])
+    del conditioned
     gc.collect()
-    inputs = denoiser_inputs(step, context, modulation[0])
+    model.tensors.on_host = True
+    version = getattr(load_library(backend), "__version__", None)
+    options = ExportOptions(_CLIP_TOKENS, dialect=backend.dialect(version))
+    policy = _policy(attempt, model)
+    export_component("denoiser", model, policy, options, folder, scales=step.scales)  # type: ignore[arg-type]
+    model.tensors.on_host = False
+    component = ExportedComponent.read(folder)
     height, width = step.latents.shape[2:]
-    compute, outputs = run("denoiser", inputs, batch=batch, height=height, width=width)
+    dims = {
+        "batch": len(step.latents), "tokens": step.prompts.shape[1], "height": height,
+        "width": width,
+    }  # fmt: skip
+    make = _tensorrt if backend.times_kernels else _onnxruntime
+    engine = make(component, device, attempt, dims)
+    feed = {p.name: device.upload(inputs[p.name].cpu().numpy()) for p in component.inputs}
+    outputs = {p.name: device.empty(p.resolve(**dims), p.dtype) for p in component.outputs}
 
     def result() -> torch.Tensor:
-        compute()
+        engine.run(feed, outputs)
         buffer = outputs["next_latents"]
         if device.kind == "cpu":
             return torch.from_numpy(np.asarray(buffer))
@@ -166,3 +169,35 @@ def by_onnxruntime(
         )
 
     return result
+
+
+def _onnxruntime(
+    component: ExportedComponent, device: Device, attempt: Attempt, dims: Mapping[str, int]
+) -> Session:
+    from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, session_options
+
+    settings = session_options(fp8=bool(component.precisions.get("fp8")))
+    path = component.folder / MODEL_FILE
+    return OnnxRuntimeSession(str(path), component.name, device, settings)
+
+
+def _tensorrt(
+    component: ExportedComponent, device: Device, attempt: Attempt, dims: Mapping[str, int]
+) -> Session:
+    from sd35_trt.engines.tensorrt_compiler import PlanFacts, PlanJob, compile_plan
+    from sd35_trt.runtime.sessions.tensorrt import TensorRTSession
+
+    folder = component.folder
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    bounds = {d: (n, n, n) for d, n in dims.items()}
+    settings = EngineOptions(timing=folder / "timings")
+    job = PlanJob(attempt.kind, (capability,), settings, component, bounds, folder)
+    run_in_child("compiling the denoiser", compile_plan, job, lambda *_: None)
+    (plan,) = BACKENDS[attempt.kind].files
+    facts = PlanFacts.read(folder)
+    stored = Component(
+        component.name, attempt.kind, (describe_file(folder, plan),), component.inputs,
+        component.outputs, facts.weight_bytes, {}, {},
+    )  # fmt: skip
+    bundle: Any = SimpleNamespace(path=lambda relative: folder / relative)
+    return TensorRTSession(bundle, stored, device, SessionOptions())
