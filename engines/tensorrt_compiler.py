@@ -7,6 +7,7 @@ Python API references of TensorRT for RTX and of TensorRT 10 and 11
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,7 @@ class _PlanCompiler:
         memory: dict[str, int] = {}
         log.on_message = lambda message: memory.update(logged_memory(message))
         builder = make_builder(trt, self._title, log)
+        builder.max_threads = len(os.sched_getaffinity(0))
         network, _parser = parse_network(trt, self._title, builder, component, log)
         config = builder.create_builder_config()
         self._configure(config)

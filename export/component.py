@@ -30,7 +30,7 @@ from .denoiser import Denoiser
 from .explicit_layers import use_explicit_layers
 from .fp8 import Fp8Linear, quantize_attention
 from .fused_block import fuse_blocks
-from .graphs import KeptGraphs
+from .graphs import GraphCache
 from .layers import ExportLinear, replace_layers
 from .modules import (
     ClipEncoder,
@@ -222,7 +222,7 @@ def export_component(
     out: Path,
     progress: Callable[[float, str], None] = lambda fraction, note: None,
     scales: Scales | None = None,
-    graphs: KeptGraphs | None = None,
+    graphs: GraphCache | None = None,
 ) -> None:
     """Write one component: ``model.onnx`` and ``weights.data``, or ``program.json`` and
     ``weights.safetensors``; and ``component.json``.

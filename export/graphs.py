@@ -28,7 +28,7 @@ _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_versio
 
 
 @dataclass(frozen=True)
-class KeptGraphs:
+class GraphCache:
     """Traces what is not in the cache yet. Use it inside ``FakeTensorMode``.
 
     Attributes:

@@ -30,7 +30,7 @@ from .component import (
     fake_tensors,
     use_dialect,
 )
-from .graphs import KeptGraphs
+from .graphs import GraphCache
 from .ir_values import value_dtype, value_name, value_shape
 from .modules import modulated_norms, modulation_rows
 from .weights import onnx_type
@@ -59,7 +59,7 @@ def export_weightless(
     policy: Policy,
     options: ExportOptions,
     out: Path,
-    graphs: KeptGraphs | None = None,
+    graphs: GraphCache | None = None,
 ) -> int:
     """Write a component as :func:`~.component.export_component` does, with few blocks.
 

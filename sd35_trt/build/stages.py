@@ -75,13 +75,13 @@ def component_stage(
 
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
         from sd35_trt.export.component import ExportOptions, export_component
-        from sd35_trt.export.graphs import KeptGraphs
+        from sd35_trt.export.graphs import GraphCache
 
         options = ExportOptions(clip_tokens, guided, dialect)
         graph = {k: v for k, v in description.items() if k not in ("files", "calibration")}
         if scales:
             graph["calibration"] = scales.structure(name)
-        graphs = KeptGraphs(inputs.cache, description["config"], graph)
+        graphs = GraphCache(inputs.cache, description["config"], graph)
         export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
 
     description = {**inputs.describe(part), "dialect": dialect}

@@ -114,10 +114,10 @@ def compiled_activations(
     builder = cast(MemoryReporter, load_builder(target.builder, target.builders[target.builder]))
 
     def run(out: Path, report: Callable[[float, str], None]) -> None:
-        from sd35_trt.export.graphs import KeptGraphs
+        from sd35_trt.export.graphs import GraphCache
         from sd35_trt.export.weightless import export_weightless
 
-        graphs = KeptGraphs(cache, exported["config"], {**exported, "weightless": True})
+        graphs = GraphCache(cache, exported["config"], {**exported, "weightless": True})
         with tempfile.TemporaryDirectory(dir=out) as temporary:
             folder = Path(temporary)
             report(0.0, "tracing")

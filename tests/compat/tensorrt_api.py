@@ -17,7 +17,7 @@ from typing import Any
 API: dict[str, dict[str, int | None]] = {
     "Builder": {
         "create_network": 1, "create_builder_config": 0, "create_optimization_profile": 0,
-        "build_serialized_network": 2,
+        "build_serialized_network": 2, "max_threads": None,
     },
     "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": None},
     "INetworkDefinition": {

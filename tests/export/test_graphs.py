@@ -20,7 +20,7 @@ from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.export import trace
 from sd35_trt.export.component import ExportOptions, export_component, fake_tensors
-from sd35_trt.export.graphs import KeptGraphs
+from sd35_trt.export.graphs import GraphCache
 from sd35_trt.export.layers import PositionTable, SeparablePositionTable
 from sd35_trt.export.scales import HALF_LIMIT, Scales
 from sd35_trt.formats.calibration import Calibration
@@ -107,7 +107,7 @@ class _Traced(torch.nn.Module):
 
 def test_what_a_graph_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sd35_trt.export.graphs.read_program", lambda path: path.read_text("utf-8"))
-    graphs = KeptGraphs(StageCache(tmp_path), {"eps": 1e-6, "_name": "a"}, {"policy": "half"})
+    graphs = GraphCache(StageCache(tmp_path), {"eps": 1e-6, "_name": "a"}, {"policy": "half"})
     others = {
         "another policy": (replace(graphs, inputs={"policy": "fp8"}), torch.nn.Linear(4, 4)),
         "another configuration": (replace(graphs, config={"eps": 1e-5}), torch.nn.Linear(4, 4)),
