@@ -160,6 +160,10 @@ class SingleFileCheckpoint:
         self._configs = {part: self._configure(part) for part in self._parts}
         self._check_widths()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself.
+        return SingleFileCheckpoint, (self.root, self._tokenizers)
+
     @property
     def hint(self) -> str:
         """The file's name, for :func:`sd35_trt.variants.recognise`."""

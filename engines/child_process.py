@@ -34,6 +34,8 @@ from {__name__} import serve
 serve(int(sys.argv[1]))
 """
 
+_RUNNING: set[subprocess.Popen[bytes]] = set()
+
 # Of what a child wrote before it died, so much is shown.
 _LAST = 300
 
@@ -61,6 +63,7 @@ def run_in_child(
     with tempfile.TemporaryFile() as output, ours:
         with theirs:
             child = _start(theirs, output)
+        _RUNNING.add(child)
         try:
             ours.send((function, job))
             failure = _follow(ours, progress)
@@ -68,11 +71,18 @@ def run_in_child(
             raise Sd35Error(f"{title} stopped: {_death(child, output)}") from error
         finally:
             # It has nothing left to do, or is to stop.
+            _RUNNING.discard(child)
             child.kill()
             child.wait()
     if failure is not None:
         raised, where = failure
         raise raised from _ChildTraceback(where)
+
+
+def stop_children() -> None:
+    """End all work in child processes; those that wait for it get an error."""
+    for child in list(_RUNNING):
+        child.kill()
 
 
 def _start(connection: Connection, output: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -52,6 +52,7 @@ class Backend:
         needs_library: whether building takes the library; otherwise engines are the exported files.
         compiles_late: whether kernels are finished on the GPU: the library then has a cache of
             them, and records its own graphs, as they may be replaced while it runs.
+        compiles_apart: whether it compiles in a process of its own, so that several may at once.
         times_kernels: whether it chooses kernels by running them on the GPU: it then has
             optimization levels, and its timings are kept.
         reports_memory: whether the compiler says how much working memory an engine takes.
@@ -82,6 +83,7 @@ class Backend:
     crosses: bool = False
     needs_library: bool = True
     compiles_late: bool = False
+    compiles_apart: bool = False
     times_kernels: bool = False
     reports_memory: bool = False
     streams: Literal["never", "asked", "always"] = "never"
@@ -145,6 +147,7 @@ _ROWS = (
         devices=("cuda",),
         crosses=True,
         compiles_late=True,
+        compiles_apart=True,
         reports_memory=True,
         streams="asked",
         # What it reports for mini's engines is this and the sum of live tensors, within 15 % (less
@@ -163,6 +166,7 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
         compute_capabilities=("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
         devices=("cuda",),
+        compiles_apart=True,
         times_kernels=True,
         reports_memory=True,
         streams="asked",

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from sd35_trt.components import COMPILED
 from sd35_trt.dimensions import Bounds, dimension_bounds
 from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
 from sd35_trt.planning.decide import Decision
 from sd35_trt.planning.working_memory import estimated_memory
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache
-from sd35_trt.store.stages import run_stage
 
+from .concurrency import count_jobs, run_stages
 from .export import Export
+
+# Memory of a compiler: so many times the weights, and what its libraries take.
+_COPIES, _COMPILER_BYTES = 3, 2 << 30
 
 
 def compile_model(
-    decision: Decision, export: Export, builder: Builder, cache: StageCache, progress: Progress
+    decision: Decision,
+    export: Export,
+    builder: Builder,
+    cache: StageCache,
+    progress: Progress,
+    jobs: int | None = None,
 ) -> list[CompiledComponent]:
     """Compile every component, or take its engine from the cache.
+
+    Args:
+        jobs: how many at the same time; None takes what the machine has room for.
 
     Raises:
         Sd35Error: a component does not compile.
     """
     ranges, defaults = decision.ranges(export.t5_tokens), decision.defaults(export.t5_tokens)
-    engines = []
+    components, limits = [], {}
     for name, folder in export.components.items():
         component = ExportedComponent.read(folder)
         bounds = dimension_bounds(name, ranges, defaults, export.clip_tokens, decision.guided)
-        engine = _engine(builder, component, bounds, cache, progress)
+        components.append(component)
+        limits[name] = {d: bounds[d] for port in component.inputs for d in port.dynamic}
+    folders = _compile(components, limits, builder, cache, progress, jobs)
+    engines = []
+    for component in components:
+        name = component.name
+        engine = CompiledComponent(component, folders[name], limits[name])
         if not builder.backend.reports_memory:
             memory = estimated_memory(
                 name,
@@ -50,15 +69,30 @@ def compile_model(
     return engines
 
 
-def _engine(
+def _compile(
+    components: Sequence[ExportedComponent],
+    bounds: Mapping[str, Mapping[str, Bounds]],
     builder: Builder,
-    component: ExportedComponent,
-    bounds: Mapping[str, Bounds],
     cache: StageCache,
     progress: Progress,
-) -> CompiledComponent:
-    """Compile a component, where its builder does that before loading."""
-    dynamic = {d: bounds[d] for port in component.inputs for d in port.dynamic}
-    stage = builder.stage(component, dynamic)
-    folder = run_stage(cache, stage, progress) if stage else component.folder
-    return CompiledComponent(component, folder, dynamic)
+    jobs: int | None,
+) -> dict[str, Path]:
+    """Folder of each component's engine by name, compiled where its builder does that before
+    loading.
+
+    Where kernels are timed, those of every step are timed alone.
+    """
+    stages = {c.name: stage for c in components if (stage := builder.stage(c, bounds[c.name]))}
+    alone = COMPILED if builder.backend.times_kernels else ()
+    need = [
+        _COPIES * c.weight_bytes + _COMPILER_BYTES
+        for c in components
+        if c.name in stages and c.name not in alone
+    ]
+    jobs = count_jobs(need, jobs) if builder.backend.compiles_apart else 1
+    together = [stage for name, stage in stages.items() if name not in alone]
+    folders = run_stages(cache, together, progress, jobs)
+    folders |= run_stages(cache, [s for n, s in stages.items() if n in alone], progress, jobs=1)
+    return {
+        c.name: folders[stages[c.name].name] if c.name in stages else c.folder for c in components
+    }

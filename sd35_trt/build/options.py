@@ -31,6 +31,8 @@ class BuildOptions:
         autotune: try more kernels, with the ``inductor`` builder.
         optimization_level: how many kernels are tried, 0 to 5, with the ``tensorrt`` builder; None
             is its default, 3.
+        jobs: components that are exported, or compiled, at the same time; None takes what the
+            machine has room for.
         cache_dir: where stages are kept.
         command: recorded as the command that made the bundle.
     """
@@ -50,5 +52,6 @@ class BuildOptions:
     refit: bool = False
     autotune: bool = False
     optimization_level: int | None = None
+    jobs: int | None = None
     cache_dir: Path | None = None
     command: str = ""

@@ -68,8 +68,10 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
             )
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
             dialect = builder.backend.dialect(builder.versions().get(backend))
-            export = export_model(decision, calibration, dialect, versions, cache, progress)
-            engines = compile_model(decision, export, builder, cache, progress)
+            export = export_model(
+                decision, calibration, dialect, versions, cache, progress, options.jobs
+            )
+            engines = compile_model(decision, export, builder, cache, progress, options.jobs)
             facts = manifest_facts(decision, export, builder, versions, options.command)
             assemble(out, builder, engines, export.tokenizers, facts, calibration)
             progress("bundle", 1, 1, "written")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
+from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.scales import Scales
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.planning.decide import Decision
+from sd35_trt.policies import Policy
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import Stage
 
@@ -55,6 +57,53 @@ def tokenizer_stage(inputs: StageInputs, components: list[str]) -> Stage:
     return Stage("tokenizers", description, ("sd35_trt.export.tokenizers",), run)
 
 
+@dataclass(frozen=True)
+class ComponentExport:
+    """What the stage of a component does; another process can be given it.
+
+    Attributes:
+        description: the stage's inputs.
+    """
+
+    name: str
+    checkpoint: AnyCheckpoint
+    cache: StageCache
+    policy: Policy
+    scales: Scales | None
+    clip_tokens: int
+    guided: bool
+    dialect: str
+    description: Mapping[str, Any]
+
+    def __call__(self, out: Path, progress: Callable[[float, str], None]) -> None:
+        """Export into an existing directory."""
+        from sd35_trt.export.component import ExportOptions, export_component
+        from sd35_trt.export.graphs import GraphCache
+
+        options = ExportOptions(self.clip_tokens, self.guided, self.dialect)
+        graph = {k: v for k, v in self.description.items() if k not in ("files", "calibration")}
+        if self.scales:
+            graph["calibration"] = self.scales.structure(self.name)
+        graphs = GraphCache(self.cache, self.description["config"], graph)
+        export_component(
+            self.name, self.checkpoint, self.policy, options, out, progress, self.scales, graphs
+        )
+
+
+def apart(stage: Stage) -> Stage:
+    """The stage, its work being done in a child process."""
+
+    def run(out: Path, progress: Callable[[float, str], None]) -> None:
+        run_in_child(f"exporting {stage.name}", _export, (stage.run, out), progress)
+
+    return replace(stage, run=run)
+
+
+def _export(job: tuple[Callable[..., None], Path], progress: Callable[[float, str], None]) -> None:
+    run, out = job
+    run(out, progress)
+
+
 def component_stage(
     inputs: StageInputs,
     name: str,
@@ -72,18 +121,6 @@ def component_stage(
     part = COMPONENTS[name].part
     policy, guided = decision.policy, decision.guided
     scales = Scales.of(calibration, part) if calibration else None
-
-    def run(out: Path, progress: Callable[[float, str], None]) -> None:
-        from sd35_trt.export.component import ExportOptions, export_component
-        from sd35_trt.export.graphs import GraphCache
-
-        options = ExportOptions(clip_tokens, guided, dialect)
-        graph = {k: v for k, v in description.items() if k not in ("files", "calibration")}
-        if scales:
-            graph["calibration"] = scales.structure(name)
-        graphs = GraphCache(inputs.cache, description["config"], graph)
-        export_component(name, inputs.checkpoint, policy, options, out, progress, scales, graphs)
-
     description = {**inputs.describe(part), "dialect": dialect}
     # A single file's configuration is not among the files.
     description["config"] = inputs.checkpoint.config(part)
@@ -95,4 +132,8 @@ def component_stage(
         description["clip_tokens"] = clip_tokens
     if name == "denoiser":
         description["guided"] = guided
+    run = ComponentExport(
+        name, inputs.checkpoint, inputs.cache, policy, scales, clip_tokens, guided, dialect,
+        description,
+    )  # fmt: skip
     return Stage(name, description, ("sd35_trt.export.component",), run)

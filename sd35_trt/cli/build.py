@@ -90,6 +90,13 @@ from .output import print_json
     metavar="0-5",
     help="With tensorrt: how many kernels are tried. Default: 3.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Components that are made at the same time. Default: what processors and memory allow.",
+)
 @cache_dir_option("Where finished stages are kept. Default: $SD35_TRT_CACHE or ~/.cache/sd35-trt.")
 @json_option("Print the result as JSON.")
 def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:

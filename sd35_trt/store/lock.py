@@ -6,8 +6,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Seconds between two tries.
+_PAUSE = 0.05
 
 # File systems without such locks; there, two may do the same work, and one result is kept.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -19,7 +23,7 @@ def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
 
     Args:
         path: of the lock's file, in an existing directory; it is there while the lock is held.
-        waiting: called once where another holds it.
+        waiting: called again and again while another holds it; what it raises ends the wait.
 
     Raises:
         OSError: the file cannot be made.
@@ -39,11 +43,9 @@ def _acquire(path: Path, waiting: Callable[[], None]) -> int:
         # For writing, too: over NFS, only such a file can be locked for one alone.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            while not _is_locked(descriptor):
                 waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                time.sleep(_PAUSE)
             # Whoever held it has removed the file.
             if _is_at(descriptor, path):
                 return descriptor
@@ -56,6 +58,15 @@ def _acquire(path: Path, waiting: Callable[[], None]) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Lock an open file, unless another holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
