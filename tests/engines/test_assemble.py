@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,25 +125,25 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
     assert not list(cache.glob("*/.tmp-*"))
 
 
-def test_a_write_that_fails_halfway(tmp_path: Path, stage_cache: Path) -> None:
-    """A file-size limit makes the kernel refuse a write in the middle of a file."""
+@pytest.fixture
+def file_size_limit() -> Iterator[None]:
+    """The kernel refuses a write in the middle of a file; Python ignores the signal of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_write_that_fails_halfway(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out, cache = tmp_path / "bundles" / "mini", tmp_path / "cache"
-    code = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-from sd35_trt.cli import main
-main(["build", "--out", sys.argv[1], "--cache-dir", sys.argv[2]])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out), str(cache)], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    status, _, err = run("build", "--out", out, "--cache-dir", cache)
+    assert status == 1
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert "cannot write" in errors[0]
     assert "GB free" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err
     assert not (tmp_path / "bundles").exists()
     assert not list(cache.glob("*/.tmp-*"))
     assert not (cache / "clip_l").exists() or not list((cache / "clip_l").iterdir())

@@ -14,7 +14,7 @@ def invoke(*arguments):
 
 
 def test_training_without_data_says_how_to_make_it(tmp_path):
-    result = invoke("vae", "--out", tmp_path)
+    result = invoke("vae", "--out", tmp_path, "--start", checkpoint_path())
     assert result.exit_code == 1
     assert "make it with: python -m mini.training.train data" in result.output
 
