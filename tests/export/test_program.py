@@ -120,7 +120,8 @@ def test_the_step_is_as_exact_as_onnx_makes_it(copy: Any, policy: str) -> None:
     by_onnx = relative_error(expected["denoised"], truth)
     by_program = relative_error(found["denoised"], truth)
     if policy == "fp8":
-        assert by_program <= 1.1 * by_onnx
+        # Of 12 seeds 0.99 to 1.05 times it, by any number of threads; 1.07 with inputs off by 1e-6.
+        assert by_program <= 1.2 * by_onnx
     else:
         # ONNX Runtime's CPU provider computes FP16 graphs in FP32.
         assert relative_error(found["denoised"], expected["denoised"]) <= 2e-3
@@ -279,7 +280,8 @@ def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path)
         root = tmp_path / dialect
         export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, dialect)
         errors[dialect] = relative_error(velocity(root, arguments, run), truth)
-    assert errors["program"] <= 1.1 * errors["onnx"] <= 0.2
+    # Of 10 seeds 1.04 to 1.07 times it, which is 0.0028 to 0.0034; by any number of threads.
+    assert errors["program"] <= 1.2 * errors["onnx"] <= 0.01
 
 
 def test_a_signature_is_there_once(copy: Any) -> None:
