@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -60,6 +62,12 @@ _VAE: dict[str, Any] = {
 }  # fmt: skip
 
 
+@functools.cache
+def _untrained() -> Diffusers:
+    """What checkpoints take their tokenizers and autoencoder from; they change copies of it."""
+    return build_pipeline(seed=0)
+
+
 def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -> Path:
     """Save a random pipeline; the same arguments give the same bytes.
 
@@ -67,7 +75,7 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     their stages.
     """
     layout = layout or Layout()
-    pipe = build_pipeline(seed=0)
+    pipe = copy.deepcopy(_untrained())
     torch.manual_seed(1)
     texts = {"vocab_size": len(pipe.tokenizer), "max_position_embeddings": CLIP_TOKENS,
              "num_hidden_layers": 3, "eos_token_id": 2}  # fmt: skip

@@ -67,13 +67,23 @@ def test_a_child_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.Monkey
     child = importlib.import_module("child")
     monkeypatch.setattr(child, "_SCRIPTS", tmp_path)
     (tmp_path / "work.py").write_text(
-        "import json, time\n"
+        "import json, pathlib, sys, time\n"
         'print(json.dumps([time.time(), "load", ""]), flush=True)\n'
         'print(json.dumps([time.time(), "load", "cached"]), flush=True)\n'
-        "time.sleep(0.2)\n"
+        "while not pathlib.Path(sys.argv[1]).exists():\n"
+        "    time.sleep(0.01)\n"
         'print(json.dumps([time.time(), "export", ""]), flush=True)\n'
     )
-    result = child.run_child("work.py")
+    looked, look = tmp_path / "looked", child.anonymous_bytes
+
+    def watch(pid: int) -> int:
+        """The child goes on once its memory was seen."""
+        if (found := look(pid)) > 1 << 20:
+            looked.touch()
+        return found
+
+    monkeypatch.setattr(child, "anonymous_bytes", watch)
+    result = child.run_child("work.py", looked)
     assert list(result["stages"]) == ["load", "export"]
     assert result["stages"]["load"]["note"] == "cached"
     assert result["peak_bytes"] > 1 << 20

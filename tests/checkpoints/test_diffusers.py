@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from sd35_trt.build import BuildOptions, build
@@ -89,14 +90,16 @@ def test_truncated_weights(keep: float, checkpoint: Path, refused: Callable[...,
     refused(checkpoint, str(path), "truncated or damaged")
 
 
-def test_missing_shard(tmp_path: Path, refused: Callable[..., None]) -> None:
-    from random_checkpoints import Layout, write_checkpoint
-
-    model = write_checkpoint(tmp_path / "model", "large", Layout(shard="2MB"))
-    shards = sorted((model / "transformer").glob("*-of-*.safetensors"))
+def test_missing_shard(checkpoint: Path, refused: Callable[..., None]) -> None:
+    whole = checkpoint / TRANSFORMER
+    save_torch_state_dict(  # in place of the one file
+        load_file(whole), whole.parent, max_shard_size="5MB",
+        filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
+    )  # fmt: skip
+    shards = sorted(whole.parent.glob("*-of-*.safetensors"))
     assert len(shards) > 2
     shards[1].unlink()
-    refused(model, f"{shards[1]} is missing")
+    refused(checkpoint, f"{shards[1]} is missing")
 
 
 def test_a_tensor_of_the_wrong_shape(checkpoint: Path, refused: Callable[..., None]) -> None:
@@ -123,7 +126,16 @@ def test_a_tensor_with_nan(checkpoint: Path, refused: Callable[..., None]) -> No
     refused(checkpoint, name, "NaN")
 
 
-def test_a_tensor_beyond_fp16(checkpoint: Path, refused: Callable[..., None]) -> None:
+def test_a_tensor_beyond_fp16(
+    checkpoint: Path, refused: Callable[..., None], mini_bundle: Path, tmp_path: Path
+) -> None:
+    """What comes before it is in FP32, as in ``mini_bundle``, and not built anew."""
+    policy = tmp_path / "conditioner.toml"
+    policy.write_text(
+        'name = "conditioner in half"\n'
+        '[[rule]]\ncomponent = "*"\nmatch = "*"\nprecision = "fp32"\nreason = ""\n'
+        '[[rule]]\ncomponent = "conditioner"\nmatch = "*"\nprecision = "half"\nreason = ""\n'
+    )
     name = "time_text_embed.timestep_embedder.linear_1.weight"
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -131,7 +143,7 @@ def test_a_tensor_beyond_fp16(checkpoint: Path, refused: Callable[..., None]) ->
         tensors[name].view(-1)[7] = 1e5
 
     change_weights(checkpoint / TRANSFORMER, change)
-    refused(checkpoint, name, "exceeds FP16", "fp32", policy="half")
+    refused(checkpoint, name, "exceeds FP16", "fp32", policy=str(policy))
 
 
 def test_a_config_that_does_not_fit(checkpoint: Path, refused: Callable[..., None]) -> None:

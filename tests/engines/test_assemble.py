@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +21,44 @@ from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle
 from sd35_trt.policies import load_policy
 
-# Imports what a build imports, then forks one build for each line it is sent: "SECONDS" until
-# SIGKILL, or "-" to let it finish. Answers with the exit status and the seconds it took.
+# Imports what a build imports, then forks one build for each line it is sent: the number of the
+# call on a file at which it gets SIGKILL, 0 to let it finish. Answers with the exit status and how
+# many calls on files of ours there were.
 _ZYGOTE = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
 import sd35_trt.export.component, sd35_trt.export.tokenizers, transformers, diffusers
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from sd35_trt.build import BuildOptions, build
 out, cache = Path(sys.argv[1]), Path(sys.argv[2])
+folders = (str(out.parent), str(cache))
 print("ready", flush=True)
 for line in sys.stdin:
-    start = time.perf_counter()
+    counts, sums = os.pipe()
     pid = os.fork()
     if pid == 0:
+        calls = 0
+        def count(event, arguments):
+            global calls
+            if event != "open" and not event.startswith(("os.", "shutil.")):
+                return
+            paths = [os.fspath(a) for a in arguments if isinstance(a, (str, os.PathLike))]
+            if any(path.startswith(folders) for path in paths):
+                calls += 1
+                if calls == int(line):
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
         try:
             build(BuildOptions(out=out, cache_dir=cache))
+            os.write(sums, str(calls).encode())
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
-    if line.strip() != "-":
-        time.sleep(float(line))
-        os.kill(pid, signal.SIGKILL)
+    os.close(sums)
     status = os.waitpid(pid, 0)[1]
-    print(status, time.perf_counter() - start, flush=True)
+    print(status, int(os.read(counts, 20) or 0), flush=True)
+    os.close(counts)
 """
 
 
@@ -62,13 +76,14 @@ def _loadable(folder: Path) -> list[Path]:
 
 
 @pytest.mark.nightly
-def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:
+def test_sigkill_at_any_call_on_a_file(
+    mini_bundle: Path, stage_cache: Path, tmp_path: Path
+) -> None:
     cache, folder = tmp_path / "cache", tmp_path / "bundles"
     shutil.copytree(stage_cache, cache, copy_function=os.link, ignore=UNFINISHED)
     folder.mkdir()
     out = folder / "mini"
     rng = random.Random(20)
-    killed = 0
     with subprocess.Popen(
         [sys.executable, "-c", _ZYGOTE, str(out), str(cache)],
         stdin=subprocess.PIPE,
@@ -79,13 +94,13 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
         assert zygote.stdin is not None
         assert zygote.stdout is not None
 
-        def run(line: str) -> tuple[int, float]:
+        def run(call: int = 0) -> tuple[int, int]:
             assert zygote.stdin is not None
             assert zygote.stdout is not None
-            zygote.stdin.write(f"{line}\n")
+            zygote.stdin.write(f"{call}\n")
             zygote.stdin.flush()
-            status, seconds = zygote.stdout.readline().split()
-            return int(status), float(seconds)
+            status, calls = zygote.stdout.readline().split()
+            return int(status), int(calls)
 
         def forget(*stages: str) -> None:
             for stage in stages:
@@ -93,55 +108,51 @@ def test_sigkill_at_random_moments(mini_bundle: Path, stage_cache: Path, tmp_pat
                     shutil.rmtree(cache / kind, ignore_errors=True)
 
         assert zygote.stdout.readline() == "ready\n"
-        durations = {}
+        calls = {}
         for stages in ((), ("tokenizers", "clip_l")):
             forget(*stages)
-            status, durations[stages] = run("-")
+            status, calls[stages] = run()
             assert status == 0
             shutil.rmtree(out)
-        for i in itertools.count():
+        for i in range(12):
             # Half of them while stages are written, half while the bundle is assembled; in half
             # of each there is an older bundle to be replaced.
             stages = ((), ("tokenizers", "clip_l"))[i % 2]
             forget(*stages)
             before = out.exists()
-            killed += run(str(rng.uniform(0, durations[stages])))[0] == signal.SIGKILL
+            assert run(rng.randint(1, calls[stages]))[0] == signal.SIGKILL
             loadable = _loadable(folder)
             assert out in loadable or not before, "an older bundle is lost"
             if i % 4 < 2 and out.exists():
                 shutil.rmtree(out)
             elif i % 4 >= 2:
-                assert run("-")[0] == 0
-            # How long a build takes varies, so that some kills come too late.
-            if i >= 11 and killed >= 5:
-                break
-            assert i < 40, "too few kills hit a running build"
-        assert run("-")[0] == 0
+                assert run()[0] == 0
+        assert run()[0] == 0
         zygote.stdin.close()
     assert [path.name for path in folder.iterdir()] == ["mini"]
     Bundle.open(out, verify=True)
     assert not list(cache.glob("*/.tmp-*"))
 
 
-def test_a_write_that_fails_halfway(tmp_path: Path, stage_cache: Path) -> None:
-    """A file-size limit makes the kernel refuse a write in the middle of a file."""
+@pytest.fixture
+def file_size_limit() -> Iterator[None]:
+    """The kernel refuses a write in the middle of a file; Python ignores the signal of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_write_that_fails_halfway(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out, cache = tmp_path / "bundles" / "mini", tmp_path / "cache"
-    code = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-from sd35_trt.cli import main
-main(["build", "--out", sys.argv[1], "--cache-dir", sys.argv[2]])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out), str(cache)], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    status, _, err = run("build", "--out", out, "--cache-dir", cache)
+    assert status == 1
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert "cannot write" in errors[0]
     assert "GB free" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err
     assert not (tmp_path / "bundles").exists()
     assert not list(cache.glob("*/.tmp-*"))
     assert not (cache / "clip_l").exists() or not list((cache / "clip_l").iterdir())

@@ -104,8 +104,9 @@ def test_fp8_draws_about_as_exactly_as_in_onnx(
 
     exact = latents(mini_bundle)
     onnx = relative_error(latents(make_bundle(policy="fp8")), exact)
-    assert 0.01 < onnx < 0.2
-    assert relative_error(latents(h200_bundle("fp8")), exact) <= 1.5 * onnx
+    # Of 10 seeds 0.124 to 0.135, and 0.98 to 1.03 times it; by any number of threads.
+    assert 0.1 < onnx < 0.16
+    assert relative_error(latents(h200_bundle("fp8")), exact) <= 1.15 * onnx
 
 
 def test_the_builder_is_tensorrt_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,27 +41,24 @@ DIMS = {
 
 
 @pytest.fixture(scope="module")
-def pair(
+def copy(
     make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Bundle, Bundle]]:
-    """The ONNX bundle and the bundle of programs of a policy: copies, to write descriptions in."""
+) -> Callable[[str, str], Bundle]:
+    """The bundle of a policy, of ``opset23`` or of ``program``: a copy, to write descriptions in."""
 
     @functools.cache
-    def make(policy: str) -> tuple[Bundle, Bundle]:
-        folder = tmp_path_factory.mktemp(policy)
-        program = make_bundle(policy=policy, target="h200", builder="inductor")
-        return (
-            Bundle.open(Path(shutil.copytree(make_bundle(policy=policy), folder / "opset23"))),
-            Bundle.open(Path(shutil.copytree(program, folder / "program"))),
-        )
+    def make(policy: str, dialect: str) -> Bundle:
+        options = {"target": "h200", "builder": "inductor"} if dialect == "program" else {}
+        source = make_bundle(policy=policy, **options)
+        return Bundle.open(Path(shutil.copytree(source, tmp_path_factory.mktemp(policy) / dialect)))
 
     return make
 
 
-def feeds(bundle: Bundle, name: str) -> Arrays:
+def feeds(bundle: Bundle, name: str, seed: int = 0) -> Arrays:
     component = bundle.manifest.component(name)
     assert component is not None
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     found = {}
     for port in component.inputs:
         shape = port.resolve(**DIMS)
@@ -90,17 +87,24 @@ def described(bundle: Bundle, name: str) -> Path:
 COMPONENTS = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
 
 
-def both(pair: Any, policy: str, name: str) -> tuple[Arrays, Arrays]:
+_RUN = {"opset23": run_ort, "program": run_program}
+
+
+def results(copy: Any, policy: str, dialect: str, name: str, seed: int = 0) -> Arrays:
+    """What a component computes."""
+    bundle = copy(policy, dialect)
+    return _RUN[dialect](described(bundle, name), feeds(bundle, name, seed))
+
+
+def both(copy: Any, policy: str, name: str) -> tuple[Arrays, Arrays]:
     """What a component computes as ONNX and as a program."""
-    onnx_bundle, program = pair(policy)
-    feed = feeds(onnx_bundle, name)
-    return run_ort(described(onnx_bundle, name), feed), run_program(described(program, name), feed)
+    return results(copy, policy, "opset23", name), results(copy, policy, "program", name)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_fp32_is_what_onnx_computes(pair: Any, name: str) -> None:
-    expected, found = both(pair, "fp32", name)
+def test_fp32_is_what_onnx_computes(copy: Any, name: str) -> None:
+    expected, found = both(copy, "fp32", name)
     for key, value in expected.items():
         assert found[key].dtype == value.dtype
         if value.dtype == np.uint8:
@@ -110,13 +114,14 @@ def test_fp32_is_what_onnx_computes(pair: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [pytest.param("half", marks=pytest.mark.nightly), "fp8"])
-def test_the_step_is_as_exact_as_onnx_makes_it(pair: Any, policy: str) -> None:
-    truth = both(pair, "fp32", "denoiser")[0]["denoised"]
-    expected, found = both(pair, policy, "denoiser")
+def test_the_step_is_as_exact_as_onnx_makes_it(copy: Any, policy: str) -> None:
+    truth = results(copy, "fp32", "opset23", "denoiser")["denoised"]
+    expected, found = both(copy, policy, "denoiser")
     by_onnx = relative_error(expected["denoised"], truth)
     by_program = relative_error(found["denoised"], truth)
     if policy == "fp8":
-        assert by_program <= 1.1 * by_onnx
+        # Of 12 seeds 0.99 to 1.05 times it, by any number of threads; 1.07 with inputs off by 1e-6.
+        assert by_program <= 1.2 * by_onnx
     else:
         # ONNX Runtime's CPU provider computes FP16 graphs in FP32.
         assert relative_error(found["denoised"], expected["denoised"]) <= 2e-3
@@ -124,14 +129,14 @@ def test_the_step_is_as_exact_as_onnx_makes_it(pair: Any, policy: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["clip_l", "conditioner", "vae_decoder", "vae_encoder"])
-def test_half_is_half(pair: Any, name: str) -> None:
-    for key, value in (results := both(pair, "half", name))[0].items():
-        assert relative_error(results[1][key], value) <= 2e-3, key
+def test_half_is_half(copy: Any, name: str) -> None:
+    for key, value in (dialects := both(copy, "half", name))[0].items():
+        assert relative_error(dialects[1][key], value) <= 2e-3, key
 
 
-def test_fp8_weights_and_scales_are_those_of_the_onnx_component(pair: Any) -> None:
+def test_fp8_weights_and_scales_are_those_of_the_onnx_component(copy: Any) -> None:
     """Bit by bit: joined ones too."""
-    onnx_bundle, program = pair("fp8")
+    onnx_bundle, program = copy("fp8", "opset23"), copy("fp8", "program")
     model = onnx.load(onnx_bundle.root / "denoiser" / "model.onnx")
     stored = {t.name: t for t in model.graph.initializer}
     ours = load_file(program.root / "denoiser" / TENSORS_FILE)
@@ -251,7 +256,6 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.nightly
 def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path) -> None:
     """Against diffusers; Medium's first blocks have two attentions."""
     model = load_transformer(medium_checkpoint)
@@ -276,11 +280,12 @@ def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path)
         root = tmp_path / dialect
         export(root, medium_checkpoint, ["conditioner", "denoiser"], policy, calibration, dialect)
         errors[dialect] = relative_error(velocity(root, arguments, run), truth)
-    assert errors["program"] <= 1.1 * errors["opset23"] <= 0.2
+    # Of 10 seeds 1.04 to 1.07 times it, which is 0.0028 to 0.0034; by any number of threads.
+    assert errors["program"] <= 1.2 * errors["opset23"] <= 0.01
 
 
-def test_a_signature_is_there_once(pair: Any) -> None:
-    _, bundle = pair("fp8")
+def test_a_signature_is_there_once(copy: Any) -> None:
+    bundle = copy("fp8", "program")
     program = read_program(bundle.root / "denoiser" / PROGRAM_FILE)
     calls = [step.graph for step in program.steps if isinstance(step, Call)]
     assert calls == ["head", *["block0"] * 5, "block1", "tail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from sd35_trt.formats.program import Call, Graph, Node, Program
-from sd35_trt.programs import flash_attention
+from sd35_trt.programs import flash_attention, torch_program
 from sd35_trt.programs.attention import ATTENTION
 from sd35_trt.programs.kernel_archive import collect_kernels, offer_kernels
 from sd35_trt.programs.torch_program import TorchProgram
@@ -105,6 +106,10 @@ def test_compiled_programs_take_it(library: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_it_does_not_do_stays_pytorchs(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "is_usable", lambda device: True)
+    # Traced as always; what Inductor makes of PyTorch's own operators takes a C++ compiler.
+    aot = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", aot)
+    monkeypatch.setattr(torch_program, "_COMPILED", {})
     plain = _run(_program(), torch.float32, tuple(ATTENTION))
     torch.testing.assert_close(
         plain, functional.scaled_dot_product_attention(*_inputs(torch.float32).values())

@@ -26,17 +26,19 @@ def reader(mini_bundle: Path) -> Reader:
 def test_a_foreign_reader_draws_the_same(reader: Reader, mini_bundle: Path, sampler: str) -> None:
     """The same numbers, but for how many texts and images an engine computes at once."""
     size = tuple(reader.manifest["defaults"]["size"])
+    # Of 5 seeds they are equal, by any number of threads; engines that are off by 1e-5 give 74 dB.
+    least = 70
     with Pipeline.load(mini_bundle, threads=1) as pipe:
         for prompt, seed in (("a large pink heart on a navy background", 7), ("x " * 200, 2**32)):
             ours = pipe.generate(prompt, seed=seed, steps=6, sampler=sampler, guidance=3.5)
             theirs = reader.draw(prompt, seed, 6, sampler, 3.5, size)
-            assert psnr(theirs, ours.images[0]) > 55
+            assert psnr(theirs, ours.images[0]) > least
             again = pipe.generate(
                 prompt, seed=seed, steps=9, sampler=sampler, image=theirs, strength=0.55
             )
             guidance = reader.manifest["defaults"]["guidance"]
             other = reader.draw(prompt, seed, 9, sampler, guidance, size, theirs, 0.55)
-            assert psnr(other, again.images[0]) > 55
+            assert psnr(other, again.images[0]) > least
             assert not np.array_equal(other, theirs)
 
 

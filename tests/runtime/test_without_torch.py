@@ -34,16 +34,17 @@ def environment(request: pytest.FixtureRequest) -> Path:
     key = hashlib.sha256(f"{sys.version} {sys.prefix}".encode())
     key.update((ROOT / "pyproject.toml").read_bytes())
     folder = parent / key.hexdigest()
-    python = folder / "bin" / "python"
+    # This environment's pip installs into that one, which needs none.
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    install = [*pip, "install", "-q", "--disable-pip-version-check"]
     # setuptools takes what is there for its own, modules that were removed since included.
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     if (folder / "complete").exists():
         subprocess.run([*install, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
         return folder
     for other in parent.iterdir():
         shutil.rmtree(other)
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     subprocess.run([*install, f"{ROOT}[onnxruntime]"], check=True)
     (folder / "complete").touch()
     return folder

@@ -1,10 +1,12 @@
 import json
 import math
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from mini.training import train
+from mini.training import run, train
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.quality import evaluate
 
@@ -14,12 +16,20 @@ def invoke(*arguments):
 
 
 def test_training_without_data_says_how_to_make_it(tmp_path):
-    result = invoke("vae", "--out", tmp_path)
+    result = invoke("vae", "--out", tmp_path, "--start", checkpoint_path())
     assert result.exit_code == 1
     assert "make it with: python -m mini.training.train data" in result.output
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Budgets in looks at the clock, of which a step takes one: as many on every machine."""
+    ticks = count()
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+
+
 @pytest.mark.nightly
+@pytest.mark.usefixtures("clock")
 def test_all_stages_run_are_cut_and_resume(tmp_path):
     common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--batch", 2, "--vae-batch", 2)
     result = invoke("data", *common, "--examples", 16, "--workers", 1)
@@ -35,12 +45,12 @@ def test_all_stages_run_are_cut_and_resume(tmp_path):
         return [row for row in rows if row["stage"] == "joint" and "flow" in row]
 
     first = steps()[-1]
-    assert 4 <= first["seconds"] < 12, "a step takes too long to be cut off in time"
+    assert first["step"] == 4
     result = invoke(*joint)
     assert result.exit_code == 0, result.output
     last = steps()[-1]
     assert last["step"] > first["step"]
-    assert last["seconds"] >= 12
+    assert last["seconds"] >= 12, "the whole budget"
     assert math.isfinite(last["flow"])
     assert last["flow"] < steps()[0]["flow"] + 0.5
 
@@ -54,6 +64,7 @@ def test_all_stages_run_are_cut_and_resume(tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("clock")
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     packaged = checkpoint_path()
     common = ("--out", tmp_path, "--device", "cpu", "--no-compile", "--start", packaged)
