@@ -44,7 +44,7 @@ DIMS = {
 def copy(
     make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Bundle]:
-    """The bundle of a policy, of ``opset23`` or of ``program``: a copy, to write descriptions in."""
+    """The bundle of a policy, ``opset23`` or ``program``: a copy, to write descriptions in."""
 
     @functools.cache
     def make(policy: str, dialect: str) -> Bundle:
