@@ -128,7 +128,9 @@ def _drawn(case: Case) -> dict[str, Any]:
 
 def _switches(pool: PipelinePool) -> dict[str, float]:
     """Seconds of the call that switches, and what the first image after it takes more."""
-    calls, after, same = [], [], []
+    calls: list[float] = []
+    after: list[float] = []
+    same: list[float] = []
     for i in range(20):
         for first in (True, False):
             if first:
