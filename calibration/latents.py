@@ -12,26 +12,26 @@ class LatentBand:
     """Smallest and largest mean and standard deviation of any image, by step.
 
     Args:
-        known: an earlier band's ``data`` to go on from; empty for none.
+        earlier: ``data`` of a band to go on from; empty for none.
 
     Attributes:
         data: JSON-serializable: ``sigma``, the noise level after each step, and beside it ``mean``
             and ``deviation``, the smallest and the largest of each.
     """
 
-    def __init__(self, known: Mapping[str, Any]) -> None:
+    def __init__(self, earlier: Mapping[str, Any]) -> None:
         self.data: dict[str, list[Any]] = {
-            name: list(known.get(name, ())) for name in ("sigma", "mean", "deviation")
+            name: list(earlier.get(name, ())) for name in ("sigma", "mean", "deviation")
         }
 
     def add(self, step: int, sigma: float, latents: torch.Tensor) -> None:
         """Widen the band to latents [n, C, h, w] after a step; steps come in order."""
-        values = latents.detach().flatten(1).double()
-        figures = {"mean": values.mean(1), "deviation": values.std(1, correction=0)}
+        pixels = latents.detach().flatten(1).double()
+        figures = {"mean": pixels.mean(1), "deviation": pixels.std(1, correction=0)}
         if step == len(self.data["sigma"]):
             self.data["sigma"].append(sigma)
-        for name, found in figures.items():
-            bounds = [float(found.min()), float(found.max())]
+        for name, values in figures.items():
+            bounds = [float(values.min()), float(values.max())]
             if step < len(self.data[name]):
                 low, high = self.data[name][step]
                 bounds = [min(low, bounds[0]), max(high, bounds[1])]

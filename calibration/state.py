@@ -43,14 +43,14 @@ class State:
         self.amax: dict[str, dict[str, float]] = {field: {} for field in FIELDS}
         self.latents: Mapping[str, Any] = {}
         try:
-            saved = json.loads((folder / _PROGRESS).read_text("utf-8"))
-            if saved["identity"] == self._identity:
+            record = json.loads((folder / _PROGRESS).read_text("utf-8"))
+            if record["identity"] == self._identity:
                 self.done, self.amax, self.latents = (
-                    saved[key] for key in ("done", "amax", "latents")
+                    record[key] for key in ("done", "amax", "latents")
                 )
                 return
         except (OSError, ValueError, KeyError, TypeError):
-            saved = None  # none there, or damaged: begin anew
+            record = None  # none there, or damaged: begin anew
         for path in folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
@@ -75,14 +75,14 @@ class State:
         partial.write_text(json.dumps(data), "utf-8")
         partial.replace(self.folder / _PROGRESS)
 
-    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors that a later stage needs."""
+    def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write tensors that a later stage needs."""
         partial = self.folder / f"{name}.partial"
         save_file(tensors, partial)
         partial.replace(self.folder / name)
 
-    def kept(self, name: str) -> dict[str, Tensor]:
-        """What :meth:`keep` kept.
+    def load_tensors(self, name: str) -> dict[str, Tensor]:
+        """What :meth:`save_tensors` wrote.
 
         Raises:
             Sd35Error: gone or damaged.
@@ -96,7 +96,7 @@ class State:
 
 
 @contextlib.contextmanager
-def kept_state(out: Path, identity: Mapping[str, Any]) -> Iterator[State]:
+def calibration_state(out: Path, identity: Mapping[str, Any]) -> Iterator[State]:
     """The state of the calibration that will become ``out``; deleted when the block ends well.
 
     Raises:
