@@ -27,6 +27,7 @@ test test-all: $(STAMP) lint
 test: SELECTED := -m "not nightly"
 
 # mypy and import-linter want the package as one tree; links make the stage folders part of it.
+# Benchmarks are scripts, which import each other by path.
 # MkDocs checks the links between the pages.
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,6 +35,7 @@ lint: $(STAMP)
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)
 	@ln -sfn $(CURDIR)/sd35_trt/* $(addprefix $(CURDIR)/,$(ROOMS)) $(TYPES)/
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
+	cd $(VENV)/types && MYPYPATH=.:$(CURDIR)/benchmarks ../bin/mypy --config-file $(CURDIR)/pyproject.toml $(CURDIR)/benchmarks
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(VENV)/site
 

@@ -148,7 +148,7 @@ def main(
     results = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     results["cores"] = os.cpu_count()
 
-    def keep() -> None:
+    def write() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         plot(results, (IMAGES if out == RESULTS else out) / "build.png")
 
@@ -157,7 +157,7 @@ def main(
             result = build_model(name, blocks, Path(folder))
         results.setdefault("models", {})[name] = result
         print("\n".join(show(name, result)), flush=True)
-        keep()
+        write()
     if peer:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             results["peer"] = build_peer([int(d) for d in peer.split(",")], Path(folder))
@@ -166,23 +166,23 @@ def main(
             f"the peer's line at {end['blocks']} blocks: {end['seconds']:.0f} s, "
             f"{end['peak_bytes'] / 1e9:.0f} GB"
         )
-        keep()
+        write()
     if mini:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             results["mini"] = change_size(Path(folder))
         print(json.dumps(results["mini"], indent=1))
-        keep()
+        write()
     for name, result in results.get("models", {}).items() if predicted else ():
         with tempfile.TemporaryDirectory(dir=work) as folder:
             activations = predict(name, Path(folder))
-        for component, built in result["components"].items():
-            built["predicted_activation_bytes"] = activations[component]
-            ratio = activations[component] / built["activation_bytes"]
+        for component, engine in result["components"].items():
+            engine["predicted_activation_bytes"] = activations[component]
+            ratio = activations[component] / engine["activation_bytes"]
             print(
                 f"{name:<8}{component:<14}{activations[component]:15,}"
-                f"{built['activation_bytes']:15,} {ratio:6.3f}"
+                f"{engine['activation_bytes']:15,} {ratio:6.3f}"
             )
-        keep()
+        write()
     if flips:
         from flips import flip_bits
 
@@ -196,7 +196,7 @@ def main(
             f"{counts['flips']} flips over {counts['files']} files: "
             f"{len(counts['missed'])} missed, {len(counts['crashed'])} crashed the load"
         )
-        keep()
+        write()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def diffusers_step(module: Any, latents: Any, prompts: Any, pooled: Any) -> torc
         timestep=torch.full((2 * len(latents),), 1000 * _SIGMA, device=latents.device),
     ).sample.float()
     uncond, cond = velocity.chunk(2)
-    return latents + (_NEXT - _SIGMA) * (uncond + _GUIDANCE * (cond - uncond))  # type: ignore[no-any-return]
+    return latents + (_NEXT - _SIGMA) * (uncond + _GUIDANCE * (cond - uncond))
 
 
 def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any) -> DenoisingStep:

@@ -92,16 +92,16 @@ def mini_inputs(prompts: int = 8) -> tuple[nn.Module, Inputs, Inputs]:
     settings, _ = prepare(CalibrateOptions(limit=prompts, batch=1))
     pipe = load(settings, settings.parts)
     negative = encode(pipe, [""])
-    kept: list[list[dict[str, Any]]] = [[], []]
+    inputs: list[list[dict[str, Any]]] = [[], []]
 
     def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        kept[turn % 2].append(kwargs)
+        inputs[turn % 2].append(kwargs)
 
     handle = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
     for turn, batch in enumerate(settings.batches()):
         draw(pipe, settings, batch, encode(pipe, [settings.prompts[turn]]), negative)
     handle.remove()
-    return pipe.transformer, kept[0], kept[1]
+    return pipe.transformer, inputs[0], inputs[1]
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:

@@ -46,11 +46,11 @@ def farthest(pipe: Pipeline, band: Band, prompts: list[str], **settings: Any) ->
         nonlocal factor, mean
         values = step.latents.reshape(len(step.latents), -1)
         low, high = (np.interp(step.sigma, band.sigma, side) for side in band.deviation.T)
-        found = values.std(axis=1)
-        factor = max(factor, found.max() / high, low / found.min())
+        deviations = values.std(axis=1)
+        factor = max(factor, deviations.max() / high, low / deviations.min())
         left, right = (np.interp(step.sigma, band.sigma, side) for side in band.mean.T)
-        found = values.mean(axis=1)
-        mean = max(mean, (left - found.min()) / high, (found.max() - right) / high)
+        means = values.mean(axis=1)
+        mean = max(mean, (left - means.min()) / high, (means.max() - right) / high)
 
     most = pipe.manifest.ranges.batch[1]
     for start in range(0, len(prompts), most):
@@ -66,8 +66,8 @@ def farthest(pipe: Pipeline, band: Band, prompts: list[str], **settings: Any) ->
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(bundle: Path, count: int, out: Path) -> None:
     """Measure with a BUNDLE that holds a calibration of mini."""
-    known = read_prompts(calibration_prompts_path())
-    prompts = known[:: max(1, len(known) // count)][:count]
+    every = read_prompts(calibration_prompts_path())
+    prompts = every[:: max(1, len(every) // count)][:count]
     rows = {}
     with Pipeline.load(bundle, threads=1) as pipe:
         band = Band.of(pipe.bundle)

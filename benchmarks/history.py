@@ -74,7 +74,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The metrics that a result of ``sd35-trt bench`` has: ``value``, ``p10`` and ``p90``."""
     bundle = result["bundle"]
     spreads = {**bundle["stages"], "step": bundle["step"]}
-    found = {
+    values = {
         name: {"value": s["median"], "p10": s["p10"], "p90": s["p90"]}
         for name, s in spreads.items()
         if s is not None
@@ -86,11 +86,11 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         "device_memory": device and device["own_bytes"],
         "energy": bundle["joules_per_image"],
     }
-    found |= {k: {"value": v, "p10": v, "p90": v} for k, v in single.items() if v is not None}
+    values |= {k: {"value": v, "p10": v, "p90": v} for k, v in single.items() if v is not None}
     if result["comparison"]:
         ratio = result["comparison"]["ratios"]["total"]
-        found["ratio"] = {"value": ratio["ratio"], "p10": ratio["p10"], "p90": ratio["p90"]}
-    return {metric.key: found[metric.key] for metric in METRICS if metric.key in found}
+        values["ratio"] = {"value": ratio["ratio"], "p10": ratio["p10"], "p90": ratio["p90"]}
+    return {metric.key: values[metric.key] for metric in METRICS if metric.key in values}
 
 
 def append(path: Path, entry: Entry) -> None:

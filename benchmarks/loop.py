@@ -54,9 +54,9 @@ def _host_seconds(pipe: Pipeline) -> list[float]:
     def timed_wait(fetch: CudaFetch) -> np.ndarray:
         nonlocal waited
         start = time.perf_counter()
-        found = wait(fetch)
+        latents = wait(fetch)
         waited += time.perf_counter() - start
-        return found
+        return latents
 
     with (
         mock.patch.multiple(CudaGraph, replay=timed),

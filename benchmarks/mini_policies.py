@@ -61,9 +61,9 @@ def row(score: Score, reference: Score, tags: list[frozenset[str]]) -> dict[str,
     """Whole scenes, their interval, and the difference from the reference, by kind of caption."""
     shares: dict[str, Any] = {"statements": score.attribute_accuracy}
     for kind in ("all", "relation", "negation", "nested"):
-        chosen = [i for i, t in enumerate(tags) if kind == "all" or kind in t]
-        ours = [score.verdicts[i].whole for i in chosen]
-        theirs = [reference.verdicts[i].whole for i in chosen]
+        indices = [i for i, t in enumerate(tags) if kind == "all" or kind in t]
+        ours = [score.verdicts[i].whole for i in indices]
+        theirs = [reference.verdicts[i].whole for i in indices]
         shares[kind] = asdict(share(sum(ours), len(ours)))
         shares[f"{kind} against the first"] = asdict(paired_difference(theirs, ours))
     return shares

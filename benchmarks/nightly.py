@@ -50,7 +50,7 @@ _REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Case:
+class MatrixRow:
     """A row of the matrix.
 
     Attributes:
@@ -69,7 +69,7 @@ class Case:
         return str(self.build.get("gpu", "cpu"))
 
 
-def read_matrix(path: Path) -> list[Case]:
+def read_matrix(path: Path) -> list[MatrixRow]:
     """The cases of a matrix file; ``[build]`` and ``[bench]`` at its top are their defaults.
 
     Raises:
@@ -85,7 +85,7 @@ def read_matrix(path: Path) -> list[Case]:
     if data or not rows:
         wrong = f"has an unknown key {next(iter(data))!r}" if data else "has no [[case]]"
         raise UsageError(f"{path} {wrong}", "see nightly.toml")
-    cases: list[Case] = []
+    cases: list[MatrixRow] = []
     for row in rows:
         name = str(row.get("name", ""))
         if not re.fullmatch(r"[\w.-]+", name) or name in [case.name for case in cases]:
@@ -96,18 +96,18 @@ def read_matrix(path: Path) -> list[Case]:
         if unknown := row.keys() - {"name", "build", "bench", "minutes"}:
             raise UsageError(f"{path}: {name} has an unknown key {min(unknown)!r}")
         options = {part: {**common[part], **row.get(part, {})} for part in common}
-        for part, chosen in options.items():
-            _check_options(f"{path}: {name}", part, chosen)
-        cases.append(Case(name, **options, minutes=float(row.get("minutes", minutes))))
+        for part, values in options.items():
+            _check_options(f"{path}: {name}", part, values)
+        cases.append(MatrixRow(name, **options, minutes=float(row.get("minutes", minutes))))
     return cases
 
 
 def _check_options(where: str, command: str, options: Mapping[str, Any]) -> None:
     row = sd35_trt.get_command(click.Context(sd35_trt), command)
     assert row is not None
-    known = {word for p in row.params for word in (*p.opts, *p.secondary_opts)}
+    flags = {word for p in row.params for word in (*p.opts, *p.secondary_opts)}
     for word in _words(options):
-        if word.startswith("--") and (word not in known or word in _OWN):
+        if word.startswith("--") and (word not in flags or word in _OWN):
             raise UsageError(
                 f"{where}: {command} takes no {word} here", f"see: sd35-trt {command} --help"
             )
@@ -125,7 +125,7 @@ def _words(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def measure(case: Case, work: Path) -> dict[str, Any]:
+def measure(case: MatrixRow, work: Path) -> dict[str, Any]:
     """Build a case and measure it.
 
     Returns:
@@ -139,7 +139,7 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
             if unset := [word for word in words if re.search(r"\$\{?[A-Za-z_]", word)]:
                 raise Sd35Error(f"{unset[0]} names a variable that is not set")
         _run(case, ["build", *_words(case.build), "--out", str(bundle), "--json"])
-        built = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         _run(
             case,
             [
@@ -155,22 +155,22 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
         data = json.loads(result.read_text("utf-8"))
     except Sd35Error as error:
         return {"status": "failed", "error": str(error), **host}
-    named = ("model", "policy", "target", "builder", "manifest_sha256", "weight_bytes")
+    fields = ("model", "policy", "target", "builder", "manifest_sha256", "weight_bytes")
     return {
         "status": "ok",
         **{
             key: data[key]
             for key in ("host", "device", "versions", "settings", "notes", "disturbed")
         },
-        "bundle": {key: data["bundle"][key] for key in named},
+        "bundle": {key: data["bundle"][key] for key in fields},
         "images_per_second": data["bundle"]["images_per_second"],
         "psnr_db": data["comparison"] and data["comparison"]["psnr_db"],
         "figures": history.figures(data),
-        "build_seconds": round(built, 1),
+        "build_seconds": round(seconds, 1),
     }
 
 
-def _run(case: Case, words: Sequence[str]) -> None:
+def _run(case: MatrixRow, words: Sequence[str]) -> None:
     """Run a command of this project.
 
     Raises:
@@ -178,13 +178,13 @@ def _run(case: Case, words: Sequence[str]) -> None:
     """
     command = [sys.executable, "-m", "sd35_trt", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 * case.minutes)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60 * case.minutes)
     except subprocess.TimeoutExpired:
         raise Sd35Error(f"{words[0]} took more than {case.minutes:g} minutes") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        told = next((line for line in lines if line.startswith("error: ")), lines[-1])
-        raise Sd35Error(f"{words[0]}: {told.removeprefix('error: ')}")
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"ended with status {process.returncode}"]
+        reason = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        raise Sd35Error(f"{words[0]}: {reason.removeprefix('error: ')}")
 
 
 def _commit() -> dict[str, Any]:
@@ -193,8 +193,8 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"commit": git("rev-parse", "HEAD"), "dirty": changed}
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": False}
 
@@ -210,15 +210,15 @@ def findings(entries: Sequence[Entry], run: str, baseline_runs: int) -> list[Fin
 
 
 def night(
-    cases: Sequence[Case], path: Path, work: Path, baseline_runs: int
+    cases: Sequence[MatrixRow], path: Path, work: Path, baseline_runs: int
 ) -> tuple[list[Entry], str]:
     """Measure cases and add them to the history.
 
     Returns:
         The history, and the run's name in it.
     """
-    started = datetime.datetime.now(datetime.timezone.utc)
-    run = f"{started.isoformat(timespec='seconds')}-{os.getpid()}"
+    start = datetime.datetime.now(datetime.timezone.utc)
+    run = f"{start.isoformat(timespec='seconds')}-{os.getpid()}"
     commit = _commit()
     entries = history.read(path)
     for case in cases:
@@ -235,7 +235,7 @@ def night(
             }
             history.append(path, entry)
             entries.append(entry)
-            click.echo(f"{case.name}: {_told(entry)}")
+            click.echo(f"{case.name}: {_summary(entry)}")
             why = _doubt(entries, entry, baseline_runs)
             if not why or attempt == _ATTEMPTS - 1:
                 break
@@ -252,12 +252,12 @@ def _doubt(entries: Sequence[Entry], entry: Entry, baseline_runs: int) -> str:
     same = [e for e in entries if e["run"] == entry["run"] and e["case"] == entry["case"]]
     for finding in findings(entries, entry["run"], baseline_runs):
         if finding.case == entry["case"] and finding.verdict == "worse":
-            seen_twice = sum(not e["disturbed"] for e in same) > 1
-            return "" if seen_twice else f"{finding.metric.label} seems worse"
+            twice = sum(not e["disturbed"] for e in same) > 1
+            return "" if twice else f"{finding.metric.label} seems worse"
     return ""
 
 
-def _told(entry: Entry) -> str:
+def _summary(entry: Entry) -> str:
     if entry["status"] != "ok":
         return f"failed: {entry['error']}"
     total = entry["figures"]["total"]
@@ -316,36 +316,36 @@ def main(
     """Measure the cases of MATRIX, add them to the history, and render the page."""
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
-        chosen = [
+        cases = [
             case
             for case in read_matrix(matrix)
             if (not gpu or case.gpu in gpu)
             and (not only or any(fnmatch(case.name, p) for p in only))
         ]
-        if not chosen:
+        if not cases:
             raise UsageError("no case of the matrix is chosen", "change --gpu or --only")
         # Before hours of measuring: a plotting library that is missing.
         from trends import render
 
         for folder in (work, path.parent, page.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        entries, run = night(chosen, path, work, baseline)
+        entries, run = night(cases, path, work, baseline)
         page.write_text(render(entries, run, baseline), "utf-8")
     except Sd35Error as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    found = findings(entries, run, baseline)
+    results = findings(entries, run, baseline)
     failed = [e for e in entries if e["run"] == run and e["status"] != "ok"]
     for entry in failed:
         click.echo(f"failed: {entry['case']}: {entry['error']}", err=True)
-    for case in dict.fromkeys(f.case for f in found if f.verdict == "disturbed"):
+    for case in dict.fromkeys(f.case for f in results if f.verdict == "disturbed"):
         click.echo(f"not judged: {case}: other processes kept the machine busy", err=True)
     for verdict, word in (("worse", "regression"), ("better", "improvement")):
-        for finding in found:
+        for finding in results:
             if finding.verdict == verdict:
                 click.echo(f"{word}: {finding}", err=True)
     click.echo(f"{page}")
-    sys.exit(1 if failed or any(f.verdict == "worse" for f in found) else 0)
+    sys.exit(1 if failed or any(f.verdict == "worse" for f in results) else 0)
 
 
 if __name__ == "__main__":

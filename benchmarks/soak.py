@@ -48,7 +48,7 @@ FLAT = 0.02
 
 
 @dataclass(frozen=True)
-class Case:
+class SoakRequest:
     """A request: which bundle, what to draw, and what becomes of it."""
 
     bundle: str
@@ -61,12 +61,12 @@ class Case:
         return (self.bundle, *sorted(self.arguments.items()))
 
 
-def make_cases(count: int, steps: int, seed: int = 0) -> list[Case]:
+def make_requests(count: int, steps: int, seed: int = 0) -> list[SoakRequest]:
     """Requests by chance: two bundles, four prompts, seeds, guidance and two numbers of steps."""
     rng = random.Random(seed)
     kinds = rng.choices(list(_KINDS), list(_KINDS.values()), k=count)
     return [
-        Case(
+        SoakRequest(
             rng.choice("ab"),
             kind,
             {
@@ -86,7 +86,7 @@ def soak(bundles: tuple[Path, Path], count: int, steps: int, callers: int) -> di
     Returns:
         JSON-serializable figures; ``wrong`` lists every request that did not end as it should.
     """
-    cases = make_cases(count, steps)
+    requests = make_requests(count, steps)
     loads = []
     for path in bundles:
         start = time.perf_counter()
@@ -95,19 +95,19 @@ def soak(bundles: tuple[Path, Path], count: int, steps: int, callers: int) -> di
             loads.append(time.perf_counter() - start)
     pipes = {name: Pipeline.load(path, threads=1) for name, path in zip("ab", bundles, strict=True)}
     expected: dict[tuple[Any, ...], np.ndarray] = {}
-    for case in cases:
-        if case.kind == "draw" and case.picture not in expected:
-            expected[case.picture] = pipes[case.bundle].generate(**_drawn(case)).images
-    drawn = [case for case in cases if case.kind == "draw"]
-    some = drawn[:_ALONE]
+    for request in requests:
+        if request.kind == "draw" and request.picture not in expected:
+            expected[request.picture] = pipes[request.bundle].generate(**_arguments(request)).images
+    drawings = [request for request in requests if request.kind == "draw"]
+    some = drawings[:_ALONE]
     start = time.perf_counter()
-    for case in some:
-        pipes[case.bundle].generate(**_drawn(case))
+    for request in some:
+        pipes[request.bundle].generate(**_arguments(request))
     alone = len(some) / (time.perf_counter() - start)
     # Half of the callers can wait, so that the pool is busy at times.
     with PipelinePool(pipes, queue_limit=max(1, callers // 2)) as pool:
         switches = _switches(pool)
-        figures = _send(pool, cases, expected, callers)
+        figures = _send(pool, requests, expected, callers)
     speed = {"one caller": alone, "pool": figures.pop("pool_per_second")}
     return {
         "requests": count,
@@ -122,13 +122,15 @@ def soak(bundles: tuple[Path, Path], count: int, steps: int, callers: int) -> di
     }
 
 
-def _drawn(case: Case) -> dict[str, Any]:
-    return {**case.arguments, "size": _SIZE}
+def _arguments(request: SoakRequest) -> dict[str, Any]:
+    return {**request.arguments, "size": _SIZE}
 
 
 def _switches(pool: PipelinePool) -> dict[str, float]:
     """Seconds of the call that switches, and what the first image after it takes more."""
-    calls, after, same = [], [], []
+    calls: list[float] = []
+    after: list[float] = []
+    same: list[float] = []
     for i in range(20):
         for first in (True, False):
             if first:
@@ -144,7 +146,7 @@ def _switches(pool: PipelinePool) -> dict[str, float]:
 
 def _send(
     pool: PipelinePool,
-    cases: list[Case],
+    requests: list[SoakRequest],
     expected: dict[tuple[Any, ...], np.ndarray],
     callers: int,
 ) -> dict[str, Any]:
@@ -156,24 +158,24 @@ def _send(
 
     def call(number: int) -> None:
         nonlocal busy
-        case = cases[number]
+        request = requests[number]
         while True:
             try:
-                outcome, fault = _one(pool, case, expected, number)
+                outcome, fault = _one(pool, request, expected, number)
                 break
             except PoolBusy:  # as a client would: again, later
                 with lock:
                     busy += 1
                 time.sleep(0.01)
         with lock:
-            outcomes[f"{case.kind}: {outcome}"] += 1
+            outcomes[f"{request.kind}: {outcome}"] += 1
             if fault:
-                wrong.append(f"request {number}, {case.kind}: {fault}")
+                wrong.append(f"request {number}, {request.kind}: {fault}")
             memory.append(process.memory_info().rss)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(callers) as threads:
-        sent = [threads.submit(call, number) for number in range(len(cases))]
+        sent = [threads.submit(call, number) for number in range(len(requests))]
     seconds = time.perf_counter() - start
     wrong += [f"a caller failed: {error!r}" for future in sent if (error := future.exception())]
     images = sum(n for name, n in outcomes.items() if name.endswith(": drawn"))
@@ -196,12 +198,15 @@ def _send(
 
 
 def _one(
-    pool: PipelinePool, case: Case, expected: dict[tuple[Any, ...], np.ndarray], number: int
+    pool: PipelinePool,
+    request: SoakRequest,
+    expected: dict[tuple[Any, ...], np.ndarray],
+    number: int,
 ) -> tuple[str, str]:
     """Send a request: how it ended, and what is wrong with that."""
     rng = random.Random(number)
-    arguments = {"bundle": case.bundle, **_drawn(case)}
-    if case.kind == "invalid":
+    arguments = {"bundle": request.bundle, **_arguments(request)}
+    if request.kind == "invalid":
         change = rng.choice(({"steps": 0}, {"size": (65, 64)}, {"bundle": "c"}, {"seed": -1}))
         try:
             pool.generate(**arguments | change)
@@ -209,9 +214,9 @@ def _one(
             return "refused", ""
         return "drawn", "bad input was drawn"
     try:
-        if case.kind == "timeout":
+        if request.kind == "timeout":
             result = pool.generate(**arguments, timeout=rng.uniform(0, 0.05))
-        elif case.kind == "cancel":
+        elif request.kind == "cancel":
             event = threading.Event()
             if rng.random() < 0.5:
                 timer = threading.Timer(rng.uniform(0, 0.2), event.set)
@@ -225,16 +230,16 @@ def _one(
         else:
             result = pool.generate(**arguments)
     except TimedOut:
-        return "timed out", "" if case.kind == "timeout" else "nobody limited its time"
+        return "timed out", "" if request.kind == "timeout" else "nobody limited its time"
     except (Cancelled, CancelledError):
-        return "cancelled", "" if case.kind == "cancel" else "nobody cancelled it"
+        return "cancelled", "" if request.kind == "cancel" else "nobody cancelled it"
     except PoolBusy:
         raise
     except Sd35Error as error:
         return "failed", str(error)
     # A cancelled request may have been faster.
-    wanted = expected.get(case.picture)
-    differs = wanted is not None and not np.array_equal(result.images, wanted)
+    images = expected.get(request.picture)
+    differs = images is not None and not np.array_equal(result.images, images)
     return "drawn", "the image is not the one its request gives alone" if differs else ""
 
 
@@ -276,8 +281,8 @@ def table(figures: dict[str, Any]) -> tuple[str, bool]:
         "",
         f"{'':38}{'found':>18}{'wanted':>8}",
         *(
-            f"{what:<38}{found:>18}{wanted:>8}{'' if ok else '  missed'}"
-            for what, found, wanted, ok in rows
+            f"{what:<38}{value:>18}{bound:>8}{'' if ok else '  missed'}"
+            for what, value, bound, ok in rows
         ),
     ]
     return "\n".join(lines), all(ok for *_, ok in rows)

@@ -68,12 +68,12 @@ pipe({_PROMPT!r}, generator=torch.Generator("cpu").manual_seed(0), callback_on_s
 
 
 def _run(code: str, argument: str) -> dict[str, float]:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise click.ClickException(f"a run failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise click.ClickException(f"a run failed:\n{process.stderr}")
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
@@ -116,9 +116,9 @@ def main(bundle: Path, device: str, model: Path, alone: bool, runs: int, out: Pa
     heads = "".join(f"{name:>11}" for name in codes)
     print(f"{'seconds, median of ' + str(runs):<24}{heads}{'' if alone else '   ratio'}")
     for key in medians["sd35-trt"]:
-        found = [medians[name][key] for name in codes]
-        ratio = "" if alone else f"{found[0] / found[1]:>8.2f}"
-        print(f"{key:<24}{''.join(f'{seconds:>11.3f}' for seconds in found)}{ratio}")
+        seconds = [medians[name][key] for name in codes]
+        ratio = "" if alone else f"{seconds[0] / seconds[1]:>8.2f}"
+        print(f"{key:<24}{''.join(f'{value:>11.3f}' for value in seconds)}{ratio}")
     facts = {"device": device, "medians": medians, "runs": rows, "defaults": defaults}
     out.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -64,11 +64,11 @@ def _measure(
             compute = by_engine(model, step, attempt, recorder.device, Path(folder))
         else:
             compute = by_diffusers(model, step, attempt, device)
-        made = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         result = torch.empty_like(step.truth)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
+            weight_bytes = torch.cuda.memory_allocated()
 
         def run() -> None:
             result.copy_(compute())
@@ -80,11 +80,11 @@ def _measure(
         "ms": ms,
         "error": float(wrong / (step.truth - step.latents).norm()),
         "error of the latents": float(wrong / step.truth.norm()),
-        "seconds to make": made,
+        "seconds to make": seconds,
         "seconds to compile and measure": time.perf_counter() - start,
     }
     if on_gpu and attempt.kind not in BACKENDS:
-        row["activation GB"] = (torch.cuda.max_memory_allocated() - held) / 1e9
+        row["activation GB"] = (torch.cuda.max_memory_allocated() - weight_bytes) / 1e9
     return row
 
 
@@ -123,8 +123,8 @@ def main(
     rows = {attempt: row for attempt, row in rows.items() if "failed" not in row}
     print(f"{'':36}{'ms':>9}{'error':>10}{'make s':>8}{'run s':>8}{'GB':>7}")
     for attempt in ATTEMPTS:
-        wanted = not patterns or any(fnmatchcase(attempt.name, p) for p in patterns)
-        if attempt.name in rows or not wanted:
+        matches = not patterns or any(fnmatchcase(attempt.name, p) for p in patterns)
+        if attempt.name in rows or not matches:
             continue
         try:
             row = _measure(model, step, attempt, recorder, device, runs, work)

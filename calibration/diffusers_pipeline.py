@@ -42,15 +42,15 @@ def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> Stable
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from transformers import CLIPTokenizer, T5TokenizerFast
 
-    made: dict[str, Any] = {"transformer": None, "vae": None}
+    modules: dict[str, Any] = {"transformer": None, "vae": None}
     for part, folder in _TOKENIZERS.items():
         kind = T5TokenizerFast if part == "text_encoder_3" else CLIPTokenizer
-        wanted = part in parts
-        made[part] = None
-        made[folder] = kind.from_pretrained(source.tokenizer(folder)) if wanted else None
-    made |= {part: _model(source, part, dtype) for part in parts}
+        modules[part] = modules[folder] = None
+        if part in parts:
+            modules[folder] = kind.from_pretrained(source.tokenizer(folder))
+    modules |= {part: _model(source, part, dtype) for part in parts}
     scheduler = FlowMatchEulerDiscreteScheduler(**source.config("scheduler"))
-    return StableDiffusion3Pipeline(scheduler=scheduler, **made)
+    return StableDiffusion3Pipeline(scheduler=scheduler, **modules)
 
 
 def _model(source: Source, part: str, dtype: torch.dtype) -> Any:
@@ -78,5 +78,5 @@ def _model(source: Source, part: str, dtype: torch.dtype) -> Any:
         model.load_state_dict(state, assign=True)
         return model.eval()
     # Makes the buffers that are in no file, too.
-    loaded = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
-    return loaded.eval()
+    model = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
+    return model.eval()

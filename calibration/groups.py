@@ -144,17 +144,17 @@ def make_policy(
     name: str, base: Policy, groups: Sequence[Group], errors: Sequence[float], half: Iterable[Group]
 ) -> Policy:
     """FP8 for all groups but those to be kept half; other components as in ``base``."""
-    excluded = list(half)
+    half_groups = list(half)
     rules = [rule for rule in base.rules if rule.component not in _COMPONENTS]
     rules += [Rule(c, "*", "half", "what no rule below names") for c in _COMPONENTS]
     for group, error in zip(groups, errors, strict=True):
-        if group in excluded:
+        if group in half_groups:
             continue
         for glob in group.globs:
-            matched = fnmatch.filter([x.name.partition("/")[2] for x in group.layers], glob)
+            layers = fnmatch.filter([x.name.partition("/")[2] for x in group.layers], glob)
             for component in _COMPONENTS:
                 if any(
-                    f"{component}/{layer}" in {x.name for x in group.layers} for layer in matched
+                    f"{component}/{layer}" in {x.name for x in group.layers} for layer in layers
                 ):
                     reason = f"{group.name}: relative error {error:.2g} alone"
                     rules.append(Rule(component, glob, "fp8", reason))

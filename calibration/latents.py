@@ -11,13 +11,13 @@ class LatentBand:
     """Smallest and largest mean and standard deviation of any image, by step.
 
     Args:
-        known: an earlier band to go on from; None for none.
+        earlier: a band to go on from; None for none.
     """
 
-    def __init__(self, known: LatentStatistics | None) -> None:
-        self._sigma = list(known.sigma) if known else []
-        self._mean = list(known.mean) if known else []
-        self._deviation = list(known.deviation) if known else []
+    def __init__(self, earlier: LatentStatistics | None) -> None:
+        self._sigma = list(earlier.sigma) if earlier else []
+        self._mean = list(earlier.mean) if earlier else []
+        self._deviation = list(earlier.deviation) if earlier else []
 
     def add(self, step: int, sigma: float, latents: torch.Tensor) -> None:
         """Widen the band to latents [n, C, h, w] after a step; steps come in order."""

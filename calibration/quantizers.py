@@ -71,25 +71,25 @@ def insert_quantizers(model: nn.Module, names: Iterable[str]) -> None:
     with quiet():
         import modelopt.torch.quantization as mtq
 
-        wanted = set(names)
+        targets = set(names)
         config = [{"quantizer_name": "*", "enable": False}]
-        config += [{"quantizer_name": n, "cfg": E4M3, "enable": True} for n in sorted(wanted)]
+        config += [{"quantizer_name": n, "cfg": E4M3, "enable": True} for n in sorted(targets)]
         mtq.quantize(model, {"quant_cfg": config, "algorithm": None})
-    check_enabled(model, wanted)
+    check_enabled(model, targets)
 
 
-def check_enabled(model: nn.Module, wanted: set[str]) -> None:
+def check_enabled(model: nn.Module, targets: set[str]) -> None:
     """Refuse a model in which other quantizers are on than the policy asks for.
 
     Raises:
         Sd35Error: names one.
     """
     enabled = enabled_quantizers(model)
-    if enabled != wanted:
-        name = min(enabled ^ wanted)
-        state = "not on" if name in wanted else "on"
+    if enabled != targets:
+        name = min(enabled ^ targets)
+        state = "not on" if name in targets else "on"
         raise Sd35Error(
-            f"{len(enabled)} quantizers are on and the policy asks for {len(wanted)}: "
+            f"{len(enabled)} quantizers are on and the policy asks for {len(targets)}: "
             f"{name} is {state}",
             "install a version of nvidia-modelopt that sd35-trt was tested with",
         )

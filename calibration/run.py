@@ -26,7 +26,7 @@ from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
 from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
-from .state import Amax, Identity, State, kept_state
+from .state import Amax, Identity, State, calibration_state
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -290,7 +290,7 @@ def calibrate(
     """
     batches = settings.batches()
     identity = Identity(**asdict(replace(provenance, command=None)), batch=settings.batch)
-    with kept_state(out, identity) as state, torch.inference_mode():
+    with calibration_state(out, identity) as state, torch.inference_mode():
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
         amax, latents = state.findings.amax, state.findings.latents
@@ -325,7 +325,7 @@ def _encode_all(
         prompts = [settings.prompts[i] for i in batches[k - 1].indices] if k else [""]
         with diagnosed(observer.recorders):
             text = encode(pipe, prompts)
-        state.keep(_text_file(k - 1) if k else _NEGATIVE, text)
+        state.save_tensors(_text_file(k - 1) if k else _NEGATIVE, text)
         state.finish(stage, observer.amax(), state.findings.latents)
         progress(stage, k + 1, total)
     del pipe, observer
@@ -349,7 +349,7 @@ def _draw_all(
     pipe = load(settings, parts)
     observer = _Observer(pipe, parts, policy)
     band = LatentBand(state.findings.latents)
-    negative = state.kept(_NEGATIVE)
+    negative = state.load_tensors(_NEGATIVE)
     for k, batch in enumerate(batches[first:], first):
         size, before = len(batch.indices), done
 
@@ -357,7 +357,7 @@ def _draw_all(
             progress(stage, before + size * step, total)
 
         with diagnosed(observer.recorders):
-            text = state.kept(_text_file(k))
+            text = state.load_tensors(_text_file(k))
             latents = draw(pipe, settings, batch, text, negative, on_step, band.add)
             _through_autoencoder(pipe.vae, latents)
         state.finish(stage, observer.amax(), band.statistics())

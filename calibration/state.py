@@ -103,14 +103,14 @@ class State:
         partial.write_bytes(msgspec.json.encode(self.findings))
         partial.replace(self.folder / _PROGRESS)
 
-    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors that a later stage needs."""
+    def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write tensors that a later stage needs."""
         partial = self.folder / f"{name}.partial"
         save_file(tensors, partial)
         partial.replace(self.folder / name)
 
-    def kept(self, name: str) -> dict[str, Tensor]:
-        """What :meth:`keep` kept.
+    def load_tensors(self, name: str) -> dict[str, Tensor]:
+        """What :meth:`save_tensors` wrote.
 
         Raises:
             Sd35Error: gone or damaged.
@@ -124,7 +124,7 @@ class State:
 
 
 @contextlib.contextmanager
-def kept_state(out: Path, identity: Identity) -> Iterator[State]:
+def calibration_state(out: Path, identity: Identity) -> Iterator[State]:
     """The state of the calibration that will become ``out``; deleted when the block ends well.
 
     Raises:

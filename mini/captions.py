@@ -210,8 +210,8 @@ def write_caption(rng: random.Random) -> tuple[str, Spec, frozenset[str]]:
         text += words
     if negation == "absence":
         named = {s for o in objects for s in o.shapes}
-        missing = rng.choice([s for s in SHAPES if s not in named])
-        noun = _shape_word(rng, missing)
+        absent = rng.choice([s for s in SHAPES if s not in named])
+        noun = _shape_word(rng, absent)
         text += rng.choice((f", no {_plural(noun)}", f" but no {noun}", f", without any {noun}"))
     if negation == "relation" and layout != "related":
         negation = None

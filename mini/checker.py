@@ -48,7 +48,7 @@ def scikit_image() -> Any:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """An object in a picture. A shape or colour that resembles no known one is None.
 
     ``x`` and ``y`` are the centre and ``radius`` the nominal radius, in pixels.
@@ -66,12 +66,12 @@ class Found:
 class Verdict:
     """Per attribute, whether each statement of the caption holds; unstated ones have no entry."""
 
-    held: dict[str, tuple[bool, ...]]
+    statements: dict[str, tuple[bool, ...]]
 
     @property
     def whole(self) -> bool:
         """Whether every statement holds."""
-        return all(all(values) for values in self.held.values())
+        return all(all(values) for values in self.statements.values())
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def _identify(cover: np.ndarray, left: int, top: int) -> tuple[str | None, float
     return (shape if overlap >= _LEAST_OVERLAP else None), left + cx, top + centre, radius
 
 
-def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
+def find(image: np.ndarray) -> tuple[str | None, list[Detection]]:
     """The background's name and the objects of a picture, the largest first.
 
     ``image`` is uint8 [height, width, 3]. Raises ValueError for anything else.
@@ -128,7 +128,7 @@ def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
     ground = np.median(smooth.reshape(-1, 3), 0)
     contrast = np.linalg.norm(_lab(smooth) - _lab(ground), axis=2)
     labels = scikit_image().measure.label(contrast > _CONTRAST, connectivity=2)
-    objects: list[tuple[float, Found]] = []
+    objects: list[tuple[float, Detection]] = []
     for region in scikit_image().measure.regionprops(labels, intensity_image=contrast):
         if region.area < _LEAST_AREA:
             continue
@@ -151,30 +151,30 @@ def find(image: np.ndarray) -> tuple[str | None, list[Found]]:
         shape, x, y, radius = _identify(cover, left, top)
         size = "small" if radius < _SIZE_LIMIT else "large"
         colour = _nearest(_lab(core), COLOURS, _FAR)
-        objects.append((float(cover.sum()), Found(shape, colour, size, x, y, radius)))
+        objects.append((float(cover.sum()), Detection(shape, colour, size, x, y, radius)))
     objects.sort(key=lambda pair: -pair[0])
-    return _nearest(_lab(ground), BACKGROUNDS, _FAR), [found for _, found in objects]
+    return _nearest(_lab(ground), BACKGROUNDS, _FAR), [detection for _, detection in objects]
 
 
-def judge_found(background: str | None, found: list[Found], spec: Spec) -> Verdict:
-    """Judge objects that were found. They are assigned to the spec's so that most holds."""
+def judge_detections(background: str | None, detections: list[Detection], spec: Spec) -> Verdict:
+    """Judge the objects of a picture. They are assigned to the spec's so that most holds."""
     slots = len(spec.objects)
-    padded: list[Found | None] = [*found[:_MOST_OBJECTS]]
+    padded: list[Detection | None] = [*detections[:_MOST_OBJECTS]]
     padded += [None] * (slots - len(padded))
     best: dict[str, tuple[bool, ...]] = {}
     for choice in permutations(padded, slots):
-        held = _held(choice, spec)
-        if not best or sum(map(sum, held.values())) > sum(map(sum, best.values())):
-            best = held
-    best["count"] = (len(found) == slots,)
+        truths = _truths(choice, spec)
+        if not best or sum(map(sum, truths.values())) > sum(map(sum, best.values())):
+            best = truths
+    best["count"] = (len(detections) == slots,)
     if len(spec.backgrounds) < len(BACKGROUNDS):
         best["background"] = (background in spec.backgrounds,)
     return Verdict({name: best[name] for name in ATTRIBUTES if best.get(name)})
 
 
-def _held(choice: tuple[Found | None, ...], spec: Spec) -> dict[str, tuple[bool, ...]]:
+def _truths(choice: tuple[Detection | None, ...], spec: Spec) -> dict[str, tuple[bool, ...]]:
     pairs = list(zip(choice, spec.objects, strict=True))
-    held = {
+    truths = {
         "shape": tuple(
             f is not None and f.shape in o.shapes for f, o in pairs if len(o.shapes) < len(SHAPES)
         ),
@@ -192,13 +192,13 @@ def _held(choice: tuple[Found | None, ...], spec: Spec) -> dict[str, tuple[bool,
         a, b = choice[i], choice[j]
         holds = a is not None and b is not None and relation_holds(name, a.x, a.y, b.x, b.y)
         relations.append(holds)
-    held["relation"] = tuple(relations)
-    return held
+    truths["relation"] = tuple(relations)
+    return truths
 
 
 def judge(image: np.ndarray, spec: Spec) -> Verdict:
     """Judge a uint8 [height, width, 3] picture by a spec."""
-    return judge_found(*find(image), spec)
+    return judge_detections(*find(image), spec)
 
 
 # ------------------------------------------------------------------------------ validation
@@ -216,8 +216,10 @@ def altered(spec: Spec, attribute: str, rng: random.Random) -> Scene | None:
         if not others:
             return None
         scene = draw_scene(rng.choice(others), rng)
-        found = [Found(t.shape, t.colour, t.size, t.x, t.y, t.radius) for t in scene.things]
-        if not judge_found(scene.background, found, spec).whole:
+        detections = [
+            Detection(t.shape, t.colour, t.size, t.x, t.y, t.radius) for t in scene.things
+        ]
+        if not judge_detections(scene.background, detections, spec).whole:
             return scene
     return None
 
@@ -265,7 +267,7 @@ def validate(scenes: int, seed: int = 0) -> dict[str, dict[str, float]]:
         "clean": lambda image: image,
         "degraded": lambda image: degrade(image, noise),
     }
-    passed: dict[str, Counter[str]] = {way: Counter() for way in ways}
+    passes: dict[str, Counter[str]] = {way: Counter() for way in ways}
     total: Counter[str] = Counter()
     for index in range(scenes):
         example = sample(seed * scenes + index, "heldout")
@@ -278,8 +280,8 @@ def validate(scenes: int, seed: int = 0) -> dict[str, dict[str, float]]:
             total[kind] += 1
             image = render(scene)
             for way, change in ways.items():
-                passed[way][kind] += judge(change(image), example.spec).whole
-    return {way: {kind: passed[way][kind] / total[kind] for kind in total} for way in ways}
+                passes[way][kind] += judge(change(image), example.spec).whole
+    return {way: {kind: passes[way][kind] / total[kind] for kind in total} for way in ways}
 
 
 @click.command()

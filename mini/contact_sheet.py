@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def contact_sheet(
-    images: np.ndarray, captions: Sequence[str], passed: Sequence[bool], columns: int = 8
+    images: np.ndarray, captions: Sequence[str], verdicts: Sequence[bool], columns: int = 8
 ) -> Image.Image:
     """Pictures in a grid with their captions beneath; a red frame marks one that is wrong."""
     side, text_height, gap = 144, 62, 8
@@ -19,7 +19,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
-    for index, (image, caption, good) in enumerate(zip(images, captions, passed, strict=True)):
+    for index, (image, caption, good) in enumerate(zip(images, captions, verdicts, strict=True)):
         x, y = gap + index % columns * cell[0], gap + index // columns * cell[1]
         sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), (x, y))
         if not good:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checker import ATTRIBUTES, Verdict, find, judge_found
+from .checker import ATTRIBUTES, Verdict, find, judge_detections
 from .scenes import Example, sample
 
 STEPS = 28
@@ -48,7 +48,7 @@ def heldout(number: int, first: int = 0) -> list[Example]:
 
 
 def _attribute_share(verdicts: Sequence[Verdict]) -> float:
-    values = [held for v in verdicts for row in v.held.values() for held in row]
+    values = [holds for v in verdicts for row in v.statements.values() for holds in row]
     return sum(values) / max(len(values), 1)
 
 
@@ -60,13 +60,13 @@ def score(images: np.ndarray, examples: Sequence[Example]) -> Score:
     """
     if len(images) != len(examples):
         raise ValueError(f"{len(images)} images for {len(examples)} examples")
-    found = [find(image) for image in images]
-    verdicts = [judge_found(*f, e.spec) for f, e in zip(found, examples, strict=True)]
+    detections = [find(image) for image in images]
+    verdicts = [judge_detections(*f, e.spec) for f, e in zip(detections, examples, strict=True)]
     shuffled = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
-    chance = [judge_found(*f, e.spec) for f, e in zip(found, shuffled, strict=True)]
+    chance = [judge_detections(*f, e.spec) for f, e in zip(detections, shuffled, strict=True)]
     attributes = {}
     for name in ATTRIBUTES:
-        values = [held for v in verdicts for held in v.held.get(name, ())]
+        values = [holds for v in verdicts for holds in v.statements.get(name, ())]
         if values:
             attributes[name] = (sum(values) / len(values), len(values))
     scenes = {}

@@ -113,6 +113,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same networks as programs for Hopper GPUs; never write to it."""
+    from models.make import make
+
+    folder = tmp_path_factory.mktemp("tiny-programs")
+    return make(folder / "bundle", folder / "stages", "hopper")
+
+
+@pytest.fixture(scope="session")
 def large_checkpoint(stage_cache: Path) -> Path:
     from random_checkpoints import kept_checkpoint
 

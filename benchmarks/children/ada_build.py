@@ -11,7 +11,7 @@ from pathlib import Path
 from sd35_trt.build import BuildOptions, build
 
 
-def progress(stage: str, done: float, total: float, note: str) -> None:
+def progress(stage: str, done: float, total: float, note: str = "", /) -> None:
     print(json.dumps([time.time(), stage, note]), flush=True)
 
 

@@ -20,7 +20,7 @@ def mark(stage: str) -> None:
 
 
 root, out = sys.argv[1:]
-shapes = {
+shapes: dict[str, list[tuple[int, ...]]] = {
     "hidden_states": [(2, 16, 64, 64), (2, 16, 128, 128), (2, 16, 192, 192)],
     "encoder_hidden_states": [(2, 154, 4096), (2, 333, 4096), (2, 589, 4096)],
     "pooled_projections": [(2, 2048)] * 3,

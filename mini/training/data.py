@@ -33,12 +33,12 @@ def load_data(out: Path, least: int = 0, patience: float = 300) -> batches.Table
     where it never ran, this fails.
     """
     folder = out / "data"
-    seen, since = -1, time.monotonic()
+    count, since = -1, time.monotonic()
     while True:
         done = (folder / "done").exists()
         paths = sorted(folder.glob("*.safetensors"))
-        if len(paths) != seen:
-            seen, since = len(paths), time.monotonic()
+        if len(paths) != count:
+            count, since = len(paths), time.monotonic()
             parts = [load_file(path) for path in paths]
             rows = sum(len(part["background"]) for part in parts)
         if paths and (done or (least and rows >= least)):

@@ -119,8 +119,7 @@ def loop(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group["params"]]
     sums: dict[str, Tensor] = {}
-    counted, shown = 0, run.spent
-    looked = run.spent
+    steps, logged_at, looked_at = 0, run.spent, run.spent
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
         bar = progress.add_task(run.name, total=run.budget, loss="")
@@ -135,19 +134,19 @@ def loop(
             average.update(run.step)
             for name, value in (losses | {"norm": norm}).items():
                 sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value.detach()
-            run.step, counted = run.step + 1, counted + 1
+            run.step, steps = run.step + 1, steps + 1
             run.tick()
             if run.step % 50 == 0 or run.over:
-                means = {name: float(value) / counted for name, value in sums.items()}
+                means = {name: float(value) / steps for name, value in sums.items()}
                 if not math.isfinite(means["total"]):
                     raise click.ClickException(f"{run.name}: loss is not finite at step {run.step}")
                 run.tick()
-                speed = counted / max(run.spent - shown, 1e-6)
+                speed = steps / max(run.spent - logged_at, 1e-6)
                 run.log(**means, lr=groups[0]["lr"], steps_per_second=speed)
                 text = " ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.1f}/s"
                 progress.update(bar, completed=run.spent, loss=text)
-                sums, counted, shown = {}, 0, run.spent
-            if every and (run.spent - looked >= every[0]):
+                sums, steps, logged_at = {}, 0, run.spent
+            if every and (run.spent - looked_at >= every[0]):
                 run.log(**every[1]())
                 run.tick()
-                looked = shown = run.spent
+                looked_at = logged_at = run.spent

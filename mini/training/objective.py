@@ -54,19 +54,20 @@ class Reader(nn.Module):
     def forward(self, hidden: Tensor, pooled: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Mean loss per sample [n] of reading ``batch`` from T5's ``hidden`` and ``pooled``."""
         queries = self.queries.expand(len(hidden), -1, -1)
-        read = self.norm(self.attention(queries, hidden, hidden, need_weights=False)[0] + queries)
+        context = self.attention(queries, hidden, hidden, need_weights=False)[0]
+        answers = self.norm(context + queries)
         slots = batch["slots"].float()
         slot = F.binary_cross_entropy_with_logits(
-            self.slot(read[:, :SLOTS]).float(), slots, reduction="none"
+            self.slot(answers[:, :SLOTS]).float(), slots, reduction="none"
         )
         relation = F.cross_entropy(
-            self.relation(read[:, SLOTS:-1]).float().flatten(0, 1),
+            self.relation(answers[:, SLOTS:-1]).float().flatten(0, 1),
             batch["relations"].long().flatten(),
             reduction="none",
         ).view(len(hidden), -1)
         grounds = batch["grounds"].float()
         ground = F.binary_cross_entropy_with_logits(
-            self.ground(read[:, -1]).float(), grounds, reduction="none"
+            self.ground(answers[:, -1]).float(), grounds, reduction="none"
         )
         # The gist: what any object must be, so "not red" says nothing.
         shapes, colours = slots[..., : _FIELDS[0]], slots[..., _FIELDS[0] :][..., : _FIELDS[1]]
@@ -106,7 +107,7 @@ class LayoutHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.parts = (len(SHAPES) + 1, len(COLOURS) + 1, len(BACKGROUNDS), 2)
-        self.read = nn.Sequential(
+        self.layers = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, width),
             nn.GELU(),
@@ -117,13 +118,13 @@ class LayoutHead(nn.Module):
         """Mean loss (scalar) over tokens [n, side², width] of what :func:`whereabouts` says."""
         side = round(tokens.shape[1] ** 0.5)
         shape, colour, way = whereabouts(things, side)
-        read = self.read(tokens).float().split(self.parts, -1)
+        parts = self.layers(tokens).float().split(self.parts, -1)
         ground = background.long()[:, None].expand(-1, side * side)
-        classes = zip(read, (shape, colour, ground), strict=False)
+        classes = zip(parts, (shape, colour, ground), strict=False)
         named = sum(F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in classes)
         there = (shape < len(SHAPES)).float()
-        missed = (read[3] - way).square().sum(-1) * there
-        return named + missed.sum() / there.sum().clamp(min=1)
+        distance = (parts[3] - way).square().sum(-1) * there
+        return named + distance.sum() / there.sum().clamp(min=1)
 
 
 class Objective(nn.Module):
@@ -150,23 +151,23 @@ class Objective(nn.Module):
             ids = getattr(pipe, name)([""], padding="max_length", return_tensors="pt").input_ids
             self.register_buffer(f"empty_{index}", ids, persistent=False)
 
-    def encode(self, ids: list[Tensor], keep: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, ids: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompt embeddings [n, 2 L, T5], pooled [n, L + G] and T5's own output [n, L, T5].
 
-        ``ids`` are the three encoders' tokens [n, L]; ``keep`` is 1 or 0 [n] for each. The layout
+        ``ids`` are the three encoders' tokens [n, L]; ``masks`` are 1 or 0 [n] for each. The layout
         is that of diffusers' ``StableDiffusion3Pipeline.encode_prompt``.
         """
         hidden, pooled = [], []
-        for encoder, tokens, kept in zip(
-            (self.text_encoder, self.text_encoder_2), ids, keep, strict=False
+        for encoder, tokens, mask in zip(
+            (self.text_encoder, self.text_encoder_2), ids, masks, strict=False
         ):
             out = encoder(tokens, output_hidden_states=True)
-            hidden.append(out.hidden_states[-2] * kept[:, None, None])
-            pooled.append(out.text_embeds * kept[:, None])
+            hidden.append(out.hidden_states[-2] * mask[:, None, None])
+            pooled.append(out.text_embeds * mask[:, None])
         clip = torch.cat(hidden, -1)
         clip = F.pad(clip, (0, T5 - clip.shape[-1]))
         t5 = self.text_encoder_3(ids[2])[0]
-        prompt = torch.cat([clip, t5 * keep[2][:, None, None]], 1)
+        prompt = torch.cat([clip, t5 * masks[2][:, None, None]], 1)
         return prompt, torch.cat(pooled, -1), t5
 
     def denoise(
@@ -199,8 +200,8 @@ class Objective(nn.Module):
             for index, name in enumerate(("tokenizer", "tokenizer_2", "tokenizer_3"))
         ]
         rates = (self.dropout.clip_l, self.dropout.clip_g, self.dropout.t5)
-        keep = [(torch.rand(n, device=device) >= rate).float() for rate in rates]
-        prompt, pooled, t5 = self.encode(ids, keep)
+        masks = [(torch.rand(n, device=device) >= rate).float() for rate in rates]
+        prompt, pooled, t5 = self.encode(ids, masks)
 
         t = torch.sigmoid(self.mean + self.spread * torch.randn(n, device=device))
         noise = torch.randn_like(latents)
@@ -211,7 +212,7 @@ class Objective(nn.Module):
         layout = self.layout(image, batch["things"], batch["background"])
         reading = self.reader(t5, pooled, batch)
         # Pooled vectors that were dropped cannot be read.
-        readable = captioned * keep[0] * keep[1]
+        readable = captioned * masks[0] * masks[1]
         reading = (reading * readable).sum() / readable.sum().clamp(min=1)
         total = flow + self.reading_weight * reading + self.layout_weight * layout
         return {"total": total, "flow": flow, "reading": reading, "layout": layout}

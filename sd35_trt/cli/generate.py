@@ -95,20 +95,20 @@ def command(
 
     check_output(out)
     picture = None if image is None else load_picture(image)
-    opened = Pipeline.load(
+    pipe = Pipeline.load(
         bundle,
         verify=verify,
         device=device,
         vram_budget=vram_budget,
         trust_kernels=trust_kernels,
     )
-    with opened as pipe, StepBar(quiet=as_json) as on_step:
+    with pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
         memory = pipe.memory()
     files = []
-    for i, (seed, drawn) in enumerate(zip(result.seeds, result.pil(), strict=True)):
+    for i, (seed, drawing) in enumerate(zip(result.seeds, result.pil(), strict=True)):
         path = out if len(result.seeds) == 1 else out.with_stem(f"{out.stem}-{seed}")
-        save_picture(drawn, path, result.parameters, i)
+        save_picture(drawing, path, result.parameters, i)
         files.append(str(path))
     if as_json:
         data = {

@@ -22,10 +22,10 @@ def command(bundle: Path, as_json: bool) -> None:
     """
     from sd35_trt.formats.bundle import MANIFEST, Bundle
 
-    opened = Bundle.open(bundle)
+    contents = Bundle.open(bundle)
     if as_json:
-        click.echo((opened.root / MANIFEST).read_text("utf-8"), nl=False)
+        click.echo((contents.root / MANIFEST).read_text("utf-8"), nl=False)
         return
     from .tables.manifest import print_manifest
 
-    print_manifest(opened)
+    print_manifest(contents)

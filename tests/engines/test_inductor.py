@@ -138,22 +138,19 @@ def test_what_it_does_not_do_is_refused(run) -> None:  # type: ignore[no-untyped
     assert load_builder("inductor", ("9.0",), options).describe()["mode"] == "max-autotune"
 
 
-def test_another_pytorch(
-    h200_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = h200_bundle("fp8")
+def test_another_pytorch(tiny_programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.20.0")
     with pytest.raises(Sd35Error, match=r"below 2\.14, this is 2\.20\.0 — pip install"):
         load_builder("inductor", ("9.0",))
     with (
-        Pipeline.load(bundle, device="cpu") as pipe,
+        Pipeline.load(tiny_programs, device="cpu") as pipe,
         pytest.raises(Sd35Error, match=r"this is 2\.20\.0"),
     ):
         pipe("a star", **PROMPT)
 
 
 def test_kernels_are_made_where_the_gpu_is(
-    h200_bundle: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a fake GPU: what is compiled, once, for which shapes; and what the bundle gets."""
     calls: list[Any] = []
@@ -162,7 +159,7 @@ def test_kernels_are_made_where_the_gpu_is(
         calls.append((component.name, dict(bounds), options))
         return b"kernels"
 
-    source = h200_bundle("fp8") / "denoiser"
+    source = tiny_programs / "denoiser"
     monkeypatch.setattr(inductor_builder, "present_gpu", lambda capabilities: "NVIDIA H200")
     monkeypatch.setattr(inductor_builder, "compile_kernels", compiled)
     builder = load_builder("inductor", ("9.0",), EngineOptions(autotune=True))
@@ -191,10 +188,10 @@ def test_kernels_are_made_where_the_gpu_is(
 
 @pytest.mark.parametrize("file", [PROGRAM_FILE, TENSORS_FILE])
 def test_damaged_files_are_refused_in_one_line(
-    file: str, h200_bundle: Callable[[str], Path], tmp_path: Path
+    file: str, tiny_programs: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "bundle"
-    shutil.copytree(h200_bundle("fp8"), copy)
+    shutil.copytree(tiny_programs, copy)
     bundle = Bundle.open(copy)
     path = copy / "clip_l" / file
     path.chmod(0o644)
@@ -209,10 +206,8 @@ def test_damaged_files_are_refused_in_one_line(
         assert "\n" not in str(caught.value)
 
 
-def test_no_memory_is_said_so(
-    h200_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = Bundle.open(h200_bundle("fp8"))
+def test_no_memory_is_said_so(tiny_programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny_programs)
     component = bundle.manifest.component("clip_l")
     assert component is not None
     session = InductorSession(bundle, component, CpuDevice(), SessionOptions())
@@ -229,10 +224,15 @@ def test_no_memory_is_said_so(
         InductorSession(bundle, component, CpuDevice(), SessionOptions())
 
 
-@pytest.mark.nightly
-def test_weights_that_stream_compute_the_same(h200_bundle: Callable[[str], Path]) -> None:
-    """Within what is to be held, buffers included; a lot of buffers' worth passes through them."""
-    bundle = Bundle.open(h200_bundle("fp8"))
+@pytest.mark.parametrize("model", ["tiny", pytest.param("mini", marks=pytest.mark.nightly)])
+def test_weights_that_stream_compute_the_same(model: str, request: pytest.FixtureRequest) -> None:
+    """Within what is to be held, buffers included; a lot of mini passes through them."""
+    bundle = Bundle.open(
+        request.getfixturevalue("tiny_programs")
+        if model == "tiny"
+        else request.getfixturevalue("h200_bundle")("fp8")
+    )
+    streamed = set()
     for component in bundle.manifest.components:
         if not can_stream(bundle, component):
             assert component.name == "denoiser"
@@ -259,6 +259,7 @@ def test_weights_that_stream_compute_the_same(h200_bundle: Callable[[str], Path]
             assert streams == (held is not None and held < component.weight_bytes)
             if streams:
                 assert session._run.device_bytes <= held
+                streamed.add(component.name)
             outputs = {p.name: np.empty(p.resolve(**dims), p.dtype) for p in component.outputs}
             for _ in range(2):
                 session.run(feed, outputs)
@@ -266,6 +267,7 @@ def test_weights_that_stream_compute_the_same(h200_bundle: Callable[[str], Path]
         for other in results[1:]:
             for name, value in results[0].items():
                 np.testing.assert_array_equal(other[name], value, f"{component.name} {name}")
+    assert "conditioner" in streamed
 
 
 def test_only_an_engine_of_pytorch_imports_it() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sd35_trt.mini import checker
-from sd35_trt.mini.checker import ATTRIBUTES, Found, altered, judge, judge_found
+from sd35_trt.mini.checker import ATTRIBUTES, Detection, altered, judge, judge_detections
 from sd35_trt.mini.placement import draw_scene
 from sd35_trt.mini.rendering import render
 from sd35_trt.mini.scenes import sample
@@ -14,8 +14,8 @@ RED_CIRCLE = ObjectSpec(("circle",), ("red",), ("small",))
 STAR = ObjectSpec(("star",))
 
 
-def found(shape, colour="red", size="small", x=20.0, y=60.0):
-    return Found(shape, colour, size, x, y, 10.0)
+def detection(shape, colour="red", size="small", x=20.0, y=60.0):
+    return Detection(shape, colour, size, x, y, 10.0)
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(60, marks=pytest.mark.nightly)])
@@ -29,35 +29,36 @@ def test_true_scenes_pass_and_altered_ones_do_not(count):
 
 def test_each_wrong_attribute_is_named():
     spec = Spec((RED_CIRCLE, STAR), ((0, "left", 1),), ("white",))
-    good = [found("circle"), found("star", x=80.0)]
-    assert judge_found("white", good, spec).whole
+    good = [detection("circle"), detection("star", x=80.0)]
+    assert judge_detections("white", good, spec).whole
     wrong = {
-        "shape": [found("ring"), good[1]],
-        "colour": [found("circle", "blue"), good[1]],
-        "size": [found("circle", size="large"), good[1]],
-        "count": [*good, found("heart", x=100.0)],
-        "relation": [found("circle", x=110.0), good[1]],
+        "shape": [detection("ring"), good[1]],
+        "colour": [detection("circle", "blue"), good[1]],
+        "size": [detection("circle", size="large"), good[1]],
+        "count": [*good, detection("heart", x=100.0)],
+        "relation": [detection("circle", x=110.0), good[1]],
     }
     for name, objects in wrong.items():
-        held = judge_found("white", objects, spec).held
-        assert [key for key, values in held.items() if not all(values)] == [name]
-    held = judge_found("black", good, spec).held
-    assert [key for key, values in held.items() if not all(values)] == ["background"]
+        truths = judge_detections("white", objects, spec).statements
+        assert [key for key, values in truths.items() if not all(values)] == [name]
+    truths = judge_detections("black", good, spec).statements
+    assert [key for key, values in truths.items() if not all(values)] == ["background"]
 
 
 def test_what_a_caption_leaves_open_is_not_judged():
-    assert set(judge_found("white", [found("star")], Spec((STAR,))).held) == {"shape", "count"}
+    verdict = judge_detections("white", [detection("star")], Spec((STAR,)))
+    assert set(verdict.statements) == {"shape", "count"}
 
 
 def test_missing_objects_fail_every_statement_about_them():
-    verdict = judge_found("white", [], Spec((RED_CIRCLE, STAR), ((0, "left", 1),)))
-    assert not any(held for values in verdict.held.values() for held in values)
+    verdict = judge_detections("white", [], Spec((RED_CIRCLE, STAR), ((0, "left", 1),)))
+    assert not any(holds for values in verdict.statements.values() for holds in values)
 
 
 def test_nearly_diagonal_is_no_relation():
     spec = Spec((RED_CIRCLE, STAR), ((0, "left", 1),))
-    diagonal = [found("circle", x=20.0, y=20.0), found("star", x=60.0, y=61.0)]
-    assert judge_found("white", diagonal, spec).held["relation"] == (False,)
+    diagonal = [detection("circle", x=20.0, y=20.0), detection("star", x=60.0, y=61.0)]
+    assert judge_detections("white", diagonal, spec).statements["relation"] == (False,)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,8 +2,10 @@
 
 What it draws is a function of prompt, seed, guidance and size as a model's pictures are, and means
 nothing. The denoiser is the largest, then come conditioner and T5, as in real ones. It is for tests
-of what runs networks; ``python tests/models/make.py DIR`` writes one to look at. The same arguments
-give the same bytes, but for the time in the manifest.
+of what runs networks. The same arguments give the same bytes, but for the time in the manifest; all
+kinds of engines compute the same. One to look at:
+
+    PYTHONPATH=tests python -m models.make DIR
 """
 
 from __future__ import annotations
@@ -16,17 +18,26 @@ from typing import Any
 
 import numpy as np
 import onnx
+from models.programs import program
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.dimensions import Defaults, Ranges, dimension_bounds
 from sd35_trt.engines.assemble import assemble
-from sd35_trt.engines.builder import BuiltEngine, CompiledComponent, ExportedComponent, load_builder
+from sd35_trt.engines.builder import (
+    Builder,
+    BuiltEngine,
+    CompiledComponent,
+    ExportedComponent,
+    load_builder,
+)
 from sd35_trt.formats.bundle import Manifest, ModelRecord, PolicyRecord, Port, Scheduler
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
+from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE
 from sd35_trt.formats.tokenizers import TokenizerFacts, write_tokenizers
 from sd35_trt.policies import load_policy
 from sd35_trt.store.cache import StageCache
@@ -60,6 +71,12 @@ class Network:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
+    def pooled(self, value: str, width: int, out: str = "") -> str:
+        """[N, tokens, width] to [N, width]: a mean over tokens, of weights that they have."""
+        weights = self("Softmax", self("MatMul", value, self.weight(width, 1)), axis=1)
+        weights = self("Transpose", weights, perm=[0, 2, 1])
+        return self("Reshape", self("MatMul", weights, value), self.constant([-1, width]), out=out)
+
     def weight(self, *shape: int, name: str = "") -> str:
         """Random, of deviation 1 / √(fan in)."""
         scale = np.prod(shape[1:] if len(shape) > 2 else shape[:1]) ** -0.5
@@ -76,8 +93,16 @@ class Network:
         self.nodes.append(helper.make_node(operator, values, [out], out, **attributes))
         return out
 
+    def save_program(self, folder: Path) -> None:
+        """Write it as a program of PyTorch's operators."""
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.weights}
+        ports = (tuple(name for name, *_ in rows) for rows in (self.inputs, self.outputs))
+        written, weights = program(self.nodes, constants, *ports)
+        (folder / PROGRAM_FILE).write_text(written.to_json(), "utf-8")
+        save_file(weights, folder / TENSORS_FILE)
+
     def save(self, folder: Path) -> None:
-        """Write the model, its weights beside it."""
+        """Write it as an ONNX model, its weights beside it."""
 
         def info(port: PortRow) -> onnx.ValueInfoProto:
             name, dtype, shape = port
@@ -105,7 +130,7 @@ def _text_encoder(seed: int, width: int, tokens: int | str, pooled: bool) -> Net
     x = net("Gather", net.weight(300, width), "input_ids")
     net("Tanh", net("MatMul", x, net.weight(width, width)), out="hidden")
     if pooled:
-        net("ReduceMean", "hidden", net.constant([1]), keepdims=0, out="pooled")
+        net.pooled("hidden", width, out="pooled")
     return net
 
 
@@ -123,8 +148,12 @@ def _conditioner() -> Network:
         ),
         3,
     )
-    wide = net("Tanh", net("MatMul", "prompt_embeds", net.weight(text, 32 * WIDTH)))
-    net("MatMul", wide, net.weight(32 * WIDTH, WIDTH), out="context")
+    # Weights of several layers, so that some can stream while others are held.
+    value, width = "prompt_embeds", text
+    for following in (16 * WIDTH, text, 16 * WIDTH):
+        value = net("Tanh", net("MatMul", value, net.weight(width, following)))
+        width = following
+    net("MatMul", value, net.weight(width, WIDTH), out="context")
     time = net("Mul", "timesteps", net.constant(1e-3, np.float32))
     time = net("Unsqueeze", time, net.constant([1, 2]))
     rows = net("MatMul", "pooled", net.weight(text, ROWS * WIDTH))
@@ -156,7 +185,7 @@ def _denoiser() -> Network:
     means = []
     for name in ("context", "modulation"):
         both = net("Concat", f"uncond_{name}", name, axis=0)
-        means.append(net("ReduceMean", both, net.constant([1]), keepdims=0))
+        means.append(net.pooled(both, WIDTH))
     # What is to be drawn, [2 × batch, channels, 1, 1].
     aim = net("Tanh", net("Add", *means))
     aim = net("MatMul", aim, net.weight(WIDTH, LATENTS, name="proj_out.weight"))
@@ -207,8 +236,7 @@ def _vae_encoder() -> Network:
     x = net("Transpose", net("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     x = net("Sub", net("Div", x, net.constant(127.5, np.float32)), net.constant(1.0, np.float32))
     square = [LATENT_SCALE, LATENT_SCALE]
-    x = net("AveragePool", x, kernel_shape=square, strides=square)
-    net("Conv", x, net.weight(LATENTS, 3, 1, 1), out="latents")
+    net("Conv", x, net.weight(LATENTS, 3, *square), strides=square, out="latents")
     return net
 
 
@@ -225,8 +253,11 @@ def networks() -> dict[str, Network]:
     }
 
 
-def _component(name: str, net: Network, out: Path) -> None:
-    net.save(out)
+def _component(name: str, net: Network, dialect: str, out: Path) -> None:
+    if dialect == "program":
+        net.save_program(out)
+    else:
+        net.save(out)
 
     def ports(given: tuple[PortRow, ...]) -> tuple[Port, ...]:
         return tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in given)
@@ -290,20 +321,29 @@ def make(
     Args:
         out: its directory.
         cache: where its stages are made.
-        target: ``cpu`` for ONNX Runtime, ``ada`` for plans of :class:`PlanBuilder`.
+        target: ``cpu`` for ONNX Runtime, ``ada`` for plans of :class:`PlanBuilder`, ``hopper`` for
+            programs.
         calibration: to hold.
     """
     stages = StageCache(cache)
     code = ("sd35_trt.engines.assemble",)
+    sources = [path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
 
     def stage(name: str, run: Any) -> Path:
-        made = Stage(name, {"tiny": Path(__file__).read_text("utf-8")}, code, run)
+        made = Stage(name, {"tiny": sources}, code, run)
         return run_stage(stages, made, lambda *_: None)
 
-    builder = PlanBuilder() if target == "ada" else load_builder("onnxruntime")
+    builder: Builder = PlanBuilder()
+    if target != "ada":
+        backend = {"cpu": "onnxruntime", "hopper": "inductor"}[target]
+        builder = load_builder(backend, find_target(target).compute_capabilities)
+    dialect = "program" if builder.backend.name == "inductor" else "onnx"
     engines = []
     for name, net in networks().items():
-        folder = stage(name, lambda work, _, name=name, net=net: _component(name, net, work))
+        folder = stage(
+            f"{name}-{dialect}",
+            lambda work, _, name=name, net=net: _component(name, net, dialect, work),
+        )
         component = ExportedComponent.read(folder)
         known = dimension_bounds(name, RANGES, DEFAULTS, TOKENS, True)
         used = {d: known[d] for port in component.inputs for d in port.dynamic}

@@ -21,13 +21,13 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.nightly
 @pytest.mark.usefixtures("benchmarks")
 def test_sixty_requests(tiny_bundle: Path, make_bundle: Callable[..., Path]) -> None:
-    from soak import make_cases, soak, table
+    from soak import make_requests, soak, table
 
     half = make_bundle(policy="half")
     figures = soak((tiny_bundle, half), 60, steps=1, callers=8)
     assert figures["wrong"] == []
     assert sum(figures["outcomes"].values()) == 60
-    asked = [case.kind for case in make_cases(60, 1)]
+    asked = [request.kind for request in make_requests(60, 1)]
     assert {"draw", "cancel", "timeout", "invalid"} == set(asked)
     assert figures["outcomes"]["draw: drawn"] == asked.count("draw")
     assert figures["outcomes"]["invalid: refused"] == asked.count("invalid")

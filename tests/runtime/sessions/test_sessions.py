@@ -36,12 +36,12 @@ from sd35_trt.runtime.sessions.session import (
 )
 
 KINDS = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt-rtx-cuda", "queued-fake",
-         "tensorrt-rtx-fake", pytest.param("inductor-cpu", marks=pytest.mark.nightly),
-         "inductor-cuda")  # fmt: skip
+         "tensorrt-rtx-fake", "inductor-cpu", "inductor-cuda")  # fmt: skip
 
 # Of what is not the reference's own library on its own device. FP8 on a GPU rounds other values up
-# than on the CPU: as much as FP8 is off in either.
-TOLERANCES = {"onnxruntime-cuda": 0.05, "inductor-cpu": 2e-4, "inductor-cuda": 0.02}
+# than on the CPU: as much as FP8 is off in either. Of 8 seeds, tiny networks on the CPU are off by
+# 6e-7 at most, by any number of threads.
+TOLERANCES = {"onnxruntime-cuda": 0.05, "inductor-cpu": 4e-6, "inductor-cuda": 0.02}
 
 
 @dataclass
@@ -74,12 +74,12 @@ def tiny_plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of a kind on a device, the bundle and that of its reference; tiny networks for what is not there.
-# Programs are in FP32, where other arithmetic makes no difference.
+# Programs for a GPU are in FP32, where other arithmetic makes no difference.
 _BUNDLES = {
     "onnxruntime-cuda": ("fp8_bundle", "fp8_bundle"),
     "tensorrt-rtx-cuda": ("ada_bundle", "fp8_bundle"),
     "tensorrt-rtx-fake": ("tiny_plans", "tiny_bundle"),
-    "inductor-cpu": ("hopper_bundle", "mini_bundle"),
+    "inductor-cpu": ("tiny_programs", "tiny_bundle"),
     "inductor-cuda": ("hopper_bundle", "mini_bundle"),
 }
 
@@ -182,7 +182,11 @@ def check(stand: Stand, session: Session, name: str, seed: int = 0, **dims: int)
     found = run(session, stand.device, component, feed, **dims)
     for key, value in expected(stand, name, feed, **dims).items():
         assert found[key].shape == value.shape
-        assert relative_error(found[key], value) <= stand.tolerance, (name, key)
+        if value.dtype == np.uint8 and stand.device.kind == "cpu":
+            # Between two steps, a value may be rounded the other way.
+            assert np.abs(found[key].astype(int) - value).max() <= (stand.tolerance > 0)
+        else:
+            assert relative_error(found[key], value) <= stand.tolerance, (name, key)
 
 
 SHAPES: dict[str, list[dict[str, int]]] = {
