@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 
 from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
+from sd35_trt.quality.metrics import psnr, squared_error
 from sd35_trt.runtime import Pipeline, PipelinePool
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
@@ -80,8 +81,14 @@ def make_requests(count: int, steps: int, seed: int = 0) -> list[SoakRequest]:
     ]
 
 
-def soak(bundles: tuple[Path, Path], count: int, steps: int, callers: int) -> dict[str, Any]:
+def soak(
+    bundles: tuple[Path, Path], count: int, steps: int, callers: int, least: float | None = None
+) -> dict[str, Any]:
     """Run it.
+
+    Args:
+        least: PSNR, in dB, between a picture and the one that its request gives alone; None wants
+            equal ones.
 
     Returns:
         JSON-serializable figures; ``wrong`` lists every request that did not end as it should.
@@ -107,7 +114,7 @@ def soak(bundles: tuple[Path, Path], count: int, steps: int, callers: int) -> di
     # Half of the callers can wait, so that the pool is busy at times.
     with PipelinePool(pipes, queue_limit=max(1, callers // 2)) as pool:
         switches = _switches(pool)
-        figures = _send(pool, requests, expected, callers)
+        figures = _send(pool, requests, expected, callers, least)
     speed = {"one caller": alone, "pool": figures.pop("pool_per_second")}
     return {
         "requests": count,
@@ -149,6 +156,7 @@ def _send(
     requests: list[SoakRequest],
     expected: dict[tuple[Any, ...], np.ndarray],
     callers: int,
+    least: float | None,
 ) -> dict[str, Any]:
     process, memory = psutil.Process(), []
     wrong: list[str] = []
@@ -161,7 +169,7 @@ def _send(
         request = requests[number]
         while True:
             try:
-                outcome, fault = _one(pool, request, expected, number)
+                outcome, fault = _one(pool, request, expected, number, least)
                 break
             except PoolBusy:  # as a client would: again, later
                 with lock:
@@ -202,6 +210,7 @@ def _one(
     request: SoakRequest,
     expected: dict[tuple[Any, ...], np.ndarray],
     number: int,
+    least: float | None,
 ) -> tuple[str, str]:
     """Send a request: how it ended, and what is wrong with that."""
     rng = random.Random(number)
@@ -239,8 +248,16 @@ def _one(
         return "failed", str(error)
     # A cancelled request may have been faster.
     images = expected.get(request.picture)
-    differs = images is not None and not np.array_equal(result.images, images)
+    differs = images is not None and _differ(result.images, images, least)
     return "drawn", "the image is not the one its request gives alone" if differs else ""
+
+
+def _differ(images: np.ndarray, expected: np.ndarray, least: float | None) -> bool:
+    """Whether pictures are not those that were expected."""
+    if least is None:
+        return not np.array_equal(images, expected)
+    distance = psnr(squared_error(images, expected))
+    return distance is not None and distance < least
 
 
 def table(figures: dict[str, Any]) -> tuple[str, bool]:

