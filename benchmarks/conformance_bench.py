@@ -12,6 +12,7 @@ import numpy as np
 
 from sd35_trt.bench.meters import describe_host
 from sd35_trt.build import BuildOptions, build
+from sd35_trt.errors import UsageError
 from sd35_trt.quality.metrics import psnr, squared_error
 from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.job import Result
@@ -71,6 +72,14 @@ class Bench:
     def bundle(self, policy: str, **options: Any) -> Path:
         """A bundle for the target, built at first use."""
         return self._build(self.target, self.builder, policy, options)
+
+    def has(self, policy: str) -> bool:
+        """Whether bundles of a policy are built for the target."""
+        try:
+            self.bundle(policy)
+        except UsageError:
+            return False
+        return True
 
     def reference(self, policy: str) -> Path:
         """A bundle of ONNX Runtime for the CPU."""

@@ -15,12 +15,15 @@ class Dialect:
         ir_version: of ONNX's files, the first that knows the opset.
         composite: whether Attention, RMSNormalization and GroupNormalization are single operators;
             otherwise they are spelled out, as TensorRT before 10.15 wants them.
+        miscomputed: precisions that are not written, because a library that reads the dialect was
+            seen to compute them wrongly.
     """
 
     name: str
     opset: int | None
     ir_version: int | None = None
     composite: bool = True
+    miscomputed: tuple[str, ...] = ()
 
     def onnx_versions(self) -> tuple[int, int]:
         """Opset and IR version.
@@ -35,7 +38,8 @@ class Dialect:
 
 _ROWS = (
     Dialect("opset23", 23, 11),
-    Dialect("opset21", 21, 10, composite=False),
+    # TensorRT 10.6 on an H100: mini's latents were off by 0.6 to 0.9 of their size.
+    Dialect("opset21", 21, 10, composite=False, miscomputed=("int8-weight",)),
     Dialect("program", None),
 )
 

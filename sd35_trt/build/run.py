@@ -6,12 +6,13 @@ from pathlib import Path
 
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
+from sd35_trt.dialects import DIALECTS
 from sd35_trt.engines.assemble import assemble
 from sd35_trt.engines.builder import EngineOptions, load_builder
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import MANIFEST
 from sd35_trt.planning.calibration import decide_calibration
-from sd35_trt.planning.decide import decide, decide_policy
+from sd35_trt.planning.decide import check_dialect, decide, decide_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
 from sd35_trt.store.disk import file_errors
@@ -47,6 +48,9 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
             cache.root / "timings",
         )
         builder = load_builder(backend, target.builders[backend], wishes)
+        version = builder.versions().get(backend)
+        dialect = builder.backend.dialect(version)
+        check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
         model = look(options.model, options.tokenizers)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
@@ -67,7 +71,6 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
                 "--calibration DIR"
             )
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
-            dialect = builder.backend.dialect(builder.versions().get(backend))
             export = export_model(
                 decision, calibration, dialect, versions, cache, progress, options.jobs
             )

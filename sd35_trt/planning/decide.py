@@ -8,6 +8,7 @@ from typing import Any
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.bundle import Scheduler
@@ -34,6 +35,23 @@ def decide_policy(target: Target, name: str | None) -> Policy:
     policy = load_policy(name or target.policy)
     target.check(policy)
     return policy
+
+
+def check_dialect(policy: Policy, dialect: Dialect, library: str) -> None:
+    """Refuse a policy whose graphs a library would compute wrongly.
+
+    Args:
+        library: that reads the dialect, for the message.
+
+    Raises:
+        UsageError: names the precision.
+    """
+    for rule in policy.rules:
+        if rule.precision in dialect.miscomputed:
+            raise UsageError(
+                f"policy {policy.name!r} asks for {rule.precision}: {library} computes it wrongly",
+                "use --policy half, or another --builder",
+            )
 
 
 def decide_guidance(variant: Variant, wish: bool | None) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from sd35_trt.checkpoints.look import Model, look
+from sd35_trt.dialects import DIALECTS
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.planning.decide import decide, decide_guidance, decide_policy
+from sd35_trt.planning.decide import check_dialect, decide, decide_guidance, decide_policy
 from sd35_trt.targets import find_target
 from sd35_trt.variants import VARIANTS
 
@@ -31,6 +32,16 @@ def test_what_is_left_open(mini: Model[Any]) -> None:
     assert decision.ranges(32) == Ranges((1, 4), (64, 192), 64, t5_tokens=(32, 512))
     assert decision.ranges(256).t5_tokens == (77, 512)
     assert decision.defaults(32) == Defaults(28, 3.0, (128, 128), "euler", 32)
+
+
+def test_what_a_library_computes_wrongly() -> None:
+    from sd35_trt.policies import load_policy
+
+    old, new = DIALECTS["opset21"], DIALECTS["opset23"]
+    with pytest.raises(UsageError, match=r"int8-weight: TensorRT 10.6 computes it wrongly"):
+        check_dialect(load_policy("int8-weight"), old, "TensorRT 10.6")
+    check_dialect(load_policy("int8-weight"), new, "TensorRT 11.2")
+    check_dialect(load_policy("fp8"), old, "TensorRT 10.6")
 
 
 def test_wishes(mini: Model[Any]) -> None:
