@@ -53,8 +53,8 @@ def pictures(bench: Bench) -> Iterator[Check]:
     for policy, least in _CLOSE.items():
         try:
             bundle = bench.bundle(policy)
-        except UsageError as error:  # the table of dialects knows
-            yield holds(f"{policy}: not built", True, str(error))
+        except UsageError as refusal:  # the table of dialects knows
+            yield holds(f"{policy}: not built", True, str(refusal))
             continue
         reference = bench.reference(policy)
         with Pipeline.load(bundle) as pipe, Pipeline.load(reference, device="cpu") as peer:
