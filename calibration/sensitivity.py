@@ -166,13 +166,13 @@ def _quantizers(linears: Iterable[LinearSize]) -> set[str]:
 @contextlib.contextmanager
 def _capturing(transformer: nn.Module, steps: int, guidance: float) -> Iterator[list[_Captured]]:
     """Keeps the arguments of some of the calls while pictures are drawn."""
-    wanted = {steps * (2 * k + 1) // (2 * _STEPS) for k in range(_STEPS)}
+    chosen = {steps * (2 * k + 1) // (2 * _STEPS) for k in range(_STEPS)}
     captured: list[_Captured] = []
     calls = 0
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal calls
-        if calls % steps in wanted:
+        if calls % steps in chosen:
             # The pipeline makes a new tensor for every step, so none needs to be copied.
             captured.append(_Captured({**kwargs, "return_dict": False}, guidance))
         calls += 1
@@ -302,14 +302,14 @@ def plot(result: Sensitivity, path: Path) -> None:
     markers = dict(zip(("first third", "middle third", "last third", ""), "<o>s", strict=True))
     colours = {kind: f"C{i}" for i, kind in enumerate(dict.fromkeys(g.kind for g in result.groups))}
     for group, error in zip(result.groups, result.errors, strict=True):
-        kept = result.half is not None and group in result.half
+        in_half = result.half is not None and group in result.half
         axes.plot(
             group.saved_bytes / 1e6,
             error,
             markers[group.depth],
             color=colours[group.kind],
-            fillstyle="none" if kept else "full",
-            label=group.name + (" (kept half)" if kept else ""),
+            fillstyle="none" if in_half else "full",
+            label=group.name + (" (kept half)" if in_half else ""),
         )
     axes.set(xscale="log", yscale="log", xlabel="bytes saved, MB", ylabel="relative error, alone")
     for axis in (axes.xaxis, axes.yaxis):

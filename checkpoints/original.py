@@ -206,8 +206,8 @@ def _plain_origins(names: Collection[str]) -> Origins:
 
 def _t5_origins(names: Collection[str]) -> Origins:
     tied = {"shared.weight", "encoder.embed_tokens.weight"}
-    stored = next((name for name in sorted(tied) if name in names), "shared.weight")
-    return lambda name: Origin(stored if name in tied else name)
+    source = next((name for name in sorted(tied) if name in names), "shared.weight")
+    return lambda name: Origin(source if name in tied else name)
 
 
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"

@@ -109,8 +109,8 @@ class SingleFileWeights(Weights):
     def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """See :meth:`Weights.fp8`. A fused projection has one scale for queries, keys, values."""
         origin = self._origin(name)
-        stored = self._in.fp8(self._stored_name(name)) if origin.scaled else None
-        return None if stored is None else (origin.take(stored[0]), stored[1])
+        pair = self._in.fp8(self._stored_name(name)) if origin.scaled else None
+        return None if pair is None else (origin.take(pair[0]), pair[1])
 
     def input_amax(self, layer: str) -> float | None:
         """The largest input magnitude by the file's input scale; None where it has none."""

@@ -26,10 +26,10 @@ def write_plan(trt: Any, builder: Any, network: Any, config: Any, stream: Binary
         plan = builder.build_serialized_network(network, config)
         return 0 if plan is None else stream.write(memoryview(plan))
     writer = _stream_writer(trt, stream)
-    built = builder.build_serialized_network_to_stream(network, config, writer)
+    success = builder.build_serialized_network_to_stream(network, config, writer)
     if writer.error is not None:
         raise writer.error
-    return int(writer.bytes) if built else 0
+    return int(writer.bytes) if success else 0
 
 
 def _stream_writer(trt: Any, stream: BinaryIO) -> Any:

@@ -52,10 +52,10 @@ def _check_ports(trt: Any, title: str, component: ExportedComponent, network: An
     actual = {t.name: (_name(trt.nptype(t.dtype)), tuple(t.shape)) for t in parsed}
     for port in (*component.inputs, *component.outputs):
         dtype, shape = actual.get(port.name, ("missing", ()))
-        wanted = tuple(-1 if isinstance(d, str) else d for d in port.shape)
+        declared = tuple(-1 if isinstance(d, str) else d for d in port.shape)
         # The parser may leave an output's dimension open that is known to be fixed.
-        fits = len(shape) == len(wanted) and all(
-            d in (w, -1) for d, w in zip(shape, wanted, strict=True)
+        fits = len(shape) == len(declared) and all(
+            d in (w, -1) for d, w in zip(shape, declared, strict=True)
         )
         if dtype != port.dtype or not fits:
             raise Sd35Error(

@@ -120,9 +120,9 @@ class Denoiser(ComponentModule):
             if name not in graphs:
                 graphs[name] = traced_graph(module)
             graph = graphs[name]
-            stored = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
+            tensors = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
             inputs = tuple(renamed.get(port, port) for port in graph.inputs)
-            steps.append(Call(name, stored, inputs, tuple(module.outputs)))
+            steps.append(Call(name, tensors, inputs, tuple(module.outputs)))
 
         head = GuidedHead(self.head, self.inputs) if self.guided else PlainHead(self.head)
         call("head", head, "part.", "head.")

@@ -87,7 +87,7 @@ def component_sizes(
     with fake_tensors():
         part = build_part(COMPONENTS[name].part, source)
         apply_policy(part, name, policy)
-        stored = StoredSize.of(part, name)
+        size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()
         fixed = {storage_key(p) for p in part.parameters()}
         inputs = _tensors(module.inputs, dims)
@@ -100,12 +100,12 @@ def component_sizes(
                 outputs = module(*_tensors(module.inputs, dims).values())
         ports += sum(tensor.nbytes for tensor in outputs)
     return Sizes(
-        weights=stored.weights,
+        weights=size.weights,
         activations=tracker.peak,
         with_cudnn=tracker.peak_with_cudnn,
         in_arena=tracker.arena.total,
-        allocated=stored.allocated,
-        largest_layer=stored.largest_layer,
+        allocated=size.allocated,
+        largest_layer=size.largest_layer,
         ports=ports,
     )
 
@@ -131,12 +131,12 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
         image = torch.cat([image, image])
     grid = image.shape
     image = image.flatten(1, 2)
-    seen = set()
+    signatures = set()
     for block in denoiser.blocks:
         signature = block.signature()
-        if signature in seen:
+        if signature in signatures:
             continue
-        seen.add(signature)
+        signatures.add(signature)
         *texts, image = block(image, context, modulation[:, : block.rows])
         context = texts[0] if texts else context
     tail = {**inputs, "image": image.view(grid), "modulation": modulation[:, -denoiser.tail.rows :]}

@@ -51,17 +51,17 @@ def graph_data(graph: fx.Graph, weights: Sequence[str], inputs: Sequence[str]) -
             outputs = tuple(names[value] for value in node.args[0])
         else:
             raise NotImplementedError(f"a node of kind {node.op}")
-    needed = set(outputs)
+    reads = set(outputs)
     live: list[Node] = []
     for item in reversed(nodes):
         # What works in place has readers through its operand.
-        if item.name in needed or item.target.split(".")[1:2] == ["add_"]:
+        if item.name in reads or item.target.split(".")[1:2] == ["add_"]:
             live.append(item)
-            needed.update(_values([item.args, item.kwargs]))
+            reads.update(_values([item.args, item.kwargs]))
     for item in live:
         if not is_known(item.target):
             raise NotImplementedError(f"the operator {item.target}")
-    used = tuple(name for name in weights if name in needed)
+    used = tuple(name for name in weights if name in reads)
     return Graph(used, tuple(inputs), tuple(reversed(live)), outputs)
 
 

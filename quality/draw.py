@@ -105,11 +105,11 @@ class _Watched:
         self._after = after
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        seen = self._download(inputs)
-        given = self._before(seen)
-        changed = {k: self._device.upload(v) for k, v in given.items() if v is not seen[k]}
+        arrays = self._download(inputs)
+        state = self._before(arrays)
+        changed = {k: self._device.upload(v) for k, v in state.items() if v is not arrays[k]}
         self._session.run({**inputs, **changed}, outputs)
-        self._after(given, self._download(outputs))
+        self._after(state, self._download(outputs))
 
     def _download(self, buffers: Mapping[str, Buffer]) -> Feed:
         return {name: self._device.download(buffer) for name, buffer in buffers.items()}

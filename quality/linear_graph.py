@@ -114,7 +114,7 @@ class LinearGraph:
     def cut_out(self, layers: Sequence[str]) -> ModelProto:
         """These linears alone, side by side, each from its input to its output."""
         graph = GraphProto(name="linears")
-        taken: set[int] = set()
+        nodes: set[int] = set()
         sources = {self.linears[layer].source for layer in layers}
         for source in sorted(sources):
             value = graph.input.add()
@@ -125,15 +125,15 @@ class LinearGraph:
         for layer in layers:
             linear = self.linears[layer]
             graph.output.append(self.types[linear.output])
-            self._take(linear.output, linear.source, taken)
-        used: set[str] = set()
-        for index in sorted(taken):
+            self._take(linear.output, linear.source, nodes)
+        values: set[str] = set()
+        for index in sorted(nodes):
             node = self.model.graph.node[index]
             copy = graph.node.add()
             copy.CopyFrom(node)
             copy.input[:] = [input_name(n) if n in sources else n for n in node.input]
-            used |= set(node.input)
-        graph.initializer.extend(self.weights[name] for name in sorted(used & set(self.weights)))
+            values |= set(node.input)
+        graph.initializer.extend(self.weights[name] for name in sorted(values & set(self.weights)))
         return helper.make_model(
             graph,
             opset_imports=self.model.opset_import,

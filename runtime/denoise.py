@@ -87,13 +87,13 @@ class DenoiseLoop:
         slots: list[np.ndarray | None] = [*device.slots(latents.shape, np.float32, depth)]
         pending: deque[tuple[int, Fetch]] = deque()
         fetches: list[Fetch] = []
-        seen = latents
+        copy = latents
 
         def look() -> bool:
-            nonlocal seen
+            nonlocal copy
             index, fetch = pending.popleft()
-            seen = fetch.wait()
-            return after_step(Step(index, total, float(schedule.sigmas[index + 1]), seen))
+            copy = fetch.wait()
+            return after_step(Step(index, total, float(schedule.sigmas[index + 1]), copy))
 
         try:
             for i in range(total):
@@ -112,10 +112,10 @@ class DenoiseLoop:
                     going = look()
                 clock.lap("denoise")
                 if not going:
-                    return current, seen
+                    return current, copy
             while pending and look():
                 pass
-            return current, seen
+            return current, copy
         finally:
             for _, fetch in pending:
                 fetch.wait()

@@ -142,8 +142,8 @@ class Guard:
             squares = _products(values, values)
         for i in np.flatnonzero(~np.isfinite(squares)).tolist():
             # Worse than a statistic, which may have been noted in an earlier step.
-            known = i in self.anomalies and not self.anomalies[i].finite
-            if not known and not np.isfinite(values[i]).all():
+            settled = i in self.anomalies and not self.anomalies[i].finite
+            if not settled and not np.isfinite(values[i]).all():
                 self._note(i, step, sigma, "latents are not finite", False)
         if self._band is None:
             return

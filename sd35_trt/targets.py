@@ -123,25 +123,25 @@ def _data() -> dict[str, Any]:
 def targets() -> dict[str, Target]:
     """Every target by name: the families first, then the products."""
     data = _data()
-    found = {}
+    rows = {}
     for row in data["family"]:
         row["compute_capabilities"] = tuple(row["compute_capabilities"])
         row["precisions"] = tuple(row["precisions"])
         builders = _builders(row.pop("backends"), row["compute_capabilities"])
-        found[row["name"]] = Target(family=row["name"], builders=builders, **row)
+        rows[row["name"]] = Target(family=row["name"], builders=builders, **row)
     for row in data["product"]:
         capabilities = (row.pop("compute_capability"),)
-        found[row["name"]] = replace(
-            found[row["family"]],
+        rows[row["name"]] = replace(
+            rows[row["family"]],
             name=row["name"],
             title=row["title"],
             compute_capabilities=capabilities,
-            builders=_builders(found[row["family"]].builders, capabilities),
+            builders=_builders(rows[row["family"]].builders, capabilities),
             memory_bytes=round(row["memory_gib"] * 2**30),
             bandwidth=row["bandwidth"] * 1e9,
             bus=row["bus"],
         )
-    return found
+    return rows
 
 
 def _builders(
@@ -273,12 +273,12 @@ def present_gpus() -> tuple[list[PresentGpu], str]:
         nvml.nvmlInit()
         try:
             handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-            found = [_present_gpu(nvml, handle) for handle in handles]
+            gpus = [_present_gpu(nvml, handle) for handle in handles]
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError as error:
         return [], f"no NVIDIA GPU can be asked here ({error})"
-    return found, "" if found else "this machine has no NVIDIA GPU"
+    return gpus, "" if gpus else "this machine has no NVIDIA GPU"
 
 
 def _present_gpu(nvml: Any, handle: Any) -> PresentGpu:

@@ -77,8 +77,8 @@ class CpuDevice:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
         except (OSError, IndexError, ValueError):  # no Linux
             return DeviceMemory(peak, peak, None)
-        used = pages * resource.getpagesize()
-        return DeviceMemory(used, max(used, peak), None)
+        usage = pages * resource.getpagesize()
+        return DeviceMemory(usage, max(usage, peak), None)
 
     def close(self) -> None:
         """numpy frees what nobody refers to."""

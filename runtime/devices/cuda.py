@@ -175,9 +175,9 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         free, total = check(cudart.cudaMemGetInfo())
-        used = self._free_at_start - int(free)
-        self._peak = max(self._peak, used)
-        return DeviceMemory(used, self._peak, int(total))
+        usage = self._free_at_start - int(free)
+        self._peak = max(self._peak, usage)
+        return DeviceMemory(usage, self._peak, int(total))
 
     def close(self) -> None:
         if self._closed:

@@ -127,8 +127,8 @@ class InductorSession:
         gpu = torch.cuda.get_device_name(self._queue.device)
         manifest = bundle.manifest
         mode = manifest.engine_options.get("mode")
-        kept = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
-        if known := read_kernels(kept):
+        cache_file = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
+        if known := read_kernels(cache_file):
             offer_kernels(known)
         elif (
             manifest.engine_options.get("gpu") == gpu
@@ -146,7 +146,7 @@ class InductorSession:
                         "(--trust-kernels)",
                         bundle.root,
                     )
-        return kept
+        return cache_file
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """See :class:`sd35_trt.runtime.sessions.session.Session`."""

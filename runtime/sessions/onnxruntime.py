@@ -102,8 +102,8 @@ class OnnxRuntimeSession:
                 f"{path} cannot be loaded by onnxruntime {ort.__version__}: {error}",
                 "build the bundle again with: sd35-trt build",
             ) from error
-        wanted = "CPUExecutionProvider" if device.kind == "cpu" else "CUDAExecutionProvider"
-        if self._session.get_providers()[0] != wanted:
+        provider = "CPUExecutionProvider" if device.kind == "cpu" else "CUDAExecutionProvider"
+        if self._session.get_providers()[0] != provider:
             raise Sd35Error(
                 f"onnxruntime {ort.__version__} cannot start its CUDA provider",
                 "install the CUDA and cuDNN libraries that it was built for",

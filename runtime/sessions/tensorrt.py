@@ -79,9 +79,9 @@ class TensorRTSession:
             if is_step:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._cache = config.create_runtime_cache()
-            known = read_kernels(self._cache_file)
-            if known:
-                self._cache.deserialize(known)  # False where the GPU or a version changed
+            kernels = read_kernels(self._cache_file)
+            if kernels:
+                self._cache.deserialize(kernels)  # False where the GPU or a version changed
             config.set_runtime_cache(self._cache)
             context = self._engine.create_execution_context(config)
         else:

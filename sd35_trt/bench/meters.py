@@ -127,9 +127,9 @@ class Sampler:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Memory:
-        used = self._gpu.used()
-        self._memory = Memory(used, used)
-        self._peak = used
+        usage = self._gpu.used()
+        self._memory = Memory(usage, usage)
+        self._peak = usage
         self._thread.start()
         return self._memory
 

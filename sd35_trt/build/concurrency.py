@@ -42,10 +42,10 @@ def _available_memory() -> int:
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text("ascii").strip()
-        used = int((group / "memory.current").read_text("ascii"))
+        usage = int((group / "memory.current").read_text("ascii"))
     except (OSError, ValueError):  # no control groups, or of version 1
         return available
-    return available if limit == "max" else min(available, int(limit) - used)
+    return available if limit == "max" else min(available, int(limit) - usage)
 
 
 def run_stages(

@@ -235,11 +235,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     def all_files(self) -> Iterator[File]:
         yield from self.files
-        seen: set[str] = set()
+        paths: set[str] = set()
         for component in self.components:
             for file in component.files:
-                if file.path not in seen:
-                    seen.add(file.path)
+                if file.path not in paths:
+                    paths.add(file.path)
                     yield file
 
 
@@ -387,11 +387,11 @@ def _digest_1(data: bytes, path: Path) -> tuple[str, object]:
     """
     try:
         fields = json.loads(data, parse_constant=_refuse)
-        stored = fields.pop("digest", None)
+        digest = fields.pop("digest", None)
         text = json.dumps(fields, sort_keys=True)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
-    return hashlib.sha256(text.encode()).hexdigest(), stored
+    return hashlib.sha256(text.encode()).hexdigest(), digest
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -402,9 +402,9 @@ def _digest_2(data: bytes, root: Path) -> tuple[str, str]:
     """Digest of a manifest of format 2, and what :data:`MANIFEST_DIGEST` says."""
     path = root / MANIFEST_DIGEST
     try:
-        stored = read_file(path, 256).decode("ascii").removesuffix("\n")
+        digest = read_file(path, 256).decode("ascii").removesuffix("\n")
     except FileNotFoundError:
         raise BundleError(f"{path} is missing", _REBUILD) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
-    return hashlib.sha256(data).hexdigest(), stored
+    return hashlib.sha256(data).hexdigest(), digest

@@ -228,17 +228,17 @@ class Calibration:
         Raises:
             UsageError: names the file, or the layers.
         """
-        known = self.provenance.files or {}
+        files = self.provenance.files or {}
         for file, digest in checkpoint_files.items():
-            if known.get(file) != digest:
+            if files.get(file) != digest:
                 raise UsageError(
                     f"the calibration is of another checkpoint ({file} differs)",
                     "calibrate this one with: sd35-trt calibrate",
                 )
         operands = [f"{name}.{x}" for name in attention for x in ATTENTION_OPERANDS]
-        for wanted, scales in ((list(layers), self.inputs), (operands, self.bmm)):
-            _same_names(wanted, scales)
-            bad = [name for name in wanted if not _SMALLEST_AMAX <= scales[name] < math.inf]
+        for names, scales in ((list(layers), self.inputs), (operands, self.bmm)):
+            _same_names(names, scales)
+            bad = [name for name in names if not _SMALLEST_AMAX <= scales[name] < math.inf]
             if bad:
                 values = ", ".join(f"{name} ({scales[name]:g})" for name in bad[:3])
                 raise UsageError(f"amax without use in the calibration: {values}", _AGAIN)
@@ -291,8 +291,8 @@ def _unknown_fields(
 ) -> dict[str, Raw]:
     """Fields of a description that are not :class:`Provenance`'s, nor those ``beside`` it."""
     fields = decode(data, dict[str, Raw], path, error, _AGAIN)
-    known = (*Provenance.__struct_fields__, *beside)
-    return {name: raw.copy() for name, raw in fields.items() if name not in known}
+    names = (*Provenance.__struct_fields__, *beside)
+    return {name: raw.copy() for name, raw in fields.items() if name not in names}
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ def print_sensitivity(result: Sensitivity) -> None:
     rows = zip(result.groups, result.errors, strict=True)
     for group, error in sorted(rows, key=lambda row: -(row[1] ** 2) / row[0].saved_bytes):
         half = result.half is not None and group in result.half
-        saved = format_bytes(group.saved_bytes)
+        saving = format_bytes(group.saved_bytes)
         count = str(len(group.layers))
-        table.add_row(group.name, count, f"{error:.5f}", saved, "half" if half else "")
+        table.add_row(group.name, count, f"{error:.5f}", saving, "half" if half else "")
     console.print(table)
     smallest = sum(group.fp8_bytes for group in result.groups)
     largest = sum(group.half_bytes for group in result.groups)
