@@ -29,7 +29,7 @@ Nodes = list[onnx.NodeProto]
 Spelling = tuple[str, Nodes, dict[str, np.ndarray], np.ndarray, Sequence[onnx.TensorProto]]
 
 
-def _dequantize(*inputs: str, output: str = "d", **attributes: int) -> onnx.NodeProto:
+def _dequantize(*inputs: str, output: str = "d", **attributes: Any) -> onnx.NodeProto:
     return helper.make_node("DequantizeLinear", inputs, [output], **attributes)
 
 
