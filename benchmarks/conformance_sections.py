@@ -60,16 +60,16 @@ def pictures(bench: Bench) -> Iterator[Check]:
         with Pipeline.load(bundle) as pipe, Pipeline.load(reference, device="cpu") as peer:
             expected: Result | None = None
             for what, request in _REQUESTS.items():
-                expected, got = peer.generate(**request), pipe.generate(**request)
-                error = float(np.linalg.norm(got.latents - expected.latents))
+                expected, actual = peer.generate(**request), pipe.generate(**request)
+                error = float(np.linalg.norm(actual.latents - expected.latents))
                 note = f"latents {error / float(np.linalg.norm(expected.latents)):.2g}"
                 yield Check(
-                    f"{policy}: {what}", decibels(got, expected), " dB", least=least, note=note
+                    f"{policy}: {what}", decibels(actual, expected), " dB", least=least, note=note
                 )
             assert expected is not None
             request = {**_STAR, "image": expected.images[0], "strength": 0.6}
-            got, expected = pipe.generate(**request), peer.generate(**request)
-            yield Check(f"{policy}: image to image", decibels(got, expected), " dB", least=least)
+            actual, expected = pipe.generate(**request), peer.generate(**request)
+            yield Check(f"{policy}: image to image", decibels(actual, expected), " dB", least=least)
 
 
 def graphs(bench: Bench) -> Iterator[Check]:
@@ -115,18 +115,19 @@ def memory(bench: Bench) -> Iterator[Check]:
         budget = int(smallest + share * (full - smallest))
         with Pipeline.load(bundle, vram_budget=budget) as pipe:
             for turn in ("first", "second"):
-                got = pipe.generate(**{**_STAR, "prompt": f"a red star {turn}"})
-            got = pipe.generate(**_STAR)
+                actual = pipe.generate(**{**_STAR, "prompt": f"a red star {turn}"})
+            actual = pipe.generate(**_STAR)
             report = pipe.memory()
             kinds = {engine.kind for engine in report.engines.values()}
             what = f"{budget / 1e6:.0f} MB ({', '.join(sorted(kinds))})"
-            yield Check(f"{what}: against all resident", decibels(got, expected), " dB", least=40.0,
-                        note="equal" if is_equal(got, expected) else "")  # fmt: skip
+            note = "equal" if is_equal(actual, expected) else ""
+            psnr = decibels(actual, expected)
+            yield Check(f"{what}: against all resident", psnr, " dB", least=40.0, note=note)
             yield Check(f"{what}: peak, of the budget", report.planned_peak / budget, most=1.0)
     if bench.builder.startswith("tensorrt"):
         with Pipeline.load(bench.bundle("half", refit=True)) as pipe:
-            got = pipe.generate(**_STAR)
-            yield Check("built with --refit", decibels(got, expected), " dB", least=40.0)
+            actual = pipe.generate(**_STAR)
+            yield Check("built with --refit", decibels(actual, expected), " dB", least=40.0)
 
 
 def _smallest_budget(bundle: Path) -> int:
@@ -217,8 +218,8 @@ def refusals(bench: Bench) -> Iterator[Check]:
                 same = is_equal(pipe.generate(**_STAR), result)
             yield holds(f"{what}: of no effect", same, "drawn as by the bundle itself")
         gc.collect()
-        left = bench.device_bytes() - before
-        yield Check(f"{what}: device memory left behind", left / 1e6, " MB", most=_NOISE / 1e6)
+        remainder = bench.device_bytes() - before
+        yield Check(f"{what}: device memory left behind", remainder / 1e6, " MB", most=_NOISE / 1e6)
 
 
 def _flip(place: int, data: bytes) -> bytes:
@@ -240,12 +241,12 @@ def load(bench: Bench) -> Iterator[Check]:
     rise = max(readings[loads // 10 :]) - readings[loads // 10]
     yield Check(f"{loads} loads and closes: device memory", rise / 1e6, " MB", most=_NOISE / 1e6)
     requests = 200 if bench.quick else 2000
-    used: list[int] = []
-    done = threading.Event()
+    device_bytes: list[int] = []
+    stop = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
-            used.append(bench.device_bytes())
+        while not stop.wait(0.05):
+            device_bytes.append(bench.device_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -255,7 +256,7 @@ def load(bench: Bench) -> Iterator[Check]:
         least = _SAME_PICTURE if bench.on_gpu else None
         figures = soak((bundle, bench.bundle("fp8")), requests, 2, 16, least)
     finally:
-        done.set()
+        stop.set()
         watcher.join()
     wrong = figures["wrong"]
     yield Check(
@@ -265,7 +266,7 @@ def load(bench: Bench) -> Iterator[Check]:
     yield Check(
         "pool, of one caller's pictures a second", float(speed["pool"] / speed["one caller"])
     )
-    half = used[len(used) // 2 :]
+    half = device_bytes[len(device_bytes) // 2 :]
     rise = half[-1] - half[0]
     yield Check("its second half: device memory", rise / 1e6, " MB", most=_NOISE / 1e6)
     yield Check("its host memory, rise", 100 * float(figures["memory"]["rise"]), " %", most=2.0)

@@ -101,10 +101,10 @@ def product(trt: Any, spelling: Spelling, x: np.ndarray) -> np.ndarray:
         raise Sd35Error(f"no plan: {log.reasons()}")
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
-    given = torch.from_numpy(x).cuda()
+    operand = torch.from_numpy(x).cuda()
     context.set_input_shape("x", x.shape)
     result = torch.empty(tuple(context.get_tensor_shape("y")), dtype=torch.float16, device="cuda")
-    context.set_tensor_address("x", given.data_ptr())
+    context.set_tensor_address("x", operand.data_ptr())
     context.set_tensor_address("y", result.data_ptr())
     stream: Any = torch.cuda.Stream()
     context.execute_async_v3(stream.cuda_stream)
@@ -125,10 +125,10 @@ def main() -> None:
                 error = np.linalg.norm(product(trt, spelling, x) - expected) / np.linalg.norm(
                     expected
                 )
-                seen = f"{error:.5f}"
+                outcome = f"{error:.5f}"
             except Sd35Error as failure:
-                seen = str(failure)[:90]
-            print(f"{rows:5} × {columns:<5} {spelling[0]:30} {seen}", flush=True)
+                outcome = str(failure)[:90]
+            print(f"{rows:5} × {columns:<5} {spelling[0]:30} {outcome}", flush=True)
 
 
 if __name__ == "__main__":

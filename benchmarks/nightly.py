@@ -335,8 +335,8 @@ def main(
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
     results = findings(entries, run, baseline)
-    failed = [e for e in entries if e["run"] == run and e["status"] != "ok"]
-    for entry in failed:
+    failures = [e for e in entries if e["run"] == run and e["status"] != "ok"]
+    for entry in failures:
         click.echo(f"failed: {entry['case']}: {entry['error']}", err=True)
     for case in dict.fromkeys(f.case for f in results if f.verdict == "disturbed"):
         click.echo(f"not judged: {case}: other processes kept the machine busy", err=True)
@@ -345,7 +345,7 @@ def main(
             if finding.verdict == verdict:
                 click.echo(f"{word}: {finding}", err=True)
     click.echo(f"{page}")
-    sys.exit(1 if failed or any(f.verdict == "worse" for f in results) else 0)
+    sys.exit(1 if failures or any(f.verdict == "worse" for f in results) else 0)
 
 
 if __name__ == "__main__":

@@ -30,16 +30,16 @@ def cell(result: Plan) -> str:
 
 def main() -> None:
     products = [target for target in targets().values() if target.memory_bytes is not None]
-    measured: dict[tuple[str, str], Plan] = {}
+    plans: dict[tuple[str, str], Plan] = {}
     print(f"| GPU | memory | policy | {' | '.join(PUBLISHED)} |")
     print(f"|---|---|---|{'---|' * len(PUBLISHED)}")
     for target in products:
         cells = []
         for model in PUBLISHED:
             key = (model, target.policy)
-            if key not in measured:
-                measured[key] = plan(PlanOptions(model, target.name))
-            cells.append(cell(replan(measured[key], target)))
+            if key not in plans:
+                plans[key] = plan(PlanOptions(model, target.name))
+            cells.append(cell(replan(plans[key], target)))
         memory = format_memory(target.memory_bytes or 0)
         print(f"| {target.name} | {memory} | `{target.policy}` | {' | '.join(cells)} |")
 

@@ -183,9 +183,9 @@ def _send(
 
     start = time.perf_counter()
     with ThreadPoolExecutor(callers) as threads:
-        sent = [threads.submit(call, number) for number in range(len(requests))]
+        futures = [threads.submit(call, number) for number in range(len(requests))]
     seconds = time.perf_counter() - start
-    wrong += [f"a caller failed: {error!r}" for future in sent if (error := future.exception())]
+    wrong += [f"a caller failed: {error!r}" for future in futures if (error := future.exception())]
     images = sum(n for name, n in outcomes.items() if name.endswith(": drawn"))
     rest = np.array(memory[len(memory) // 10 :], float)
     slope = np.polyfit(np.linspace(0, 1, len(rest)), rest, 1)[0]

@@ -195,9 +195,9 @@ def _tensorrt(
     run_in_child("compiling the denoiser", compile_plan, job, lambda *_: None)
     (plan,) = BACKENDS[attempt.kind].files
     facts = PlanFacts.read(folder)
-    stored = Component(
+    entry = Component(
         component.name, attempt.kind, (describe_file(folder, plan),), component.inputs,
         component.outputs, facts.weight_bytes, {}, {},
     )  # fmt: skip
     bundle: Any = SimpleNamespace(path=lambda relative: folder / relative)
-    return TensorRTSession(bundle, stored, device, SessionOptions())
+    return TensorRTSession(bundle, entry, device, SessionOptions())

@@ -48,20 +48,20 @@ def _intro(ours: Sequence[Entry]) -> str:
 
 
 def _summary(ours: Sequence[Entry], every: Sequence[tuple[Series, list[Finding]]], run: str) -> str:
-    failed = [e for e in ours if e["status"] != "ok"]
+    failures = [e for e in ours if e["status"] != "ok"]
     lines = [
-        f"<li class=bad>{escape(e['case'])}: failed: {escape(e['error'])}</li>" for e in failed
+        f"<li class=bad>{escape(e['case'])}: failed: {escape(e['error'])}</li>" for e in failures
     ]
-    measured = [(one, f) for one, found in every if one.newest["run"] == run for f in found]
+    figures = [(one, f) for one, found in every if one.newest["run"] == run for f in found]
     for verdict, style in (("worse", "bad"), ("better", "good")):
         lines += [
-            f"<li class={style}>{escape(str(f))}</li>" for _, f in measured if f.verdict == verdict
+            f"<li class={style}>{escape(str(f))}</li>" for _, f in figures if f.verdict == verdict
         ]
     cases = len({e["case"] for e in ours})
-    worse = sum(f.verdict == "worse" for _, f in measured)
+    worse = sum(f.verdict == "worse" for _, f in figures)
     text = (
-        f"Cases: {cases}, of which {len(failed)} failed. "
-        f"Figures: {len(measured)}, of which {worse} are worse than before."
+        f"Cases: {cases}, of which {len(failures)} failed. "
+        f"Figures: {len(figures)}, of which {worse} are worse than before."
     )
     key = (
         "Blue: the median of a measurement, with the middle 80 % of its runs. Grey: the median "

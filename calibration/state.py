@@ -84,11 +84,13 @@ class State:
         self.folder = folder
         self.findings = Findings(identity)
         try:
-            saved = read_document(folder / _PROGRESS, Findings, _LARGEST, Sd35Error, "begin anew")
+            findings = read_document(
+                folder / _PROGRESS, Findings, _LARGEST, Sd35Error, "begin anew"
+            )
         except Sd35Error:
-            saved = None  # none there, or damaged
-        if saved is not None and saved.identity == identity:
-            self.findings = saved
+            findings = None  # none there, or damaged
+        if findings is not None and findings.identity == identity:
+            self.findings = findings
             return
         for path in folder.iterdir():
             if path.name != _LOCK:

@@ -155,8 +155,8 @@ class SingleFileCheckpoint:
                     f"{path} is not Stable Diffusion 3.5{_describe(file)}",
                     "give an SD3.5 file with joint_blocks, or a diffusers model directory",
                 )
-            elif found := _beside(path, part):
-                self._parts[part] = found
+            elif place := _beside(path, part):
+                self._parts[part] = place
         self._configs = {part: self._configure(part) for part in self._parts}
         self._check_widths()
 
@@ -265,10 +265,10 @@ class SingleFileCheckpoint:
         if self.has("text_encoder_3"):
             t5 = configs["text_encoder_3"]["d_model"]
             widths.append(("T5", t5, transformer["joint_attention_dim"]))
-        for title, width, taken in widths:
-            if width != taken:
+        for title, width, takes in widths:
+            if width != takes:
                 raise CheckpointError(
-                    f"{self.root}: {title} put out {width} channels, the transformer takes {taken}",
+                    f"{self.root}: {title} put out {width} channels, the transformer takes {takes}",
                     "put the text encoders and the autoencoder of SD3.5 in the file or beside it",
                 )
 
@@ -320,8 +320,8 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
     places = [path.parent / folder / name for name in names for folder in folders]
     if part == "vae":
         places.append(path.parent / _REPOSITORY_VAE)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
         if part in OPTIONAL_PARTS:
             return None
         raise CheckpointError(
@@ -329,10 +329,10 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
             f"or its {', '.join(folders[1:])}",
             f"put {names[0]} beside it",
         )
-    file = TensorFile(found)
+    file = TensorFile(place)
     prefix = _prefix(file, (*layout.prefixes, ""), layout)
     if prefix is None:
         raise CheckpointError(
-            f"{found} holds no {layout.title} (no tensor {layout.anchor!r})", _FETCH
+            f"{place} holds no {layout.title} (no tensor {layout.anchor!r})", _FETCH
         )
     return SingleFileWeights(file, prefix, layout)

@@ -45,20 +45,20 @@ def assemble(
         calibration: what was built with; the bundle keeps it as ``calibration.json``.
     """
     with replacement(out, MANIFEST) as work:
-        entries = []
+        entries, in_arena = [], builder.backend.allocation == "arena"
         for engine in engines:
             exported, name = engine.component, engine.component.name
             (work / name).mkdir()
             placed = builder.place(engine, work / name)
-            known = stage_files(engine.folder)
+            hashed = stage_files(engine.folder)
             entries.append(
                 Component(
                     name=name,
                     engine=builder.backend.name,
                     files=tuple(
                         # What is the stage's own file has been hashed before.
-                        File(f"{name}/{file}", known[file].bytes, known[file].sha256)
-                        if file in known
+                        File(f"{name}/{file}", hashed[file].bytes, hashed[file].sha256)
+                        if file in hashed
                         else describe_file(work, f"{name}/{file}")
                         for file in placed.files
                     ),
@@ -68,17 +68,17 @@ def assemble(
                     fp32_places=exported.fp32_places,
                     weight_bytes=placed.weight_bytes,
                     activation_bytes=placed.activation_bytes or engine.activation_bytes,
-                    allocated_bytes=engine.allocated_bytes,
+                    allocated_bytes=exported.allocated_bytes if in_arena else None,
                     bounds={d: (b[0], b[-1]) for d, b in engine.bounds.items()},
                     largest_layer_bytes=exported.largest_layer_bytes,
                 )
             )
         (work / "tokenizer").mkdir()
         texts = {}
-        for name, read in read_tokenizers(tokenizers).items():
+        for name, tokenizer in read_tokenizers(tokenizers).items():
             path = f"tokenizer/{name}.json"
             shutil.copyfile(tokenizers / f"{name}.json", work / path)
-            texts[name] = Tokenizer(path, read.length, read.pad_id)
+            texts[name] = Tokenizer(path, tokenizer.length, tokenizer.pad_id)
         files = [text.path for text in texts.values()]
         if calibration:
             files.append(CALIBRATION)

@@ -30,6 +30,7 @@ class ExportedComponent:
     precisions: dict[str, int]
     fp32_places: dict[str, float]
     largest_layer_bytes: int
+    allocated_bytes: int
 
     @classmethod
     def read(cls, folder: Path) -> ExportedComponent:
@@ -48,6 +49,7 @@ class ExportedComponent:
             facts.precisions,
             facts.fp32_places,
             facts.largest_layer_bytes,
+            facts.allocated_bytes,
         )
 
 
@@ -79,14 +81,12 @@ class CompiledComponent:
         folder: of the stage that compiled it; where there is none, the component's own.
         bounds: of the dynamic dimensions of its inputs.
         activation_bytes: working memory at the largest shapes, where its builder does not say.
-        allocated_bytes: see :class:`sd35_trt.formats.bundle.Component`.
     """
 
     component: ExportedComponent
     folder: Path
     bounds: Mapping[str, Bounds]
     activation_bytes: int | None = None
-    allocated_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ def _copy(source: Path, target: Path) -> None:
     No hard link, although that would be free: onnx refuses external data with more than one.
     """
     with source.open("rb") as reader, target.open("wb") as writer:
-        left = os.fstat(reader.fileno()).st_size
+        rest = os.fstat(reader.fileno()).st_size
         try:
-            while left > 0 and (n := os.copy_file_range(reader.fileno(), writer.fileno(), left)):
-                left -= n
+            while rest > 0 and (n := os.copy_file_range(reader.fileno(), writer.fileno(), rest)):
+                rest -= n
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

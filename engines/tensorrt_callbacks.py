@@ -48,12 +48,12 @@ def _stream_writer(trt: Any, stream: BinaryIO) -> Any:
         def write(self, data: bytes) -> int:
             if self.error is None:
                 try:
-                    written = stream.write(data)
+                    count = stream.write(data)
                 except OSError as error:
                     self.error = error
                 else:
-                    self.bytes += written
-                    return written
+                    self.bytes += count
+                    return count
             return -1
 
     return Writer()

@@ -269,6 +269,7 @@ def export_component(
         name=name,
         weight_bytes=total,
         largest_layer_bytes=size.largest_layer,
+        allocated_bytes=size.allocated,
         inputs=tuple(port for port in ports if port.name in module.inputs),
         outputs=tuple(port for port in ports if port.name in module.outputs),
         precisions=precisions,

@@ -91,6 +91,7 @@ def export_weightless(
         name=name,
         weight_bytes=total,
         largest_layer_bytes=0,
+        allocated_bytes=0,
         inputs=tuple(port for port in ports if port.name in module.inputs),
         outputs=tuple(port for port in ports if port.name in module.outputs),
         precisions={},

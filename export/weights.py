@@ -41,8 +41,8 @@ def read_parameter(module: nn.Module, name: str, weights: Weights) -> torch.Tens
         path = _TIED.get(path, path)
     value = None
     take_over = getattr(owner, "FP8_SOURCES", {}).get(parameter_name)
-    if take_over is not None and (stored := weights.fp8(path)) is not None:
-        value = take_over(*stored)
+    if take_over is not None and (own := weights.fp8(path)) is not None:
+        value = take_over(*own)
     if value is None:
         value = convert(weights.read(path))
     value = value.to(expected.dtype).contiguous()

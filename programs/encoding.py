@@ -61,8 +61,8 @@ def graph_data(graph: fx.Graph, weights: Sequence[str], inputs: Sequence[str]) -
     for item in live:
         if not is_known(item.target):
             raise NotImplementedError(f"the operator {item.target}")
-    used = tuple(name for name in weights if name in reads)
-    return Graph(used, tuple(inputs), tuple(reversed(live)), outputs)
+    live_weights = tuple(name for name in weights if name in reads)
+    return Graph(live_weights, tuple(inputs), tuple(reversed(live)), outputs)
 
 
 def _target_name(target: Any) -> str:

@@ -87,16 +87,16 @@ class StreamedProgram:
         nbytes = {node: slice_bytes(part) for node, part in sizes.items()}
         self._buffer_bytes = max((aligned(nbytes[node]) for node in order), default=0)
         room = held_bytes - 2 * self._buffer_bytes - sum(nbytes[node] for node in several)
-        held = several
+        resident = several
         for node in order:
             if nbytes[node] <= room:
                 room -= nbytes[node]
-                held.append(node)
-        streamed = [node for node in order if node not in held]
+                resident.append(node)
+        streamed = [node for node in order if node not in resident]
         self._upload = Upload(device)
-        self._held = {node: self._upload(self._read(node)) for node in held}
+        self._held = {node: self._upload(self._read(node)) for node in resident}
         self._groups = self._grouped(streamed, nbytes)
-        self.device_bytes = sum(nbytes[n] for n in held) + (
+        self.device_bytes = sum(nbytes[n] for n in resident) + (
             2 * self._buffer_bytes if self._groups else 0
         )
         self._read_by: dict[fx.Node, list[fx.Node]] = {}

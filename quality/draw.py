@@ -175,7 +175,7 @@ def draw_reference(
         spool: an empty folder; the latents of every step go to files there.
         on_pictures: called with the number of pictures that are done, between steps a fraction.
     """
-    chosen = set(np.linspace(0, pictures.steps - 1, _FEEDS).round().astype(int).tolist())
+    sampled = set(np.linspace(0, pictures.steps - 1, _FEEDS).round().astype(int).tolist())
     feeds: dict[str, list[Feed]] = {}
     first: list[Feed] = []
 
@@ -190,7 +190,7 @@ def draw_reference(
                 if not some:
                     some.append(_copy(inputs, *inputs))
             elif len(first) < pictures.steps:
-                if len(first) in chosen:
+                if len(first) in sampled:
                     some.append({k: array[:_FEED_IMAGES].copy() for k, array in inputs.items()})
                 step = _copy(inputs, "latents", "previous_denoised")
                 first.append(step | _copy(outputs, "denoised"))

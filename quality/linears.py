@@ -180,13 +180,13 @@ def _measure(
     try:
         a, b = _Measured(one, layers), _Measured(other, layers)
         for done, feed in enumerate(feeds, 1):
-            expected, got = a.in_place(feed), b.in_place(feed)
+            expected, actual = a.in_place(feed), b.in_place(feed)
             # Both cut out, so that equal layers give equal bits.
             inputs = {layer: expected[source] for layer, source in a.sources.items()}
             expected_alone, got_alone = a.alone(inputs), b.alone(inputs)
             for layer in layers:
                 own.add(layer, got_alone[layer], expected_alone[layer])
-                in_place.add(layer, got[b.outputs[layer]], expected[a.outputs[layer]])
+                in_place.add(layer, actual[b.outputs[layer]], expected[a.outputs[layer]])
             progress(done / len(feeds))
     except RuntimeError as error:
         raise Sd35Error(f"{other.folder} failed in onnxruntime: {error}") from error

@@ -157,10 +157,10 @@ class Guard:
             "mean": (mean, mean_band),
             "deviation": (deviation, deviation_band),
         }
-        for name, (found, (low, high)) in figures.items():
-            for i in np.flatnonzero(~((found >= low) & (found <= high))).tolist():
+        for name, (value, (low, high)) in figures.items():
+            for i in np.flatnonzero(~((value >= low) & (value <= high))).tolist():
                 if i not in self.anomalies:
-                    what = f"{name} of the latents {found[i]:.3g}, expected {low:.3g} to {high:.3g}"
+                    what = f"{name} of the latents {value[i]:.3g}, expected {low:.3g} to {high:.3g}"
                     self._note(i, step, sigma, what, True)
 
     def within(self, part: slice) -> list[Anomaly]:

@@ -91,8 +91,8 @@ class MemoryPlanner:
         return min(STREAM_BUFFERS * component.largest_layer_bytes, component.weight_bytes)
 
     def _streaming_advice(self) -> str:
-        asked = self._backend.streams == "asked"
-        if asked and not any(can_stream(self._bundle, c) for c in self._components.values()):
+        on_request = self._backend.streams == "asked"
+        if on_request and not any(can_stream(self._bundle, c) for c in self._components.values()):
             return ", or less if it is built with: --weight-streaming"
         return ""
 

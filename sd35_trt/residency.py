@@ -137,11 +137,11 @@ def _place(
     for engine, least in streamed:
         others = resident + reserve + working[engine.name]
         limit = peak if budget is None or engine.runs == 1 else budget
-        held = min(max(limit - others, least), engine.weight_bytes)
+        share = min(max(limit - others, least), engine.weight_bytes)
         # What streams goes through buffers of this size, beside what is held.
-        passing = engine.weight_bytes - max(held - least, 0)
+        passing = engine.weight_bytes - max(share - least, 0)
         moved = engine.weight_bytes - passing + passing * engine.runs
-        placements[engine.name] = Placement(STREAMED, held, moved, others + held)
+        placements[engine.name] = Placement(STREAMED, share, moved, others + share)
     peak = max(p.peak_bytes for p in placements.values())
     return Residency(
         placements={e.name: placements[e.name] for e in engines},

@@ -97,15 +97,15 @@ def _cast(folder: Path, feeds: Arrays) -> Arrays:
 
 def velocity(root: Path, arguments: Mapping[str, torch.Tensor], run: Run = run_ort) -> np.ndarray:
     """What the transformer predicts for diffusers' arguments, by conditioner and denoiser."""
-    given = {name: value.numpy() for name, value in arguments.items()}
-    latents = given["hidden_states"]
+    feed = {name: value.numpy() for name, value in arguments.items()}
+    latents = feed["hidden_states"]
     samples = len(latents)
     conditioned = run(
         root / "conditioner",
         {
-            "prompt_embeds": given["encoder_hidden_states"],
-            "pooled": given["pooled_projections"],
-            "timesteps": given["timestep"],
+            "prompt_embeds": feed["encoder_hidden_states"],
+            "pooled": feed["pooled_projections"],
+            "timesteps": feed["timestep"],
         },
     )
     # Each sample is at a step of its own.

@@ -38,27 +38,27 @@ def part_tensors(checkpoint: Path, part: str) -> Tensors:
     return load_file(path)
 
 
-def original_transformer(given: Tensors) -> Tensors:
+def original_transformer(tensors: Tensors) -> Tensors:
     """The MMDiT: fused qkv, and scale before shift in the final layers."""
-    made: Tensors = {}
-    rest = dict(given)
+    result: Tensors = {}
+    rest = dict(tensors)
 
     def move(ours: str, theirs: str) -> None:
         for parameter in ("weight", "bias"):
             if f"{ours}.{parameter}" in rest:
-                made[f"{theirs}.{parameter}"] = rest.pop(f"{ours}.{parameter}")
+                result[f"{theirs}.{parameter}"] = rest.pop(f"{ours}.{parameter}")
 
     def fuse(ours: list[str], theirs: str) -> None:
         for parameter in ("weight", "bias"):
             three = [rest.pop(f"{name}.{parameter}") for name in ours]
-            made[f"{theirs}.{parameter}"] = torch.cat(three)
+            result[f"{theirs}.{parameter}"] = torch.cat(three)
 
     def swap(name: str) -> None:
         for parameter in ("weight", "bias"):
-            first, second = made[f"{name}.{parameter}"].chunk(2)
-            made[f"{name}.{parameter}"] = torch.cat([second, first])
+            first, second = result[f"{name}.{parameter}"].chunk(2)
+            result[f"{name}.{parameter}"] = torch.cat([second, first])
 
-    made["pos_embed"] = rest.pop("pos_embed.pos_embed")
+    result["pos_embed"] = rest.pop("pos_embed.pos_embed")
     move("pos_embed.proj", "x_embedder.proj")
     for ours, theirs in (("timestep_embedder", "t_embedder"), ("text_embedder", "y_embedder")):
         move(f"time_text_embed.{ours}.linear_1", f"{theirs}.mlp.0")
@@ -89,14 +89,14 @@ def original_transformer(given: Tensors) -> Tensors:
             move(f"{block}.{ours}.net.2", f"{theirs}.mlp.fc2")
     swap(f"joint_blocks.{count - 1}.context_block.adaLN_modulation.1")
     assert not rest, sorted(rest)
-    return made
+    return result
 
 
-def original_vae(given: Tensors) -> Tensors:
+def original_vae(tensors: Tensors) -> Tensors:
     """The autoencoder: the decoder's blocks counted from the picture, 1×1 convolutions."""
-    ups = {int(m[1]) for name in given if (m := re.match(r"decoder\.up_blocks\.(\d+)", name))}
-    made = {}
-    for name, tensor in given.items():
+    ups = {int(m[1]) for name in tensors if (m := re.match(r"decoder\.up_blocks\.(\d+)", name))}
+    result = {}
+    for name, tensor in tensors.items():
         side, *path, parameter = name.split(".")
         if path[0] in ("down_blocks", "up_blocks"):
             number = int(path[1]) if path[0] == "down_blocks" else max(ups) - int(path[1])
@@ -116,8 +116,8 @@ def original_vae(given: Tensors) -> Tensors:
                 tensor = tensor[:, :, None, None]
         else:
             theirs = f"{side}.{path[0].replace('conv_norm_out', 'norm_out')}"
-        made[f"{theirs}.{parameter}"] = tensor
-    return made
+        result[f"{theirs}.{parameter}"] = tensor
+    return result
 
 
 def quantized(tensors: Tensors, prefix: str, spelling: str, input_scales: bool = True) -> Tensors:
@@ -131,21 +131,21 @@ def quantized(tensors: Tensors, prefix: str, spelling: str, input_scales: bool =
     weight, incoming = {
         "scaled_fp8": ("scale_weight", "scale_input"),
     }.get(spelling, ("weight_scale", "input_scale"))
-    made = dict(tensors)
+    result = dict(tensors)
     if spelling == "scaled_fp8":
-        made[f"{prefix}scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
+        result[f"{prefix}scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
     for index, name in enumerate(quantized_layers(tensors, prefix)):
         value = tensors[f"{name}.weight"].float()
         # Not the scale that the exporter would take.
         scale = value.abs().max() / 400
-        made[f"{name}.weight"] = (value / scale).to(torch.float8_e4m3fn)
-        made[f"{name}.{weight}"] = scale
+        result[f"{name}.weight"] = (value / scale).to(torch.float8_e4m3fn)
+        result[f"{name}.{weight}"] = scale
         if input_scales:
-            made[f"{name}.{incoming}"] = torch.tensor(0.01 + 0.001 * index)
+            result[f"{name}.{incoming}"] = torch.tensor(0.01 + 0.001 * index)
         if spelling == "comfy_quant":
             described = json.dumps({"format": "float8_e4m3fn"}).encode()
-            made[f"{name}.comfy_quant"] = torch.tensor(list(described), dtype=torch.uint8)
-    return made
+            result[f"{name}.comfy_quant"] = torch.tensor(list(described), dtype=torch.uint8)
+    return result
 
 
 def quantized_layers(tensors: Tensors, prefix: str) -> list[str]:
@@ -162,10 +162,10 @@ def original(checkpoint: Path, part: str, dtype: torch.dtype | None = None) -> T
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     convert = {"transformer": original_transformer, "vae": original_vae}.get(part, dict)
-    made = convert(tensors)
+    result = convert(tensors)
     if part == "text_encoder":
-        made.pop("text_projection.weight")  # CLIP-L's file has none
-    return made
+        result.pop("text_projection.weight")  # CLIP-L's file has none
+    return result
 
 
 def save(tensors: Tensors, path: Path, **metadata: str) -> Path:
@@ -194,10 +194,10 @@ def write_single(
     tensors: Tensors = {}
     for part in parts:
         prefix = PREFIXES[part] if len(parts) > 1 else ""
-        found = {prefix + k: v for k, v in original(checkpoint, part, dtype).items()}
+        result = {prefix + k: v for k, v in original(checkpoint, part, dtype).items()}
         if part == "transformer" and spelling is not None:
-            found = quantized(found, prefix, spelling, input_scales)
-        tensors |= found
+            result = quantized(result, prefix, spelling, input_scales)
+        tensors |= result
     metadata = {}
     if spelling == "metadata":
         layers = {

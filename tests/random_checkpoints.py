@@ -105,7 +105,7 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
     if layout.published:
         torch.nn.init.eye_(clips[0].text_projection.weight)
         pipe.vae = AutoencoderKL(**_VAE)
-    written = Diffusers(
+    diffusers_pipeline = Diffusers(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=pipe.vae,
@@ -116,8 +116,8 @@ def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -
         text_encoder_3=t5.eval() if layout.t5 else None,
         tokenizer_3=pipe.tokenizer_3 if layout.t5 else None,
     )
-    written.to(dtype=layout.dtype)
-    written.save_pretrained(root, max_shard_size=layout.shard)
+    diffusers_pipeline.to(dtype=layout.dtype)
+    diffusers_pipeline.save_pretrained(root, max_shard_size=layout.shard)
     return root
 
 

@@ -37,8 +37,8 @@ class TrainingRun:
         state = torch.load(path, map_location=self.device, weights_only=True)
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         self.step, self.before = state["step"], state["spent"]
         self.spent = self.before
         return True

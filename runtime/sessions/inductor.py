@@ -78,7 +78,7 @@ class InductorSession:
         check_version(torch.__version__)
         self._component = component
         self._device = device
-        chosen = bundle.manifest.engine_options
+        engine_options = bundle.manifest.engine_options
         if device.kind == "cpu":
             self._queue: TorchQueue | HostQueue = HostQueue()
             if options.threads is not None:
@@ -86,7 +86,7 @@ class InductorSession:
         else:
             self._queue = shared_queue(device.index, device.stream)
         self.recordable = device.kind == "cuda"
-        usual = str(chosen.get("mode")) if device.kind == "cuda" else "eager"
+        usual = str(engine_options.get("mode")) if device.kind == "cuda" else "eager"
         self._compiled = component.name in COMPILED
         mode = (mode or usual) if self._compiled else "eager"
         self._kernels: Path | None = None
@@ -97,13 +97,13 @@ class InductorSession:
             program = read_program(bundle.path(component.files[0].path))
             place, path = self._queue.device, files[TENSORS_FILE]
             names = bundle.manifest.option_names("attention")
-            attention = tuple(names) if "attention" in chosen else tuple(ATTENTION)
-            fast = bool(chosen.get("fast_accumulation", False))
-            held = options.held_bytes
+            attention = tuple(names) if "attention" in engine_options else tuple(ATTENTION)
+            fast = bool(engine_options.get("fast_accumulation", False))
+            budget = options.held_bytes
             with self._queue.loading():
-                if held is not None and held < component.weight_bytes and mode == "eager":
+                if budget is not None and budget < component.weight_bytes and mode == "eager":
                     self._run: TorchProgram | StreamedProgram = StreamedProgram(
-                        program, path, place, held, attention, fast
+                        program, path, place, budget, attention, fast
                     )
                 else:
                     weights = read_tensors(path, program.weights(), place)
@@ -128,8 +128,8 @@ class InductorSession:
         manifest = bundle.manifest
         mode = manifest.engine_options.get("mode")
         cache_file = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
-        if known := read_kernels(cache_file):
-            offer_kernels(known)
+        if offer := read_kernels(cache_file):
+            offer_kernels(offer)
         elif (
             manifest.engine_options.get("gpu") == gpu
             and manifest.versions.get("torch") == torch.__version__
@@ -155,8 +155,8 @@ class InductorSession:
         for port in self._component.inputs:
             shape = inputs[port.name].shape
             fits = len(shape) == len(port.shape) and all(
-                isinstance(want, str) or want == got
-                for want, got in zip(port.shape, shape, strict=True)
+                isinstance(want, str) or want == length
+                for want, length in zip(port.shape, shape, strict=True)
             )
             if not fits:
                 raise Sd35Error(

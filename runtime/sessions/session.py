@@ -68,7 +68,7 @@ def check_engines(bundle: Bundle) -> None:
             )
 
 
-def device_of(bundle: Bundle, asked: str | None = None) -> str:
+def device_of(bundle: Bundle, device_name: str | None = None) -> str:
     """Name of the device that a bundle's engines run on.
 
     Args:
@@ -80,7 +80,7 @@ def device_of(bundle: Bundle, asked: str | None = None) -> str:
     check_engines(bundle)
     manifest = bundle.manifest
     kinds = BACKENDS[manifest.builder].devices
-    name = kinds[0] if asked is None else asked
+    name = kinds[0] if device_name is None else device_name
     if name.partition(":")[0] not in kinds:
         raise BundleError(
             f"{bundle.root} is built for {manifest.target} by {manifest.builder}, whose engines "

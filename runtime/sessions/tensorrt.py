@@ -59,16 +59,16 @@ class TensorRTSession:
         # The library replaces kernels while it runs and records graphs by itself.
         self.recordable = not self._backend.compiles_late
 
-    def _limit_weights(self, held: int | None) -> None:
+    def _limit_weights(self, held_bytes: int | None) -> None:
         """Keep so many bytes of weights on the device, or all."""
         streamable = int(self._engine.streamable_weights_size)
         if streamable == 0:  # built without
             return
-        if held is None:
+        if held_bytes is None:
             self._engine.weight_streaming_budget_v2 = streamable
             return
         passing = int(self._engine.weight_streaming_scratch_memory_size)
-        self._engine.weight_streaming_budget_v2 = max(0, min(held - passing, streamable))
+        self._engine.weight_streaming_budget_v2 = max(0, min(held_bytes - passing, streamable))
 
     def _create_context(self, is_step: bool) -> Any:
         trt = self._trt

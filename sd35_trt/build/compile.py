@@ -10,7 +10,7 @@ from sd35_trt.components import COMPILED
 from sd35_trt.dimensions import Bounds, dimension_bounds
 from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
 from sd35_trt.planning.decide import Decision
-from sd35_trt.planning.working_memory import estimated_memory
+from sd35_trt.planning.working_memory import estimated_activations
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache
 
@@ -50,7 +50,7 @@ def compile_model(
         name = component.name
         engine = CompiledComponent(component, folders[name], limits[name])
         if not builder.backend.reports_memory:
-            memory = estimated_memory(
+            activations = estimated_activations(
                 name,
                 builder.backend.name,
                 decision.model.checkpoint,
@@ -60,11 +60,7 @@ def compile_model(
                 {dimension: bound[2] for dimension, bound in engine.bounds.items()},
                 cache,
             )
-            engine = replace(
-                engine,
-                activation_bytes=memory.activation_bytes,
-                allocated_bytes=memory.allocated_bytes,
-            )
+            engine = replace(engine, activation_bytes=activations)
         engines.append(engine)
     return engines
 

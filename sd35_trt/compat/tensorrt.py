@@ -66,8 +66,8 @@ def make_logger(trt: Any) -> Any:
                 self.on_message(message)
 
         def reasons(self) -> str:
-            told = [line for line in map(without_noise, self.errors) if line]
-            return "; ".join(dict.fromkeys(told)) or "it gives no reason"
+            lines = [line for line in map(without_noise, self.errors) if line]
+            return "; ".join(dict.fromkeys(lines)) or "it gives no reason"
 
     return Log()
 

@@ -373,8 +373,8 @@ def _read_manifest(root: Path) -> Manifest:
             raise BundleError(
                 f"{path} requires {name!r}, which this version does not know", "upgrade sd35-trt"
             )
-    digest, stored = _digest_1(data, path) if head.format == 1 else _digest_2(data, root)
-    if digest != stored:
+    digest, expected = _digest_1(data, path) if head.format == 1 else _digest_2(data, root)
+    if digest != expected:
         raise BundleError(f"{path} is damaged (its digest differs)", _REBUILD)
     return decode(data, Manifest, path, BundleError, _REBUILD)
 

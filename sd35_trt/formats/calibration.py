@@ -247,14 +247,14 @@ class Calibration:
             raise UsageError(f"activations not finite in the calibration: {_some(bad)}", _AGAIN)
 
 
-def _same_names(wanted: list[str], scales: Mapping[str, float]) -> None:
-    without = [name for name in wanted if name not in scales]
+def _same_names(names: list[str], scales: Mapping[str, float]) -> None:
+    without = [name for name in names if name not in scales]
     if without:
         raise UsageError(
             f"the calibration has no scale for {_some(without)}",
             "calibrate with the policy of this build: sd35-trt calibrate --policy P",
         )
-    surplus = sorted(set(scales) - set(wanted))
+    surplus = sorted(set(scales) - set(names))
     if surplus:
         raise UsageError(
             f"the calibration has a scale for {_some(surplus)}, which the policy does not quantize",

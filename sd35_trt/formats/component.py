@@ -30,6 +30,7 @@ class ComponentFacts(Struct, frozen=True):
         name: a key of :data:`sd35_trt.components.COMPONENTS`.
         weight_bytes: bytes of weights as stored.
         largest_layer_bytes: weights of its largest layer.
+        allocated_bytes: what ONNX Runtime takes on a GPU for the weights.
         precisions: how many layers have each precision of the policy.
         fp32_places: see :class:`sd35_trt.formats.bundle.Component`.
     """
@@ -37,6 +38,7 @@ class ComponentFacts(Struct, frozen=True):
     name: Name
     weight_bytes: Count
     largest_layer_bytes: Count
+    allocated_bytes: Count
     inputs: Ports
     outputs: Ports
     precisions: dict[Name, Count]

@@ -98,16 +98,16 @@ def encode(value: object) -> bytes:
 
 
 def check_format(
-    version: int, known: tuple[int, ...], path: Path, error: type[Sd35Error], fix: str
+    version: int, readable: tuple[int, ...], path: Path, error: type[Sd35Error], fix: str
 ) -> None:
     """Refuse another version of a format.
 
     Raises:
         Sd35Error: as ``error``; names what to do about a newer one, and ``fix`` for an older one.
     """
-    if version not in known:
-        versions = " and ".join(map(str, known))
+    if version not in readable:
+        versions = " and ".join(map(str, readable))
         raise error(
             f"{path} has format {version}, this version reads {versions}",
-            "upgrade sd35-trt" if version > max(known) else fix,
+            "upgrade sd35-trt" if version > max(readable) else fix,
         )

@@ -39,8 +39,8 @@ def decide_calibration(
         from sd35_trt.mini import calibration_path
 
         return Calibration.load(calibration_path())
-    if stored := _stored_scales(model, policy, cache):
-        return stored
+    if own_scales := _stored_scales(model, policy, cache):
+        return own_scales
     raise UsageError(f"policy {policy.name!r} needs a calibration", advice)
 
 

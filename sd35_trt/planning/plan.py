@@ -74,8 +74,8 @@ class Plan:
         if len(kinds[RESIDENT]) == len(self.components):
             return f"{question}: yes, with everything resident"
         how = [f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names]
-        asked = kinds[STREAMED] and BACKENDS[choose_builder(self.target)].streams == "asked"
-        advice = " (build with --weight-streaming)" if asked else ""
+        on_request = kinds[STREAMED] and BACKENDS[choose_builder(self.target)].streams == "asked"
+        advice = " (build with --weight-streaming)" if on_request else ""
         return f"{question}: yes, with {'; '.join(how)}{advice}"
 
     @property

@@ -50,10 +50,9 @@ class MemoryReporter(Builder, Protocol):
 
 
 class MemoryFacts(Struct, frozen=True):
-    """Memory of an engine, as the bundle's manifest has it; what ``memory.json`` holds."""
+    """What ``memory.json`` holds: an engine's working memory, as the bundle's manifest has it."""
 
     activation_bytes: Count
-    allocated_bytes: Count | None = None
 
     def write(self, folder: Path) -> None:
         """Write ``memory.json``."""
@@ -144,7 +143,7 @@ def compiled_activations(
     return MemoryFacts.read(folder).activation_bytes
 
 
-def estimated_memory(
+def estimated_activations(
     name: str,
     builder: str,
     source: AnyCheckpoint | Structure,
@@ -153,8 +152,8 @@ def estimated_memory(
     guided: bool,
     dims: Mapping[str, int],
     cache: StageCache,
-) -> MemoryFacts:
-    """Memory of a component whose builder does not say.
+) -> int:
+    """Bytes of working memory of a component whose builder does not say.
 
     See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
 
@@ -172,9 +171,7 @@ def estimated_memory(
 
         options = ExportOptions(clip_tokens, guided)
         sizes = component_sizes(name, source, policy, options, dims)
-        allocation = BACKENDS[builder].allocation
-        allocated = sizes.allocated if allocation == "arena" else None
-        MemoryFacts(sizes.working(allocation), allocated).write(out)
+        MemoryFacts(sizes.working(BACKENDS[builder].allocation)).write(out)
 
     part = COMPONENTS[name].part
     inputs: dict[str, Any] = {
@@ -188,7 +185,7 @@ def estimated_memory(
     }
     code = ("sd35_trt.export.sizes",)
     folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), silent)
-    return MemoryFacts.read(folder)
+    return MemoryFacts.read(folder).activation_bytes
 
 
 def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> int:

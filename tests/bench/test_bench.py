@@ -114,9 +114,9 @@ def test_against_diffusers(run, mini_bundle: Path, peer_name: str) -> None:  # t
     for name in ("text", "loop", "decode", "total"):
         pairs = zip(result["bundle"]["runs"], peer["runs"], strict=True)
         expected = np.median([ours[name] / theirs[name] for ours, theirs in pairs])
-        found = comparison["ratios"][name]
-        assert found["ratio"] == pytest.approx(expected, rel=1e-2, abs=1e-4), "four digits"
-        assert found["p10"] <= found["ratio"] <= found["p90"]
+        summary = comparison["ratios"][name]
+        assert summary["ratio"] == pytest.approx(expected, rel=1e-2, abs=1e-4), "four digits"
+        assert summary["p10"] <= summary["ratio"] <= summary["p90"]
     # The same work: prompts, seeds, steps, size, guidance and text length.
     assert comparison["psnr_db"] > 50
     assert comparison["psnr_of_two_seeds_db"] < 40
@@ -139,13 +139,13 @@ def test_they_take_turns(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from sd35_trt.bench.contenders import EngineContender
 
     order: list[int] = []
-    made: list[object] = []
+    contenders: list[object] = []
     draw = EngineContender.draw
 
     def watch(self: EngineContender, prompt: str, seed: int) -> Any:
-        if self not in made:
-            made.append(self)
-        order.append(made.index(self))
+        if self not in contenders:
+            contenders.append(self)
+        order.append(contenders.index(self))
         return draw(self, prompt, seed)
 
     monkeypatch.setattr(EngineContender, "draw", watch)

@@ -109,9 +109,9 @@ def test_what_differs_is_not_compared() -> None:
         entry(5, 2.0, bench={"against": "diffusers"}),
     ]
     for other in others:
-        found = history.series([*before, other])
-        assert len(found) == 2
-        assert [f.verdict for f in history.judge(found[0])] == ["new"]
+        series = history.series([*before, other])
+        assert len(series) == 2
+        assert [f.verdict for f in history.judge(series[0])] == ["new"]
     # How often it was measured does not matter.
     again = entry(5, 2.0, settings={**before[0]["settings"], "runs": 9}, bench={"runs": 9})
     (one,) = history.series([*before, again])
@@ -222,10 +222,10 @@ def test_a_failing_case_is_recorded_and_the_rest_goes_on(
 
     monkeypatch.setenv("SD35_TRT_CACHE", str(stage_cache))
     matrix = write_matrix(tmp_path / "matrix.toml", MATRIX)
-    kept, page = tmp_path / "h" / "history.jsonl", tmp_path / "p" / "page.html"
-    result = call(matrix, "--history", kept, "--page", page, "--work", tmp_path / "work")
+    journal, page = tmp_path / "h" / "history.jsonl", tmp_path / "p" / "page.html"
+    result = call(matrix, "--history", journal, "--page", page, "--work", tmp_path / "work")
     assert result.exit_code == 1, result.output
-    entries = history.read(kept)
+    entries = history.read(journal)
     # More than one of the good case where this machine is busy.
     assert list(dict.fromkeys((e["case"], e["status"]) for e in entries)) == [
         ("broken", "failed"), ("refused", "failed"), ("good", "ok")
@@ -269,9 +269,9 @@ def test_status(
     import history
     import nightly
 
-    kept = tmp_path / "history.jsonl"
+    journal = tmp_path / "history.jsonl"
     for i in range(5):
-        history.append(kept, entry(i, 1.0, build={}))
+        history.append(journal, entry(i, 1.0, build={}))
     values = iter(newest)
 
     def measure(case: object, work: Path) -> dict[str, Any]:
@@ -283,12 +283,12 @@ def test_status(
     monkeypatch.setattr(nightly, "measure", measure)
     matrix = write_matrix(tmp_path / "matrix.toml", ONE)
     result = call(
-        matrix, "--history", kept, "--page", tmp_path / "page.html", "--gpu", "cpu",
+        matrix, "--history", journal, "--page", tmp_path / "page.html", "--gpu", "cpu",
         "--work", tmp_path / "work",
     )  # fmt: skip
     assert result.exit_code == status, result.output
     assert words in result.output
-    assert len(history.read(kept)) == 5 + measured
+    assert len(history.read(journal)) == 5 + measured
     assert ("worse" in (tmp_path / "page.html").read_text("utf-8").split("<h2>")[1]) == bool(status)
 
 

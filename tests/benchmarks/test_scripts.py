@@ -78,9 +78,9 @@ def test_a_child_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def watch(pid: int) -> int:
         """The child goes on once its memory was seen."""
-        if (found := look(pid)) > 1 << 20:
+        if (bytes_read := look(pid)) > 1 << 20:
             looked.touch()
-        return found
+        return bytes_read
 
     monkeypatch.setattr(child, "anonymous_bytes", watch)
     result = child.run_child("work.py", looked)

@@ -75,18 +75,21 @@ def changed_policy(tmp_path: Path, component: str, match: str) -> str:
 
 
 def changed_scale(tmp_path: Path) -> Path:
-    known = Calibration.load(calibration_path())
-    name = next(iter(known.inputs))
-    save(replace(known, inputs={**known.inputs, name: 2 * known.inputs[name]}), tmp_path / "other")
+    calibration = Calibration.load(calibration_path())
+    name = next(iter(calibration.inputs))
+    save(
+        replace(calibration, inputs={**calibration.inputs, name: 2 * calibration.inputs[name]}),
+        tmp_path / "other",
+    )
     return tmp_path / "other"
 
 
 def changed_prompt(tmp_path: Path) -> Path:
     """Another prompt set that gives the same ranges."""
-    known = Calibration.load(calibration_path())
+    calibration = Calibration.load(calibration_path())
     prompts = PromptsIdentity("0" * 64, 128)
-    provenance = msgspec.structs.replace(known.provenance, prompts=prompts)
-    save(replace(known, provenance=provenance), tmp_path / "other")
+    provenance = msgspec.structs.replace(calibration.provenance, prompts=prompts)
+    save(replace(calibration, provenance=provenance), tmp_path / "other")
     return tmp_path / "other"
 
 
@@ -136,8 +139,8 @@ def test_a_change_rebuilds_what_it_concerns(
     assert dry.missing == set()
     # What an earlier session of these tests built with the same change does not count.
     empty = tmp_path / "empty"
-    known = set(dry.found.values())
-    for folder in known:
+    folders = set(dry.found.values())
+    for folder in folders:
         shutil.copytree(folder, empty / folder.relative_to(stage_cache), copy_function=os.symlink)
     build(replace(base, cache_dir=empty, **make_options(tmp_path)))
     assert dry.missing == expected

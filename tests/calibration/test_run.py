@@ -76,16 +76,16 @@ def fp8_layers(root: Path, policy: str) -> set[str]:
     from sd35_trt.export.layers import ExportLinear
     from sd35_trt.export.part_layers import component_layers
 
-    chosen, found = load_policy(policy), set()
+    rules, names = load_policy(policy), set()
     for component, part in (("conditioner", "transformer"), ("denoiser", "transformer"),
                             ("t5", "text_encoder_3"), ("vae_decoder", "vae")):  # fmt: skip
         with fake_tensors():
             layers = component_layers(build_part(part, Checkpoint(root)), component)
         for name, layer in layers.items():
             linear = isinstance(layer, ExportLinear)
-            if linear and chosen.rule(component, name, linear).precision == "fp8":
-                found.add(f"{component}/{name}")
-    return found
+            if linear and rules.rule(component, name, linear).precision == "fp8":
+                names.add(f"{component}/{name}")
+    return names
 
 
 @pytest.mark.parametrize("structure", [pytest.param("large", marks=pytest.mark.nightly), "medium"])
@@ -94,32 +94,36 @@ def test_scales_are_those_of_the_policy(
 ) -> None:
     root = request.getfixturevalue(f"{structure}_checkpoint")
     options = replace(options, model=str(root), policy="fp8", sizes=((64, 64),), steps=1, limit=2)
-    made = calibrate(options)
-    assert set(made.inputs) == fp8_layers(root, "fp8")
-    assert len(made.inputs) > 20
-    assert made.bmm == {}
-    assert Calibration.load(options.out) == made
-    made.check(made.provenance.files or {}, fp8_layers(root, "fp8"))
+    result = calibrate(options)
+    assert set(result.inputs) == fp8_layers(root, "fp8")
+    assert len(result.inputs) > 20
+    assert result.bmm == {}
+    assert Calibration.load(options.out) == result
+    result.check(result.provenance.files or {}, fp8_layers(root, "fp8"))
 
 
 def test_a_policy_with_fp8_in_every_part(options: CalibrateOptions, tmp_path: Path) -> None:
     (tmp_path / "wide.toml").write_text(_FP8_EVERYWHERE)
     options = replace(options, policy=str(tmp_path / "wide.toml"), limit=2)
-    made = calibrate(options)
-    assert set(made.inputs) == fp8_layers(Path(options.model), options.policy)
-    assert {name.partition("/")[0] for name in made.inputs} == {"conditioner", "t5", "vae_decoder"}
+    result = calibrate(options)
+    assert set(result.inputs) == fp8_layers(Path(options.model), options.policy)
+    assert {name.partition("/")[0] for name in result.inputs} == {
+        "conditioner",
+        "t5",
+        "vae_decoder",
+    }
     attentions = [f"denoiser/transformer_blocks.{k}.attn" for k in range(3)]
-    assert set(made.bmm) == {f"{name}.{x}" for name in attentions for x in "qkvp"}
-    assert made.bmm[f"{attentions[0]}.v"] == max(
-        made.activations[f"{attentions[0]}.{layer}"] for layer in ("to_v", "add_v_proj")
+    assert set(result.bmm) == {f"{name}.{x}" for name in attentions for x in "qkvp"}
+    assert result.bmm[f"{attentions[0]}.v"] == max(
+        result.activations[f"{attentions[0]}.{layer}"] for layer in ("to_v", "add_v_proj")
     )
-    assert made.bmm[f"{attentions[0]}.p"] == 1.0
-    made.check(made.provenance.files or {}, made.inputs, attentions)
+    assert result.bmm[f"{attentions[0]}.p"] == 1.0
+    result.check(result.provenance.files or {}, result.inputs, attentions)
 
 
 def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
     """Against diffusers drawing the same prompts by itself, one at a time."""
-    made = calibrate(options)
+    result = calibrate(options)
     settings, _ = prepare(options)
     pipe = run.load(settings, settings.parts)
     names = {
@@ -130,13 +134,13 @@ def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
     }
     component = {"transformer": "denoiser", "text_encoder_3": "t5", "text_encoder_2": "clip_g",
                  "vae": "vae_decoder"}  # fmt: skip
-    seen: dict[str, float] = {}
+    values: dict[str, float] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def look(module: Any, inputs: Any, output: Any) -> None:
             first = [output[0]] if "encoder.block" in name else output
             for tensor in [output] if isinstance(output, torch.Tensor) else first:
-                seen[name] = max(seen.get(name, 0.0), float(tensor.abs().max()))
+                values[name] = max(values.get(name, 0.0), float(tensor.abs().max()))
 
         return look
 
@@ -150,9 +154,9 @@ def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
             prompt, width=width, height=height, num_inference_steps=2, guidance_scale=3.0,
             generator=torch.Generator("cpu").manual_seed(3 + i), output_type="np",
         )  # fmt: skip
-    assert len(seen) == 8
-    for name, value in seen.items():
-        assert made.activations[name] == pytest.approx(value, rel=1e-4), name
+    assert len(values) == 8
+    for name, value in values.items():
+        assert result.activations[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
@@ -161,10 +165,10 @@ def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
     assert band is not None
     settings, _ = prepare(options)
     pipe = run.load(settings, settings.parts)
-    seen: list[list[torch.Tensor]] = [[], []]
+    values: list[list[torch.Tensor]] = [[], []]
 
     def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        seen[step].append(tensors["latents"])
+        values[step].append(tensors["latents"])
         return {}
 
     for i, prompt in enumerate(PROMPTS):
@@ -175,7 +179,7 @@ def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:
             callback_on_step_end=look,
         )  # fmt: skip
     assert list(band.sigma) == [pytest.approx(float(pipe.scheduler.sigmas[1])), 0.0]
-    for step, latents in enumerate(seen):
+    for step, latents in enumerate(values):
         means = [float(one.mean()) for one in latents]
         deviations = [float(one.std()) for one in latents]
         assert list(band.mean[step]) == pytest.approx([min(means), max(means)], abs=1e-4)
@@ -188,16 +192,16 @@ def test_ranges_cover_every_layer_and_block(options: CalibrateOptions) -> None:
     from sd35_trt.checkpoints.diffusers import Checkpoint
     from sd35_trt.export.inventory import inventory
 
-    made = calibrate(replace(options, steps=1, limit=2, guidance=1.0))
-    assert made.inputs == made.bmm == {}
+    result = calibrate(replace(options, steps=1, limit=2, guidance=1.0))
+    assert result.inputs == result.bmm == {}
     layers = inventory(Checkpoint(Path(options.model)), load_policy("half"))
-    missing = {f"{e.component}/{e.layer}" for e in layers} - set(made.activations)
+    missing = {f"{e.component}/{e.layer}" for e in layers} - set(result.activations)
     # The position table is the exporter's own layer; its sum with the patches is recorded.
     assert missing == {"denoiser/pos_embed.pos_embed"}
-    assert "denoiser/pos_embed" in made.activations
+    assert "denoiser/pos_embed" in result.activations
     assert {"denoiser/transformer_blocks.0", "t5/encoder.block.1.layer.1",
             "t5/encoder.block.1.layer.1.DenseReluDense.dropout",
-            "clip_l/text_model.encoder.layers.1"} <= set(made.activations)  # fmt: skip
+            "clip_l/text_model.encoder.layers.1"} <= set(result.activations)  # fmt: skip
 
 
 def test_provenance(options: CalibrateOptions) -> None:
@@ -206,8 +210,8 @@ def test_provenance(options: CalibrateOptions) -> None:
     calibrate(replace(options, steps=1, limit=2, command="sd35-trt calibrate …"))
     description = json.loads((options.out / DESCRIPTION).read_text("utf-8"))
     root = Path(options.model)
-    for file, known in description["files"].items():
-        assert sha256_file(root / file) == known
+    for file, sha256 in description["files"].items():
+        assert sha256_file(root / file) == sha256
     assert {file.split("/")[0] for file in description["files"]} == {
         "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
     }  # fmt: skip
@@ -350,11 +354,11 @@ def test_another_set_of_quantizers_is_refused() -> None:
     from modelopt.torch.quantization import enable_quantizer
 
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
-    wanted = {"0.input_quantizer"}
-    quantizers.insert_quantizers(model, wanted)
+    names = {"0.input_quantizer"}
+    quantizers.insert_quantizers(model, names)
     enable_quantizer(model, "1.weight_quantizer")
     with pytest.raises(Sd35Error, match=r"2 quantizers .* asks for 1: 1.weight_quantizer is on"):
-        quantizers.check_enabled(model, wanted)
+        quantizers.check_enabled(model, names)
     with pytest.raises(Sd35Error, match=r"7.input_quantizer is not on"):
         quantizers.insert_quantizers(model, ["0.input_quantizer", "7.input_quantizer"])
 
@@ -363,9 +367,9 @@ def test_without_t5(options: CalibrateOptions, tmp_path: Path) -> None:
     from random_checkpoints import Layout, write_checkpoint
 
     root = write_checkpoint(tmp_path / "model", "medium", Layout(torch.float16, t5=False))
-    made = calibrate(replace(options, model=str(root), steps=1, limit=2))
-    assert "denoiser/transformer_blocks.3" in made.activations
-    assert not [name for name in made.activations if name.startswith("t5/")]
+    result = calibrate(replace(options, model=str(root), steps=1, limit=2))
+    assert "denoiser/transformer_blocks.3" in result.activations
+    assert not [name for name in result.activations if name.startswith("t5/")]
 
 
 def test_an_older_calibration_is_replaced_and_nothing_else(options: CalibrateOptions) -> None:
@@ -422,10 +426,10 @@ def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
     root, packaged = checkpoint_path(), Calibration.load(calibration_path())
     files = {file: sha256_file(root / file) for file in packaged.provenance.files or {}}
     packaged.check(files, fp8_layers(root, "fp8"))
-    known = packaged.provenance
-    assert known.policy is not None
-    assert known.policy.name == "fp8"
-    assert known.latents is not None
-    assert len(known.latents.sigma) == known.steps
+    provenance = packaged.provenance
+    assert provenance.policy is not None
+    assert provenance.policy.name == "fp8"
+    assert provenance.latents is not None
+    assert len(provenance.latents.sigma) == provenance.steps
     prompts = digest(read_prompts(calibration_prompts_path()))
     assert packaged.provenance.prompts == PromptsIdentity(prompts, 128)

@@ -60,22 +60,24 @@ def test_groups_and_their_bytes(structure: str, request: pytest.FixtureRequest) 
     groups = groups_of(root)
     assert len(groups) == 5 * 3 + 2
     half = inventory(Checkpoint(root), load_policy("half"))
-    stored = {f"{e.component}/{e.layer}": e.bytes for e in half}
+    sizes = {f"{e.component}/{e.layer}": e.bytes for e in half}
     for group in groups:
-        assert group.half_bytes == sum(stored[layer.name] for layer in group.layers)
+        assert group.half_bytes == sum(sizes[layer.name] for layer in group.layers)
 
 
 def test_policies_of_groups(medium_checkpoint: Path, tmp_path: Path) -> None:
     groups = groups_of(medium_checkpoint)
     errors = [0.01 * (k + 1) for k in range(len(groups))]
-    kept = groups[3:5]
-    policy = make_policy("mine", load_policy("fp8"), groups, errors, kept)
+    half_groups = groups[3:5]
+    policy = make_policy("mine", load_policy("fp8"), groups, errors, half_groups)
     path = tmp_path / "policy.toml"
     path.write_text(policy_toml(policy), "utf-8")
-    read = load_policy(str(path))
-    assert read == policy
-    quantized = {layer.name for group in groups if group not in kept for layer in group.layers}
-    for e in inventory(Checkpoint(medium_checkpoint), read):
+    chosen_policy = load_policy(str(path))
+    assert chosen_policy == policy
+    quantized = {
+        layer.name for group in groups if group not in half_groups for layer in group.layers
+    }
+    for e in inventory(Checkpoint(medium_checkpoint), chosen_policy):
         if e.component in ("conditioner", "denoiser"):
             expected = "fp8" if f"{e.component}/{e.layer}" in quantized else "half"
         else:

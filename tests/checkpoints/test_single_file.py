@@ -92,15 +92,15 @@ def test_every_tensor(structure: str, case: str, sources: dict[str, Path], file:
         expected = part_tensors(sources[structure], part)
         weights = checkpoint.weights(part)
         for name, tensor in expected.items():
-            made = weights.read(name)
-            wanted = tensor.to(options.get("dtype", tensor.dtype))
-            assert made.dtype == wanted.dtype or name == "text_projection.weight"
-            assert torch.equal(made, wanted.to(made.dtype)), (part, name)
+            actual = weights.read(name)
+            source = tensor.to(options.get("dtype", tensor.dtype))
+            assert actual.dtype == source.dtype or name == "text_projection.weight"
+            assert torch.equal(actual, source.to(actual.dtype)), (part, name)
             assert weights.shape(name) == tuple(tensor.shape)
         config, published = checkpoint.config(part), reference.config(part)
-        seen = {key for key in config if key in published and key != "sample_size"}
-        assert len(seen) > 5
-        for key in seen:
+        keys = {key for key in config if key in published and key != "sample_size"}
+        assert len(keys) > 5
+        for key in keys:
             both = (config[key], published[key])
             assert tuple(np.atleast_1d(both[0])) == tuple(np.atleast_1d(both[1])), (part, key)
         with fake_tensors():
@@ -121,11 +121,11 @@ def test_diffusers_reads_the_files_alike(sources: dict[str, Path]) -> None:
             ("transformer", convert_sd3_transformer_checkpoint_to_diffusers),
             ("vae", lambda t: convert_ldm_vae_checkpoint(t, Checkpoint(source).config("vae"))),  # noqa: B023
         ):
-            given = {PREFIXES[part] + k: v for k, v in original(source, part).items()}
-            made, expected = convert(given), part_tensors(source, part)
-            assert set(made) == set(expected)
+            originals = {PREFIXES[part] + k: v for k, v in original(source, part).items()}
+            actual, expected = convert(originals), part_tensors(source, part)
+            assert set(actual) == set(expected)
             for name, tensor in expected.items():
-                assert torch.equal(made[name].reshape(tensor.shape), tensor), name
+                assert torch.equal(actual[name].reshape(tensor.shape), tensor), name
 
 
 def test_a_tensor_is_a_view(sources: dict[str, Path], file: Path) -> None:
@@ -214,8 +214,8 @@ def test_text_encoders_as_users_have_them(sources: dict[str, Path], file: Path) 
     for name, tensor in vae.items():
         assert torch.equal(checkpoint.weights("vae").read(name), tensor)
     for name, tensor in part_tensors(sources["large"], "text_encoder_3").items():
-        made = checkpoint.weights("text_encoder_3").read(name)
-        assert torch.equal(made.float(), tensor.to(torch.float8_e4m3fn).float()), name
+        actual = checkpoint.weights("text_encoder_3").read(name)
+        assert torch.equal(actual.float(), tensor.to(torch.float8_e4m3fn).float()), name
     with fake_tensors():
         build_part("text_encoder_3", checkpoint)
 
@@ -275,17 +275,17 @@ def test_half_is_built_of_the_same_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle, model = Bundle.open(single[1]), str(single[0])
-    asked: list[BuildOptions] = []
+    requests: list[BuildOptions] = []
 
     def build(options: BuildOptions, progress: object) -> Path:
-        asked.append(options)
+        requests.append(options)
         return bundle.root
 
     monkeypatch.setattr("sd35_trt.build.build", build)
     folder = sources["large"]
     with open_reference(bundle, "half", model, stage_cache, lambda *_: None, folder):
         pass
-    assert [(o.model, o.tokenizers, o.policy) for o in asked] == [(model, folder, "half")]
+    assert [(o.model, o.tokenizers, o.policy) for o in requests] == [(model, folder, "half")]
     path = tmp_path / f"{STEM}.safetensors"
     for parts, words in (
         (("transformer",), r"clip_l\.safetensors differs"),
@@ -297,7 +297,7 @@ def test_half_is_built_of_the_same_file(
             open_reference(bundle, "half", str(path), stage_cache, lambda *_: None),
         ):
             pass
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_planning_and_policies(run, sources: dict[str, Path], file: Path) -> None:  # type: ignore[no-untyped-def]
@@ -319,16 +319,16 @@ def test_calibrating(sources: dict[str, Path], file: Path, tmp_path: Path) -> No
     write_single(sources["large"], file, parts=("transformer", "vae"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red kite\n")
-    made = {}
+    actual = {}
     for name, model in (("file", file), ("folder", sources["large"])):
-        made[name] = calibrate(
+        actual[name] = calibrate(
             CalibrateOptions(
                 model=str(model), policy="fp8", prompts=prompts, steps=1, guidance=3.0,
                 sizes=((64, 64),), out=tmp_path / name,
             )
         )  # fmt: skip
-    assert made["file"].tensors() == made["folder"].tensors()
-    assert f"vae/{STEM}.safetensors" in (made["file"].provenance.files or {})
+    assert actual["file"].tensors() == actual["folder"].tensors()
+    assert f"vae/{STEM}.safetensors" in (actual["file"].provenance.files or {})
 
 
 # FP8.
@@ -348,9 +348,9 @@ def test_scaled_fp8_has_its_values(spelling: str, sources: dict[str, Path], file
     scale = tensors[layer + (".scale_weight" if spelling == "scaled_fp8" else ".weight_scale")]
     fused = tensors[f"{layer}.weight"].float() * scale
     for index, letter in enumerate("qkv"):
-        made = weights.read(f"transformer_blocks.1.attn2.to_{letter}.weight")
-        assert made.dtype == torch.float32
-        assert torch.equal(made, fused.chunk(3)[index])
+        actual = weights.read(f"transformer_blocks.1.attn2.to_{letter}.weight")
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, fused.chunk(3)[index])
     expected = part_tensors(sources["medium"], "transformer")
     for name in expected:
         error = relative_error(weights.read(name).float().numpy(), expected[name].numpy())
@@ -394,15 +394,15 @@ def stored_layer(file: Path, layer: str) -> tuple[str, torch.Tensor]:
 def test_fp8_weights_are_taken_over(spelling: str, sources: dict[str, Path], file: Path) -> None:
     """Byte for byte with the file's scales, in every layer where policy and file agree."""
     write_single(sources["medium"], file, spelling=spelling)
-    layers, written = fp8_parameters(file, "denoiser", load_policy("fp8"))
+    layers, read = fp8_parameters(file, "denoiser", load_policy("fp8"))
     assert len(layers) > 40
     tensors, old = load_file(file), spelling == "scaled_fp8"
     theirs = ("scale_weight", "scale_input") if old else ("weight_scale", "input_scale")
     for layer in layers:
         source, rows = stored_layer(file, layer)
-        assert torch.equal(written(f"{layer}.weight").view(torch.uint8), rows.t()), layer
+        assert torch.equal(read(f"{layer}.weight").view(torch.uint8), rows.t()), layer
         for kind, name in zip(("weight_scale", "input_scale"), theirs, strict=True):
-            value = written(f"{layer}.{kind}")
+            value = read(f"{layer}.{kind}")
             assert value.dtype == torch.float16
             exact = float(tensors[f"{source}.{name}"])
             assert float(value) == pytest.approx(exact, rel=2**-11), layer
@@ -415,12 +415,12 @@ def test_plain_fp8_is_taken_over(sources: dict[str, Path], file: Path) -> None:
     (file.parent / BESIDE["text_encoder_3"]).unlink()
     save(t5, file.parent / "t5xxl_fp8_e4m3fn.safetensors")
     rules = (Rule("*", "*", "half", ""), Rule("t5", "encoder.block.*", "fp8", ""))
-    layers, written = fp8_parameters(file, "t5", Policy("t5", "", rules), amax=3.0)
+    layers, read = fp8_parameters(file, "t5", Policy("t5", "", rules), amax=3.0)
     assert len(layers) > 10
     for layer in layers:
         rows = t5[f"{layer}.weight"].view(torch.uint8)
-        assert torch.equal(written(f"{layer}.weight").view(torch.uint8), rows.t())
-        assert float(written(f"{layer}.weight_scale")) == 1.0
+        assert torch.equal(read(f"{layer}.weight").view(torch.uint8), rows.t())
+        assert float(read(f"{layer}.weight_scale")) == 1.0
 
 
 def test_a_scale_that_fp16_cannot_hold(sources: dict[str, Path], file: Path) -> None:
@@ -430,11 +430,11 @@ def test_a_scale_that_fp16_cannot_hold(sources: dict[str, Path], file: Path) -> 
     source, _ = stored_layer(file, layer)
     tensors[f"{source}.weight_scale"] = torch.tensor(2.0**-20)
     save(tensors, file)
-    _, written = fp8_parameters(file, "denoiser", load_policy("fp8"))
-    scale = float(written(f"{layer}.weight_scale"))
+    _, read = fp8_parameters(file, "denoiser", load_policy("fp8"))
+    scale = float(read(f"{layer}.weight_scale"))
     assert scale == torch.finfo(torch.float16).tiny
     exact = tensors[f"{source}.weight"].float().t() * 2.0**-20
-    error = (written(f"{layer}.weight").float() * scale - exact).abs().max()
+    error = (read(f"{layer}.weight").float() * scale - exact).abs().max()
     assert 0 < error <= scale * 2**-5
 
 
@@ -462,19 +462,19 @@ def test_a_build_with_the_files_scales(
     policy = tmp_path / "mixed.toml"
     policy.write_text(_FP8_IN_FP32)
     bundle = make_bundle(model=str(file), policy=str(policy), size=(64, 128))
-    kept = json.loads((bundle / "calibration.json").read_text())
-    assert "input scales" in kept["method"]
+    extract = json.loads((bundle / "calibration.json").read_text())
+    assert "input scales" in extract["method"]
     name = f"transformer/{STEM}.safetensors"
     manifest = Bundle.open(bundle).manifest
-    assert kept["files"][name] == manifest.model.files[name]
+    assert extract["files"][name] == manifest.model.files[name]
     (component,) = (c for c in manifest.components if c.name == "denoiser")
     # The last block's text stream ends in its attention.
-    assert component.precisions["fp8"] == len(kept["amax"]) == 3 * 2 + 2 * 2
-    found = initializers(bundle / "denoiser")
-    for name in kept["amax"]:
+    assert component.precisions["fp8"] == len(extract["amax"]) == 3 * 2 + 2 * 2
+    tensors = initializers(bundle / "denoiser")
+    for name in extract["amax"]:
         layer = name.removeprefix("denoiser/").removesuffix(".input_amax")
         _, rows = stored_layer(file, layer)
-        weight = found[f"part.{layer}.weight"]
+        weight = tensors[f"part.{layer}.weight"]
         assert weight.data_type == onnx.TensorProto.FLOAT8E4M3FN
         assert weight.raw_data == rows.t().contiguous().numpy().tobytes()
     with Pipeline.load(bundle) as pipe:
@@ -504,9 +504,9 @@ def test_scales_for_some_layers(
 ) -> None:
     write_single(sources["large"], file, spelling="scaled_fp8")
     tensors = load_file(file)
-    measured = PREFIXES["transformer"] + "joint_blocks.1.context_block.mlp.fc2.scale_input"
+    input_scale = PREFIXES["transformer"] + "joint_blocks.1.context_block.mlp.fc2.scale_input"
     # The older spelling's 1 is no measurement.
-    tensors[measured] = torch.tensor(1.0)
+    tensors[input_scale] = torch.tensor(1.0)
     save(tensors, file)
     layer = "denoiser/transformer_blocks.1.ff_context.net.2"
     refused(file, "none for " + layer, "sd35-trt calibrate", policy="fp8")

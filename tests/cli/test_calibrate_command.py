@@ -23,9 +23,9 @@ def test_ranges_alone(run: Any, large_checkpoint: Path) -> None:
     assert status == 0
     assert "note: policy half has no FP8 layer: ranges alone" in err
     assert "drawing" in err, "progress is shown"
-    made = Calibration.load(Path("made"))
-    assert out == f"made  0 scales, {len(made.activations)} ranges\n"
-    assert (made.provenance.command or "").startswith("sd35-trt calibrate --model")
+    artifact = Calibration.load(Path("made"))
+    assert out == f"made  0 scales, {len(artifact.activations)} ranges\n"
+    assert (artifact.provenance.command or "").startswith("sd35-trt calibrate --model")
 
 
 def test_json(run: Any, large_checkpoint: Path) -> None:
@@ -33,10 +33,10 @@ def test_json(run: Any, large_checkpoint: Path) -> None:
         "calibrate", "--model", large_checkpoint, *_QUICK, "--out", "a/made", "--json"
     )
     assert (status, err) == (0, "")
-    made = Calibration.load(Path("a/made"))
+    artifact = Calibration.load(Path("a/made"))
     assert json.loads(out) == {
-        "calibration": "a/made", "digest": made.digest(), "scales": len(made.inputs),
-        "ranges": len(made.activations),
+        "calibration": "a/made", "digest": artifact.digest(), "scales": len(artifact.inputs),
+        "ranges": len(artifact.activations),
     }  # fmt: skip
 
 

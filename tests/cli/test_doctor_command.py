@@ -54,6 +54,6 @@ def test_doctor_knows_a_pytorch_without_cuda(run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pynvml", Nvml((9, 0)))
     for cuda, runs in ((None, False), ("13.0", True)):
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        found = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
-        assert found["runs"] == runs
-        assert ("to run: a PyTorch with CUDA" in found["note"]) == (not runs)
+        facts = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
+        assert facts["runs"] == runs
+        assert ("to run: a PyTorch with CUDA" in facts["note"]) == (not runs)

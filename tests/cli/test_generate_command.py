@@ -18,12 +18,12 @@ def test_generate_writes_a_picture_with_its_parameters(run, mini_bundle: Path) -
     assert (status, out) == (0, "out.png\n")
     with Image.open("out.png") as image:
         assert image.size == (192, 128)
-        kept = json.loads(image.text["sd35-trt"])  # type: ignore[attr-defined]
-    assert kept["prompt"] == "a red star"
-    assert kept["negative"] == "blue"
-    assert kept["seed"] == 5
-    assert (kept["steps"], kept["guidance"], kept["shift"]) == (3, 3.0, 2.0)
-    assert kept["sampler"] == "dpmpp-2m"
+        request = json.loads(image.text["sd35-trt"])  # type: ignore[attr-defined]
+    assert request["prompt"] == "a red star"
+    assert request["negative"] == "blue"
+    assert request["seed"] == 5
+    assert (request["steps"], request["guidance"], request["shift"]) == (3, 3.0, 2.0)
+    assert request["sampler"] == "dpmpp-2m"
 
 
 def test_a_batch_makes_numbered_files(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]

@@ -57,9 +57,9 @@ main(sys.argv[1:])
     ],
 )
 def test_a_library_that_is_missing(command: list[str], error: str, tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _WITHOUT, *command], cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert error in one_error_line(done.stderr)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert error in one_error_line(process.stderr)
     assert not list(tmp_path.iterdir())

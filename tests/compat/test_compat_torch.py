@@ -69,8 +69,8 @@ def test_scaled_mm_multiplies_and_scales() -> None:
 
 
 def test_the_modes_of_compilation_are_pytorchs() -> None:
-    known = torch._inductor.list_mode_options()
-    assert all(mode is None or mode in known for mode in MODES.values())
+    modes = torch._inductor.list_mode_options()
+    assert all(mode is None or mode in modes for mode in MODES.values())
 
 
 def test_arithmetic_on_lists() -> None:

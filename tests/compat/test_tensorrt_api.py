@@ -59,8 +59,8 @@ def test_of_version_11(stage_cache: Path, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(bindings)]
     subprocess.run([*pip, _BINDINGS], check=True)
     command = [sys.executable, api.__file__, str(bindings)]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, *(str(folder / name) for name in _LIBRARIES)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout == "11.2.1.2\n", done.stderr
+    assert process.stdout == "11.2.1.2\n", process.stderr

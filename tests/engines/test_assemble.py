@@ -64,15 +64,15 @@ for line in sys.stdin:
 
 def _loadable(folder: Path) -> list[Path]:
     """Directories below a folder that open as a bundle; each of them must be whole."""
-    found = []
+    folders = []
     for path in folder.rglob(MANIFEST):
         try:
             Bundle.open(path.parent)
         except BundleError:
             continue
         Bundle.open(path.parent, verify=True)
-        found.append(path.parent)
-    return found
+        folders.append(path.parent)
+    return folders
 
 
 @pytest.mark.nightly
@@ -159,13 +159,13 @@ def test_a_write_that_fails_halfway(run, tmp_path: Path) -> None:  # type: ignor
 
 
 def test_destinations_that_are_refused(tmp_path: Path, stage_cache: Path) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "precious").write_text("data")
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "precious").write_text("data")
     (tmp_path / "file").write_text("data")
-    (tmp_path / "link").symlink_to(taken)
+    (tmp_path / "link").symlink_to(folder)
     cases = {
-        taken: "holds no bundle",
+        folder: "holds no bundle",
         tmp_path / "file": "is a file or a link",
         tmp_path / "link": "is a file or a link",
         tmp_path / "file" / "bundle": "cannot write in",
@@ -175,7 +175,7 @@ def test_destinations_that_are_refused(tmp_path: Path, stage_cache: Path) -> Non
         with pytest.raises(UsageError, match=words) as caught:
             build(BuildOptions(out=out, cache_dir=stage_cache))
         assert "choose another --out" in str(caught.value)
-    assert (taken / "precious").read_text() == "data"
+    assert (folder / "precious").read_text() == "data"
 
 
 def test_an_older_bundle_is_replaced(mini_bundle: Path, stage_cache: Path, tmp_path: Path) -> None:

@@ -279,5 +279,7 @@ print(json.dumps([name for name in ("torch", "diffusers") if name in sys.modules
 from sd35_trt.runtime.sessions import inductor
 print(json.dumps([name for name in ("diffusers", "transformers") if name in sys.modules]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [[], []]
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert [json.loads(line) for line in process.stdout.splitlines()] == [[], []]

@@ -78,6 +78,7 @@ def _write_component(
         "precisions": {},
         "fp32_places": {},
         "largest_layer_bytes": max((a.nbytes for a in weights.values()), default=0),
+        "allocated_bytes": 0,
     }
 
     def run(out: Path, progress: Callable[[float, str], None]) -> None:
@@ -329,8 +330,8 @@ def test_a_killed_build_leaves_no_plan(ada_bundle: Path, stage_cache: Path, tmp_
         process.send_signal(signal.SIGKILL)
     assert not list(tmp_path.glob(f"bundles/**/{MANIFEST}"))
     assert not [p for p in (cache / "denoiser-plan").iterdir() if not p.name.startswith(".")]
-    done = list(cache.glob("clip_l-plan/*/engine.plan"))
-    assert [read_header(path).compute_capabilities for path in done] == [("8.9",)]
+    plans = list(cache.glob("clip_l-plan/*/engine.plan"))
+    assert [read_header(path).compute_capabilities for path in plans] == [("8.9",)]
 
 
 def test_without_a_gpu_the_runtime_says_so(

@@ -48,9 +48,9 @@ class FakeConfig:
 
     def compile(self, *names: bytes) -> set[bytes]:
         """The kernels that were measured."""
-        measured = set(names) - self.cache.names
-        self.cache.names |= measured
-        return measured
+        additions = set(names) - self.cache.names
+        self.cache.names |= additions
+        return additions
 
 
 @pytest.fixture

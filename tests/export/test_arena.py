@@ -61,9 +61,9 @@ def test_bytes_are_neither_lost_nor_given_twice() -> None:
         if live and draw.random() < 0.5:
             arena.free(live.pop(draw.randrange(len(live))))
         else:
-            asked = draw.choice([1, 300, 5 * MIB, 200 * MIB])
-            chunk = arena.allocate(asked)
-            assert chunk.size >= asked
+            size = draw.choice([1, 300, 5 * MIB, 200 * MIB])
+            chunk = arena.allocate(size)
+            assert chunk.size >= size
             live.append(chunk)
         assert sum(c.size for c in live) <= arena.total
         assert len({id(c) for c in live}) == len(live)

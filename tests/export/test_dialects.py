@@ -75,7 +75,7 @@ def test_both_compute_the_same(component: str, policy: str, tmp_path: Path) -> N
     )
     assert bool(quantizers) == (policy == "fp8" and component == "denoiser")
     arrays = _inputs(folder, 0)
-    expected, got = run_ort(folders["opset23"], arrays), run_ort(folder, arrays)
+    expected, actual = run_ort(folders["opset23"], arrays), run_ort(folder, arrays)
     for port, value in expected.items():
         limit = max(_LIMITS[policy], _OF_PICTURES if value.dtype == np.uint8 else 0)
-        assert relative_error(got[port], value) <= limit, port
+        assert relative_error(actual[port], value) <= limit, port

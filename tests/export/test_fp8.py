@@ -76,7 +76,7 @@ def quantized_linears(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto,
     """Layer name → its nodes: QuantizeLinear of the input, MatMul, Add."""
     producer = {name: node for node in model.graph.node for name in node.output}
     user = {node.input[0]: node for node in model.graph.node if node.op_type == "Add"}
-    found = {}
+    actual = {}
     for matmul in model.graph.node:
         if matmul.op_type != "MatMul":
             continue
@@ -86,8 +86,8 @@ def quantized_linears(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto,
             quantize = producer[x.input[0]]
             assert quantize.op_type == "QuantizeLinear"
             name = weight.input[0].removeprefix("part.").removesuffix(".weight")
-            found[name] = (quantize, weight, matmul, user[matmul.output[0]])
-    return found
+            actual[name] = (quantize, weight, matmul, user[matmul.output[0]])
+    return actual
 
 
 def check_file(
@@ -106,13 +106,13 @@ def check_file(
     assert {f"denoiser/{layer}" for layer in expected} == set(inputs)
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path)
-    found = quantized_linears(model)
-    assert set(found) == expected
+    actual = quantized_linears(model)
+    assert set(actual) == expected
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("QuantizeLinear") == len(expected)
     assert kinds.count("DequantizeLinear") == 2 * len(expected)
     tensors = {t.name: t for t in model.graph.initializer}
-    for layer, (quantize, weight, _, _) in found.items():
+    for layer, (quantize, weight, _, _) in actual.items():
         assert tensors[weight.input[0]].data_type == onnx.TensorProto.FLOAT8E4M3FN
         amax = float(stored[f"{layer}.weight"].abs().max())
         for name, value in (
@@ -134,9 +134,9 @@ def quantized_fraction(path: Path, stored: dict[str, torch.Tensor]) -> float:
     model = onnx.load(path, load_external_data=False)
     layers = quantized_linears(model)
     own = [t for t in model.graph.initializer if t.name[5:].rpartition(".")[0] in layers]
-    written = sum(int(e.value) for t in own for e in t.external_data if e.key == "length")
+    weight_bytes = sum(int(e.value) for t in own for e in t.external_data if e.key == "length")
     half = sum(2 * t.numel() for n, t in stored.items() if n.rpartition(".")[0] in layers)
-    return written / half
+    return weight_bytes / half
 
 
 def test_every_linear_equals_the_fake_quantized_one(case: Case) -> None:
@@ -217,8 +217,8 @@ def test_attention_matmuls(large_checkpoint: Path) -> None:
     scales = {str(node.inputs[1].name) for node in model.graph if node.op_type == "QuantizeLinear"}
     operands = [f"block.attn.{x}_scale" for x in "qkvp"]
     assert sorted(s for s in scales if not s.endswith("input_scale")) == sorted(operands)
-    wanted = fp8_layers(checkpoint, ["denoiser"], policy)
-    assert wanted[1] == ["denoiser/transformer_blocks.2.attn"]
+    expected = fp8_layers(checkpoint, ["denoiser"], policy)
+    assert expected[1] == ["denoiser/transformer_blocks.2.attn"]
 
 
 def test_attention_matmuls_are_those_of_diffusers(large_checkpoint: Path) -> None:
@@ -232,8 +232,8 @@ def test_attention_matmuls_are_those_of_diffusers(large_checkpoint: Path) -> Non
         fp8.quantize_attention(attention, None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fp8, "fake_quantize", lambda x, scale, zero: x)
-            got = attention(image, text)
-    for a, b in zip(got, expected, strict=True):
+            actual = attention(image, text)
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -274,9 +274,9 @@ def test_a_bundle_of_mini(make_bundle: Callable[..., Path], mini_bundle: Path) -
     check_file(path, stored, inputs, np.float16)
     assert quantized_fraction(path, stored) <= 0.53
     with Pipeline.load(bundle) as pipe, Pipeline.load(mini_bundle) as single:
-        got = pipe.generate("a large blue square", seed=3)
+        actual = pipe.generate("a large blue square", seed=3)
         expected = single.generate("a large blue square", seed=3)
-    assert psnr(got.images, expected.images) >= 15
+    assert psnr(actual.images, expected.images) >= 15
     assert pipe.manifest.calibration == Calibration.load(calibration_path()).digest()
     denoiser = pipe.manifest.component("denoiser")
     assert denoiser is not None

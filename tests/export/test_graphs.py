@@ -41,14 +41,14 @@ def tuned(tmp_path: Path) -> tuple[Path, Path]:
         save_file(tensors, file, metadata={"format": "pt"})
     for config in root.glob("*/config.json"):
         values = json.loads(config.read_text("utf-8"))
-        saved = (
+        spellings = (
             {"dtype": "bfloat16"} if "text" in config.parent.name else {"_diffusers_version": "0"}
         )
-        config.write_text(json.dumps({**values, **saved}), "utf-8")
-    known = Calibration.load(calibration_path())
-    scales = {name: 1.5 * amax for name, amax in known.inputs.items()}
-    provenance = msgspec.structs.replace(known.provenance, files=checkpoint_files(root))
-    save(replace(known, inputs=scales, provenance=provenance), tmp_path / "calibration")
+        config.write_text(json.dumps({**values, **spellings}), "utf-8")
+    packaged = Calibration.load(calibration_path())
+    scales = {name: 1.5 * amax for name, amax in packaged.inputs.items()}
+    provenance = msgspec.structs.replace(packaged.provenance, files=checkpoint_files(root))
+    save(replace(packaged, inputs=scales, provenance=provenance), tmp_path / "calibration")
     return root, tmp_path / "calibration"
 
 
@@ -83,8 +83,8 @@ def test_a_tuned_model_takes_the_graphs_of_its_base(
         tmp_path / "out", scales=scales,
     )  # fmt: skip
     for name in ("model.onnx", "weights.data"):
-        made = (bundle / "denoiser" / name).read_bytes()
-        assert made == (tmp_path / "out" / name).read_bytes(), name
+        actual = (bundle / "denoiser" / name).read_bytes()
+        assert actual == (tmp_path / "out" / name).read_bytes(), name
     base = make_bundle(policy="fp8") / "denoiser" / "weights.data"
     assert base.read_bytes() != (bundle / "denoiser" / "weights.data").read_bytes()
 
@@ -121,9 +121,9 @@ def test_what_a_graph_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for module in (first, again):
             assert graphs.program("clip_l", module) == "{}"  # type: ignore[arg-type]
         assert (first.count, again.count) == (1, 0)
-        for name, (kept, layer) in others.items():
+        for name, (half_layers, layer) in others.items():
             module = _Traced(layer)
-            kept.program("clip_l", module)  # type: ignore[arg-type]
+            half_layers.program("clip_l", module)  # type: ignore[arg-type]
             assert module.count == 1, name
         renamed = replace(graphs, config={"eps": 1e-6, "dtype": "bfloat16", "_name": "b"})
         renamed.program("clip_l", again)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def feeds(bundle: Bundle, name: str, seed: int = 0) -> Arrays:
     component = bundle.manifest.component(name)
     assert component is not None
     rng = np.random.default_rng(seed)
-    found = {}
+    actual = {}
     for port in component.inputs:
         shape = port.resolve(**DIMS)
         value = rng.standard_normal(shape) * (0.1 if "modulation" in port.name else 1)
@@ -67,8 +67,8 @@ def feeds(bundle: Bundle, name: str, seed: int = 0) -> Arrays:
             value = rng.integers(0, 200, shape)
         elif port.name == "timesteps":
             value = np.linspace(1000, 10, shape[0])
-        found[port.name] = value.astype(port.dtype)
-    return found
+        actual[port.name] = value.astype(port.dtype)
+    return actual
 
 
 def described(bundle: Bundle, name: str) -> Path:
@@ -104,27 +104,27 @@ def both(copy: Any, policy: str, name: str) -> tuple[Arrays, Arrays]:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_fp32_is_what_onnx_computes(copy: Any, name: str) -> None:
-    expected, found = both(copy, "fp32", name)
+    expected, actual = both(copy, "fp32", name)
     for key, value in expected.items():
-        assert found[key].dtype == value.dtype
+        assert actual[key].dtype == value.dtype
         if value.dtype == np.uint8:
-            assert np.abs(found[key].astype(int) - value).max() <= 1, "rounded the other way"
+            assert np.abs(actual[key].astype(int) - value).max() <= 1, "rounded the other way"
         else:
-            assert relative_error(found[key], value) <= 1e-5, key
+            assert relative_error(actual[key], value) <= 1e-5, key
 
 
 @pytest.mark.parametrize("policy", [pytest.param("half", marks=pytest.mark.nightly), "fp8"])
 def test_the_step_is_as_exact_as_onnx_makes_it(copy: Any, policy: str) -> None:
     truth = results(copy, "fp32", "opset23", "denoiser")["denoised"]
-    expected, found = both(copy, policy, "denoiser")
+    expected, actual = both(copy, policy, "denoiser")
     by_onnx = relative_error(expected["denoised"], truth)
-    by_program = relative_error(found["denoised"], truth)
+    by_program = relative_error(actual["denoised"], truth)
     if policy == "fp8":
         # Of 12 seeds 0.99 to 1.05 times it, by any number of threads; 1.07 with inputs off by 1e-6.
         assert by_program <= 1.2 * by_onnx
     else:
         # ONNX Runtime's CPU provider computes FP16 graphs in FP32.
-        assert relative_error(found["denoised"], expected["denoised"]) <= 2e-3
+        assert relative_error(actual["denoised"], expected["denoised"]) <= 2e-3
 
 
 @pytest.mark.nightly
@@ -143,7 +143,7 @@ def test_fp8_weights_and_scales_are_those_of_the_onnx_component(copy: Any) -> No
     fp8 = [name for name, t in stored.items() if t.data_type == TensorProto.FLOAT8E4M3FN]
     weights = [name for name in fp8 if name.endswith(".weight")]
     assert weights
-    seen = set()
+    targets = set()
     for name in weights:
         prefix = name.removesuffix(".weight")
         bits = numpy_helper.to_array(stored[name]).view(np.uint8).T
@@ -163,15 +163,15 @@ def test_fp8_weights_and_scales_are_those_of_the_onnx_component(copy: Any) -> No
                 break
         else:
             part, own = slice(None), ours[f"{prefix}.weight_scale"].item()
-        found = ours[f"{prefix}.weight"].view(torch.uint8).numpy()[part]
-        np.testing.assert_array_equal(found, bits, name)
+        actual = ours[f"{prefix}.weight"].view(torch.uint8).numpy()[part]
+        np.testing.assert_array_equal(actual, bits, name)
         assert own == pytest.approx(scales[0], rel=1e-6)
         assert ours[f"{prefix}.input_scale"].item() == scales[1]
-        seen.add(f"{prefix}.weight")
+        targets.add(f"{prefix}.weight")
     narrow = {name for name, t in ours.items() if t.dtype == torch.float8_e4m3fn}
-    assert seen == narrow
+    assert targets == narrow
     for joined in ("joined", "joined_added"):
-        assert sum(name.endswith(f".{joined}.weight") for name in seen) == 6, "in every block"
+        assert sum(name.endswith(f".{joined}.weight") for name in targets) == 6, "in every block"
 
 
 def test_quantization_is_onnxs() -> None:
@@ -194,8 +194,8 @@ def test_quantization_is_onnxs() -> None:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
         (expected,) = InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
-        found = quantize(x, scale).float() * scale.float()
-        np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+        actual = quantize(x, scale).float() * scale.float()
+        np.testing.assert_array_equal(actual.numpy(), expected.astype(np.float32))
     assert quantize(torch.tensor([1e6, -1e6]), torch.tensor(1.0)).float().abs().max() == E4M3_MAX
 
 
@@ -219,11 +219,11 @@ def test_a_linear_is_a_product_of_what_was_rounded(wide: bool) -> None:
     operand = quantize(x, layer.input_scale).double() * layer.input_scale.double()
     weight = layer.weight.double() * layer.weight_scale.double()
     expected = operand @ weight.t() + layer.bias.double()  # type: ignore[union-attr]
-    found = layer(x)
-    assert found.dtype == (torch.float32 if wide else torch.float16)
-    assert found.shape == (2, 5, 48)
+    actual = layer(x)
+    assert actual.dtype == (torch.float32 if wide else torch.float16)
+    assert actual.shape == (2, 5, 48)
     limit = 1e-6 if wide else 5e-4
-    assert relative_error(found.detach().numpy(), expected.detach().numpy()) <= limit
+    assert relative_error(actual.detach().numpy(), expected.detach().numpy()) <= limit
 
 
 def test_dimensions_that_tensor_cores_do_not_take() -> None:
@@ -248,9 +248,9 @@ def test_integer_weights(precision: str, tmp_path: Path) -> None:
         "pooled": rng.standard_normal((2, 160)),
         "timesteps": np.array([900.0, 100.0]),
     }
-    expected, found = run_ort(folders[0], feed), run_program(folders[1], feed)
+    expected, actual = run_ort(folders[0], feed), run_program(folders[1], feed)
     for key, value in expected.items():
-        assert relative_error(found[key], value) <= 2e-3, key
+        assert relative_error(actual[key], value) <= 2e-3, key
     stored = load_file(folders[1] / TENSORS_FILE)
     kinds = {t.dtype for name, t in stored.items() if name.endswith("linear.weight")}
     assert kinds == {torch.uint8 if precision == "int4-weight" else torch.int8}
@@ -309,5 +309,5 @@ def test_what_is_joined(join: bool, key_amax: float, expected: set[str]) -> None
                 layer = Fp8Linear(module, key_amax if child == "to_k" else 1.0)
                 setattr(part.get_submodule(parent), child, layer)
         use_torch_layers(part, join)
-    found = {name.rpartition(".")[2] for name, m in part.named_modules() if hasattr(m, "compose")}
-    assert found == expected
+    actual = {name.rpartition(".")[2] for name, m in part.named_modules() if hasattr(m, "compose")}
+    assert actual == expected

@@ -60,12 +60,12 @@ def test_the_file_holds_what_the_policy_says(policy_and_bundle: tuple[str, Path]
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path)
         tensors = {t.name: t for t in model.graph.initializer}
-        found = {}
+        actual = {}
         for node in model.graph.node:
             if node.op_type == "DequantizeLinear":
                 layer = node.input[0].removeprefix(PREFIX).removesuffix(".weight")
                 block = {a.name: a.i for a in node.attribute}.get("block_size", 0)
-                found[layer] = (tensors[node.input[0]], tensors[node.input[1]], block)
+                actual[layer] = (tensors[node.input[0]], tensors[node.input[1]], block)
         expected = {
             layer.removesuffix(".weight")
             for layer, tensor in reference.items()
@@ -73,12 +73,12 @@ def test_the_file_holds_what_the_policy_says(policy_and_bundle: tuple[str, Path]
             and COMPONENTS[component].owns(layer.removesuffix(".weight"))
             and policy.rule(component, layer.removesuffix(".weight"), True).precision != "half"
         }
-        assert set(found) == expected
+        assert set(actual) == expected
         assert expected
-        kinds = {weight.data_type for weight, _, _ in found.values()}
+        kinds = {weight.data_type for weight, _, _ in actual.values()}
         four_bit = name == "int4-weight" and component == "denoiser"
         assert kinds == {onnx.TensorProto.INT4 if four_bit else onnx.TensorProto.INT8}
-        for layer, (weight, scale, block) in found.items():
+        for layer, (weight, scale, block) in actual.items():
             steps = numpy_helper.to_array(scale).astype(np.float32)
             if block:
                 steps = steps.repeat(block, axis=0)
@@ -93,12 +93,12 @@ def test_pictures_stay_close(
 ) -> None:
     name, bundle = policy_and_bundle
     with Pipeline.load(bundle) as pipe, Pipeline.load(mini_bundle) as reference:
-        got = pipe.generate("a large blue square", seed=3)
+        actual = pipe.generate("a large blue square", seed=3)
         expected = reference.generate("a large blue square", seed=3)
         sizes = [
             sum(c.weight_bytes for c in p.manifest.components if c.name == "denoiser")
             for p in (pipe, reference)
         ]
-    assert psnr(got.images, expected.images) >= (25 if name == "int8-weight" else 12)
+    assert psnr(actual.images, expected.images) >= (25 if name == "int8-weight" else 12)
     # Against FP32: a quarter, an eighth, and the scales.
     assert sizes[0] / sizes[1] <= (0.30 if name == "int8-weight" else 0.20)

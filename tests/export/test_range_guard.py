@@ -46,8 +46,8 @@ def scaled(
 
 
 def places(folder: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((folder / "component.json").read_text())["fp32_places"]
-    return found
+    actual: dict[str, float] = json.loads((folder / "component.json").read_text())["fp32_places"]
+    return actual
 
 
 def scale_transformer(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -83,18 +83,18 @@ def test_a_transformer_that_exceeds_fp16(
     calibration = calibrate(checkpoint, HALF)
     names = ["conditioner", "denoiser"]
     guarded = export(tmp_path / "guarded", checkpoint, names, HALF, calibration, dialect)
-    got = velocity(guarded, arguments, run_reference if dialect == "opset23" else run_program)
-    assert relative_error(got, expected) <= TOLERANCE
-    found = places(guarded / "denoiser")
-    assert set(found) >= {
+    output = velocity(guarded, arguments, run_reference if dialect == "opset23" else run_program)
+    assert relative_error(output, expected) <= TOLERANCE
+    actual = places(guarded / "denoiser")
+    assert set(actual) >= {
         "denoiser/transformer_blocks.0.attn.to_v",
         "denoiser/transformer_blocks.0.ff_context.net.0.proj",
         "denoiser/transformer_blocks.1.ff.net.2",
         "denoiser/transformer_blocks.1",
         "denoiser/transformer_blocks.2",
     }
-    assert "denoiser/transformer_blocks.0" not in found
-    assert all(amax > HALF_LIMIT for amax in found.values())
+    assert "denoiser/transformer_blocks.0" not in actual
+    assert all(amax > HALF_LIMIT for amax in actual.values())
     assert not places(guarded / "conditioner")
 
 
@@ -143,19 +143,19 @@ def test_a_t5_in_fp8_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -
     ids, expected = t5_state(checkpoint)
     ranges = calibrate(checkpoint, T5_FP8)
     errors = {}
-    for name, known in (("bare", replace(ranges, activations={})), ("guarded", ranges)):
-        folder = export(tmp_path / name, checkpoint, ["t5"], T5_FP8, known) / "t5"
+    for name, record in (("bare", replace(ranges, activations={})), ("guarded", ranges)):
+        folder = export(tmp_path / name, checkpoint, ["t5"], T5_FP8, record) / "t5"
         hidden = run_reference(folder, {"input_ids": ids})["hidden"]
         errors[name] = relative_error(hidden, expected)
     assert not errors["bare"] <= 0.3, "NaN or saturated"
     assert errors["guarded"] <= 0.1
-    found = places(tmp_path / "guarded" / "t5")
+    actual = places(tmp_path / "guarded" / "t5")
     block = "t5/encoder.block.{}"
     feed_forward = block + ".layer.1.DenseReluDense.{}"
-    assert found[block.format(0)] > HALF_MAX
-    assert found[feed_forward.format(0, "wo")] > HALF_MAX
-    assert found[feed_forward.format(1, "dropout")] > HALF_LIMIT
-    assert feed_forward.format(1, "wi_0") not in found
+    assert actual[block.format(0)] > HALF_MAX
+    assert actual[feed_forward.format(0, "wo")] > HALF_MAX
+    assert actual[feed_forward.format(1, "dropout")] > HALF_LIMIT
+    assert feed_forward.format(1, "wi_0") not in actual
 
 
 def scale_clip(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -179,10 +179,10 @@ def test_a_clip_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path) -> Non
         expected = model(ids, output_hidden_states=True)
     ranges = Calibration({}, recorder.amax, {}, Provenance())
     folder = export(tmp_path, checkpoint, ["clip_l"], HALF, ranges) / "clip_l"
-    got = run_reference(folder, {"input_ids": ids.numpy()})
-    assert np.abs(got["hidden"]).max() > HALF_MAX
-    assert relative_error(got["hidden"], expected.hidden_states[-2].numpy()) <= TOLERANCE
-    assert relative_error(got["pooled"], expected.text_embeds.numpy()) <= TOLERANCE
+    output = run_reference(folder, {"input_ids": ids.numpy()})
+    assert np.abs(output["hidden"]).max() > HALF_MAX
+    assert relative_error(output["hidden"], expected.hidden_states[-2].numpy()) <= TOLERANCE
+    assert relative_error(output["pooled"], expected.text_embeds.numpy()) <= TOLERANCE
     # What reads text features takes them in FP32.
     assert Scales.of(ranges, "transformer").wide_text
 
@@ -208,9 +208,9 @@ def test_an_autoencoder_that_exceeds_fp16(large_checkpoint: Path, tmp_path: Path
     expected = ((image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().numpy()
     ranges = Calibration({}, recorder.amax, {}, Provenance())
     folder = export(tmp_path, checkpoint, ["vae_decoder"], HALF, ranges) / "vae_decoder"
-    got = run_reference(folder, {"latents": latents.numpy()})["image"]
+    output = run_reference(folder, {"latents": latents.numpy()})["image"]
     assert expected.std() > 10, "a picture"
-    assert np.abs(got - expected).max() <= 1
+    assert np.abs(output - expected).max() <= 1
     assert "vae_decoder/decoder.mid_block.resnets.1" in places(folder)
 
 

@@ -77,7 +77,7 @@ def test_one_step_equals_the_transformer(
     )
     for step, sigma in enumerate(sigmas):
         modulation = conditioned["modulation"][step]
-        got = run(
+        actual = run(
             bundle,
             "denoiser",
             {
@@ -104,11 +104,11 @@ def test_one_step_equals_the_transformer(
             ).sample.numpy()
         uncond, cond = velocity[:batch], velocity[batch:]
         expected = latents - sigma * (uncond + guidance[:, None, None, None] * (cond - uncond))
-        assert relative_error(got["denoised"], expected) <= limit
+        assert relative_error(actual["denoised"], expected) <= limit
         a, b, c = (coefficients[:, i, None, None, None] for i in range(3))
         following = a * latents + b * expected + c * previous
-        assert relative_error(got["next_latents"], following) <= limit
+        assert relative_error(actual["next_latents"], following) <= limit
         # The update alone could hide a velocity that is off where sigma is small.
-        velocity_got = (latents - got["denoised"]) / sigma
+        velocity_actual = (latents - actual["denoised"]) / sigma
         velocity_expected = (latents - expected) / sigma
-        assert relative_error(velocity_got, velocity_expected) <= limit
+        assert relative_error(velocity_actual, velocity_expected) <= limit

@@ -42,12 +42,12 @@ def refused(*words: str) -> Any:
 
 @pytest.mark.parametrize("name", ["", TENSORS])
 def test_comes_back_as_written(tmp_path: Path, name: str) -> None:
-    written = calibration()
-    save(written, tmp_path / "c")
-    read = Calibration.load(tmp_path / "c" / name)
-    assert read == written
-    assert read.digest() == written.digest()
-    assert read.inputs[LAYERS[0]] == float(np.float32(0.1))
+    expected = calibration()
+    save(expected, tmp_path / "c")
+    actual = Calibration.load(tmp_path / "c" / name)
+    assert actual == expected
+    assert actual.digest() == expected.digest()
+    assert actual.inputs[LAYERS[0]] == float(np.float32(0.1))
 
 
 def test_files_hold_the_names_of_the_contract(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_without_scenes() -> None:
 def test_wrong_is_not_absent() -> None:
     report = msgspec.json.decode(TEXT, type=Report)
     pair = replace(report.each[0], reference_right=False, candidate_right=False)
-    written = json.loads(replace(report, each=(pair,)).to_json())["each"][0]
-    assert (written["reference_right"], written["candidate_right"]) == (False, False)
+    entry = json.loads(replace(report, each=(pair,)).to_json())["each"][0]
+    assert (entry["reference_right"], entry["candidate_right"]) == (False, False)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -97,8 +97,8 @@ class Network:
         """Write it as a program of PyTorch's operators."""
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.weights}
         ports = (tuple(name for name, *_ in rows) for rows in (self.inputs, self.outputs))
-        written, weights = program(self.nodes, constants, *ports)
-        (folder / PROGRAM_FILE).write_text(written.to_json(), "utf-8")
+        document, weights = program(self.nodes, constants, *ports)
+        (folder / PROGRAM_FILE).write_text(document.to_json(), "utf-8")
         save_file(weights, folder / TENSORS_FILE)
 
     def save(self, folder: Path) -> None:
@@ -191,8 +191,8 @@ def _denoiser() -> Network:
     aim = net("MatMul", aim, net.weight(WIDTH, LATENTS, name="proj_out.weight"))
     aim = net("Unsqueeze", aim, net.constant([2, 3]))
     both = net("Concat", "latents", "latents", axis=0)
-    seen = net("Tanh", net("Conv", both, net.weight(LATENTS, LATENTS, 7, 7), pads=[3, 3, 3, 3]))
-    velocity = net("Sub", net("Sub", both, seen), aim)
+    picture = net("Tanh", net("Conv", both, net.weight(LATENTS, LATENTS, 7, 7), pads=[3, 3, 3, 3]))
+    velocity = net("Sub", net("Sub", both, picture), aim)
     half = net("Shape", "latents", start=0, end=1)
     zero, far, axis = net.constant([0]), net.constant([1 << 40]), net.constant([0])
     uncond = net("Slice", velocity, zero, half, axis)
@@ -259,13 +259,14 @@ def _component(name: str, net: Network, dialect: str, out: Path) -> None:
     else:
         net.save(out)
 
-    def ports(given: tuple[PortRow, ...]) -> tuple[Port, ...]:
-        return tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in given)
+    def ports(rows: tuple[PortRow, ...]) -> tuple[Port, ...]:
+        return tuple(Port(name, dtype, tuple(shape)) for name, dtype, shape in rows)
 
     ComponentFacts(
         name=name,
         weight_bytes=net.weight_bytes,
         largest_layer_bytes=max(len(tensor.raw_data) for tensor in net.weights),
+        allocated_bytes=1 << 20,
         inputs=ports(net.inputs),
         outputs=ports(net.outputs),
         precisions={"fp32": len(net.weights)},
@@ -330,8 +331,8 @@ def make(
     sources = [path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
 
     def stage(name: str, run: Any) -> Path:
-        made = Stage(name, {"tiny": sources}, code, run)
-        return run_stage(stages, made, lambda *_: None)
+        entry = Stage(name, {"tiny": sources}, code, run)
+        return run_stage(stages, entry, lambda *_: None)
 
     builder: Builder = PlanBuilder()
     if target != "ada":
@@ -345,10 +346,10 @@ def make(
             lambda work, _, name=name, net=net: _component(name, net, dialect, work),
         )
         component = ExportedComponent.read(folder)
-        known = dimension_bounds(name, RANGES, DEFAULTS, TOKENS, True)
-        used = {d: known[d] for port in component.inputs for d in port.dynamic}
+        all_bounds = dimension_bounds(name, RANGES, DEFAULTS, TOKENS, True)
+        own_bounds = {d: all_bounds[d] for port in component.inputs for d in port.dynamic}
         # Made up: as large as a network of these weights might take.
-        engines.append(CompiledComponent(component, folder, used, 1 << 16, 1 << 20))
+        engines.append(CompiledComponent(component, folder, own_bounds, 1 << 16))
     policy = load_policy("fp32")
     facts = Manifest(
         model=ModelRecord("tiny", "mini", {}),

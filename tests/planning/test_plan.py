@@ -42,11 +42,11 @@ from sd35_trt.targets import find_target
 )
 def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[..., Path]) -> None:
     manifest = Bundle.open(make_bundle(policy=policy)).manifest
-    planned = plan(PlanOptions("mini", "cpu", policy)).components
-    assert set(planned) == {c.name for c in manifest.components}
-    assert list(planned) == [n for names in PHASES.values() for n in names]
+    components = plan(PlanOptions("mini", "cpu", policy)).components
+    assert set(components) == {c.name for c in manifest.components}
+    assert list(components) == [n for names in PHASES.values() for n in names]
     for component in manifest.components:
-        predicted = planned[component.name].weights
+        predicted = components[component.name].weights
         assert predicted == pytest.approx(component.weight_bytes, rel=0.01), component.name
 
 
@@ -98,7 +98,7 @@ def test_the_compiler_tells_what_the_manifest_holds(
         bounds = dimension_bounds(
             component.name, manifest.ranges, manifest.defaults, 32, manifest.guided
         )
-        found = compiled_activations(
+        actual = compiled_activations(
             component.name,
             mini,
             load_policy(policy),
@@ -107,7 +107,7 @@ def test_the_compiler_tells_what_the_manifest_holds(
             find_target(target),
             StageCache(stage_cache),
         )
-        assert found == pytest.approx(component.activation_bytes, rel=0.05), component.name
+        assert actual == pytest.approx(component.activation_bytes, rel=0.05), component.name
 
 
 @pytest.mark.nightly
@@ -308,11 +308,11 @@ def test_onnxruntime_takes_on_a_gpu_what_is_estimated(name: str) -> None:
 
 
 def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -> None:
-    asked = []
-    monkeypatch.setattr(module, "measure", lambda *a: asked.append(a) or large.components)
+    requests = []
+    monkeypatch.setattr(module, "measure", lambda *a: requests.append(a) or large.components)
     turbo = plan(PlanOptions("large-turbo", "rtx4090", size=(512, 512)))
     assert (turbo.variant, turbo.steps, turbo.guided) == ("large-turbo", 4, False)
-    assert asked[0][2:] == ((512, 512), 1, False)
+    assert requests[0][2:] == ((512, 512), 1, False)
 
 
 def test_plan_prints_a_table(run, large: Plan, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

@@ -37,12 +37,12 @@ TILES = (
     triton_operators.Tiles(16, 128, 64, 4, 2, 1, True, 3),
     triton_operators.Tiles(32, 64, 64, 4, 2),
 )
-found = {}
+result = {}
 for tiles in TILES[: int(sys.argv[1])]:
     triton_operators.TILES = dict.fromkeys(triton_operators.TILES, tiles)
     for tokens in ((48, 20), (33,)):
         for operator in FUNCTIONS:
             kernel = getattr(triton_operators, operator)
             key = f"{operator} {tokens} {tiles.halves}"
-            found[key] = errors(kernel, operator, tokens, 128, "cpu")
-print(json.dumps(found))
+            result[key] = errors(kernel, operator, tokens, 128, "cpu")
+print(json.dumps(result))

@@ -95,13 +95,13 @@ def _run(program: Program, dtype: torch.dtype, attention: tuple[str, ...]) -> to
 
 def test_compiled_programs_take_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "is_usable", lambda device: True)
-    found = _run(_program(), torch.float16, tuple(ATTENTION))
+    actual = _run(_program(), torch.float16, tuple(ATTENTION))
     torch.testing.assert_close(
-        found, functional.scaled_dot_product_attention(*_inputs(torch.float16).values())
+        actual, functional.scaled_dot_product_attention(*_inputs(torch.float16).values())
     )
     assert flash_attention._library().calls == [(2, 7, 4, 16)]
     # Tokens before heads: the next product copies nothing.
-    assert found.transpose(1, 2).is_contiguous()
+    assert actual.transpose(1, 2).is_contiguous()
 
 
 def test_what_it_does_not_do_stays_pytorchs(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +139,14 @@ def test_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_broken_one_is_told_once(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(flash_attention.logger, "warning", lambda text, *of: told.append(text % of))
+    messages: list[str] = []
+    monkeypatch.setattr(
+        flash_attention.logger, "warning", lambda text, *of: messages.append(text % of)
+    )
     (library / "__init__.py").write_text("raise OSError('libcute.so: undefined symbol')")
     assert not flash_attention.is_usable(GPU)
     assert not flash_attention.is_usable(GPU)
-    assert told == [
+    assert messages == [
         "flash-attn-4 4.0.0b36 cannot be loaded (OSError: libcute.so: undefined symbol): "
         "attention takes PyTorch's own kernels"
     ]
@@ -186,9 +188,9 @@ def test_a_users_own_folder_is_theirs(
 def test_its_folder_goes_with_the_process(tmp_path: Path) -> None:
     code = "from sd35_trt.programs import flash_attention as f; print(f._folder())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FLASH_ATTENTION")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env={**environment, "TMPDIR": str(tmp_path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert Path(done.stdout.strip()).parent == tmp_path
+    assert Path(process.stdout.strip()).parent == tmp_path
     assert list(tmp_path.iterdir()) == []

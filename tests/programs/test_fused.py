@@ -62,12 +62,12 @@ def errors(
     kernel: Any, operator: str, tokens: tuple[int, ...], width: int, device: str, **options: bool
 ) -> list[float]:
     """‖kernel − reference‖ / ‖reference‖ by stream; NaN where something was not written."""
-    given = operands(operator, tokens, width, device)
-    found, expected = kernel(*given, **options), FUNCTIONS[operator](*given)
+    arguments = operands(operator, tokens, width, device)
+    actual, expected = kernel(*arguments, **options), FUNCTIONS[operator](*arguments)
     if operator == "qkv":
-        found, expected = [found], [expected]
-    assert [t.dtype for t in found] == [t.dtype for t in expected]
-    pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True)]
+        actual, expected = [actual], [expected]
+    assert [t.dtype for t in actual] == [t.dtype for t in expected]
+    pairs = [(a.float(), b.float()) for a, b in zip(actual, expected, strict=True)]
     return [float((a - b).norm() / b.norm()) for a, b in pairs]
 
 
@@ -81,11 +81,11 @@ def test_kernels_compute_what_the_operators_mean(tilings: int) -> None:
         pytest.skip("Triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(Path(__file__).with_name("interpret_kernels.py")), str(tilings)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found) == 2 * tilings * len(FUNCTIONS)
-    for key, values in found.items():
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    actual = json.loads(process.stdout)
+    assert len(actual) == 2 * tilings * len(FUNCTIONS)
+    for key, values in actual.items():
         assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
 
 
@@ -97,8 +97,8 @@ def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool) -> 
         pytest.skip("no Hopper GPU")
     kernel = kernels.find(f"sd35.{operator}.default", torch.device("cuda", 0))
     options = {} if operator in ("modulated", "gated_half") else {"use_fast_accum": fast}
-    found = errors(kernel, operator, tokens, 1536, "cuda:0", **options)
-    assert all(error <= 2 * LIMITS[operator] for error in found), found
+    actual = errors(kernel, operator, tokens, 1536, "cuda:0", **options)
+    assert all(error <= 2 * LIMITS[operator] for error in actual), actual
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -125,8 +125,8 @@ def test_binaries_are_found_in_another_cache(
     binaries = triton_binaries.stored({"modulate": [first.hash]})
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "other"))
     triton_binaries.offer({**binaries, "../outside/file.json": b"", "0" * 64 + "/../x.json": b""})
-    found = [path.name for path in (tmp_path / "other").rglob("*") if path.is_file()]
-    assert sorted(found) == ["__grp__modulate.json", "modulate.cubin", "modulate.json"]
+    actual = [path.name for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert sorted(actual) == ["__grp__modulate.json", "modulate.cubin", "modulate.json"]
     again = compile_in("other")
     # Only what was put there: nothing was compiled.
     assert list(again.asm) == ["cubin"]
@@ -136,9 +136,9 @@ def test_binaries_are_found_in_another_cache(
 @pytest.mark.parametrize("operator", FUNCTIONS)
 def test_traced_shapes_are_the_results(operator: str) -> None:
     """Layouts too: the compiler relies on them."""
-    given = operands(operator, (48, 20), 128, "cpu")
+    arguments = operands(operator, (48, 20), 128, "cpu")
     # Not "test_schema": it compares inputs in a way that E4M3 does not have.
-    torch.library.opcheck(fused.OPERATORS[operator], given, test_utils="test_faketensor")
+    torch.library.opcheck(fused.OPERATORS[operator], arguments, test_utils="test_faketensor")
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -149,9 +149,9 @@ def test_the_product_on_the_cpu_is_that_of_pytorch(biased: bool) -> None:
     bias = torch.randn(16, generator=generator).half() if biased else None
     arguments = (x, weight.t(), scale, 2 * scale, bias)
     expected = torch._scaled_mm(*arguments, out_dtype=torch.float16)
-    found = fused.reference_scaled_mm(*arguments, out_dtype=torch.float16)
-    assert found.dtype == expected.dtype
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+    actual = fused.reference_scaled_mm(*arguments, out_dtype=torch.float16)
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4)
 
 
 def test_other_devices_get_the_functions() -> None:

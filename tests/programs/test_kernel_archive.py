@@ -53,14 +53,14 @@ def test_a_graph_is_compiled_once_for_all_its_calls_and_processes(tmp_path: Path
     assert kernels
     (tmp_path / "kernels").write_bytes(kernels)
     # With a compiler cache of its own, that is empty at first.
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _LOAD, str(tmp_path), str(torch.get_num_threads())],
         env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-800:]
-    compiled, hits = map(int, done.stdout.split())
+    assert process.returncode == 0, process.stderr[-800:]
+    compiled, hits = map(int, process.stdout.split())
     assert compiled == 0
     assert hits > 0
 

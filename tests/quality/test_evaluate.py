@@ -26,7 +26,7 @@ def test_rounding_leaves_few_levels():
 
 
 def test_a_bundle_is_asked_for_every_caption(examples, monkeypatch, tmp_path):
-    asked = []
+    requests = []
 
     class Pipeline:
         @classmethod
@@ -35,7 +35,7 @@ def test_a_bundle_is_asked_for_every_caption(examples, monkeypatch, tmp_path):
             return cls()
 
         def generate(self, prompts, *, seed, steps, guidance, size):
-            asked.append((prompts, seed, steps, size))
+            requests.append((prompts, seed, steps, size))
             example = next(e for e in examples if e.caption == prompts[0])
             return SimpleNamespace(images=render(example.scene)[None])
 
@@ -46,7 +46,7 @@ def test_a_bundle_is_asked_for_every_caption(examples, monkeypatch, tmp_path):
     figures = json.loads(result.output)
     assert figures["whole_scene_accuracy"] == 1
     assert figures["captions"] == 3
-    assert asked == [([e.caption], [i], 28, (128, 128)) for i, e in enumerate(examples[:3])]
+    assert requests == [([e.caption], [i], 28, (128, 128)) for i, e in enumerate(examples[:3])]
     assert sheet.stat().st_size > 1000
 
 

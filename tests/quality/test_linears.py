@@ -82,10 +82,10 @@ def write(folder: Path, quantized: bool, **weights: np.ndarray) -> Path:
 
 @pytest.fixture
 def errors(tmp_path: Path) -> dict[str, LinearError]:
-    found = linear_errors(
+    result = linear_errors(
         "toy", write(tmp_path / "a", False), write(tmp_path / "b", True), [{"x": X}]
     )
-    return {error.layer: error for error in found}
+    return {error.layer: error for error in result}
 
 
 def test_errors_are_those_of_the_arithmetic(errors: dict[str, LinearError]) -> None:
@@ -123,8 +123,8 @@ def test_layers_can_be_measured_in_groups(
     monkeypatch.setattr(linears, "_BUDGET", 1)
     parts: list[float] = []
     paths = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
-    found = linear_errors("toy", *paths, [{"x": X}], parts.append)
-    assert {error.layer: error for error in found} == errors
+    result = linear_errors("toy", *paths, [{"x": X}], parts.append)
+    assert {error.layer: error for error in result} == errors
     assert parts == [0.5, 1.0]
 
 

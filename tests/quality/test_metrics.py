@@ -34,10 +34,10 @@ def test_relative_errors_over_some_axes() -> None:
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(4, 3, 2, 5, 5))
     value = reference + rng.normal(size=reference.shape)
-    found = metrics.relative_errors(value, reference, (2, 3, 4))
-    assert found.shape == (4, 3)
+    actual = metrics.relative_errors(value, reference, (2, 3, 4))
+    assert actual.shape == (4, 3)
     expected = np.linalg.norm(value[1, 2] - reference[1, 2]) / np.linalg.norm(reference[1, 2])
-    assert found[1, 2] == pytest.approx(expected)
+    assert actual[1, 2] == pytest.approx(expected)
 
 
 def test_lpips_says_why_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ def test_wilson_interval() -> None:
     """Against the values of Newcombe (1998), table I, and for shares of 0 and 1."""
     for successes, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
                                         (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
-        found = share(successes, count)
-        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-        assert found.value == successes / count
+        estimate = share(successes, count)
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+        assert estimate.value == successes / count
         mirrored = share(count - successes, count)
         assert (mirrored.low, mirrored.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
@@ -25,17 +25,17 @@ def test_paired_difference() -> None:
     # 30 right in both, 6 lost, 1 gained, 13 wrong in both.
     reference = [True] * 36 + [False] * 14
     candidate = [True] * 30 + [False] * 6 + [True] + [False] * 13
-    found = paired_difference(reference, candidate)
-    assert (found.lost, found.gained) == (6, 1)
-    assert found.difference == pytest.approx(-0.1)
-    assert found.p == pytest.approx(2 * (1 + 7) / 2**7)  # two-sided, by the binomial
+    estimate = paired_difference(reference, candidate)
+    assert (estimate.lost, estimate.gained) == (6, 1)
+    assert estimate.difference == pytest.approx(-0.1)
+    assert estimate.p == pytest.approx(2 * (1 + 7) / 2**7)  # two-sided, by the binomial
     fewer, more = 7 / 52, 2 / 52
     margin = 1.959964 * ((fewer + more - (fewer - more) ** 2) / 52) ** 0.5
-    assert found.low == pytest.approx(more - fewer - margin, abs=1e-6)
-    assert found.high == pytest.approx(more - fewer + margin, abs=1e-6)
+    assert estimate.low == pytest.approx(more - fewer - margin, abs=1e-6)
+    assert estimate.high == pytest.approx(more - fewer + margin, abs=1e-6)
     mirrored = paired_difference(candidate, reference)
-    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
-    assert mirrored.p == found.p
+    assert (mirrored.low, mirrored.high) == pytest.approx((-estimate.high, -estimate.low))
+    assert mirrored.p == estimate.p
 
 
 def test_no_difference_is_not_certainty() -> None:

@@ -86,14 +86,14 @@ def test_model_is_for_half(candidate: Bundle, mini_bundle: Path) -> None:
 
 def test_the_candidates_calibration_is_read_back(candidate: Bundle, tmp_path: Path) -> None:
     """What the manifest keeps of it is all that the twin's range guard needs."""
-    made = Calibration(
+    artifact = Calibration(
         {"denoiser/transformer_blocks.0.attn.to_q": 3.25},
         {"denoiser/transformer_blocks.0": 20_000.1, "t5/encoder.block.3": 1e-3},
         {"denoiser/transformer_blocks.0.attn.q": 7.5},
         Provenance(variant="mini", files={"a": "b" * 64}),
         {"later": Raw(b'"a newer version wrote it"')},
     )
-    (tmp_path / "calibration.json").write_bytes(CalibrationExtract(made).encode())
-    read = CalibrationExtract.of(Bundle(tmp_path, candidate.manifest)).calibration
-    assert read == made
-    assert read.digest() == made.digest()
+    (tmp_path / "calibration.json").write_bytes(CalibrationExtract(artifact).encode())
+    extract = CalibrationExtract.of(Bundle(tmp_path, candidate.manifest)).calibration
+    assert extract == artifact
+    assert extract.digest() == artifact.digest()

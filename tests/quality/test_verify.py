@@ -119,8 +119,8 @@ def test_fp8_layers(make_bundle: Callable[..., Path], half: Path) -> None:
     """W8A8: three bits of mantissa on both sides of every product."""
     bundle = make_bundle(policy="fp8")
     report = verify(VerifyOptions(half, str(bundle), captions=1, steps=1))
-    stored = {row.reference_precision for row in report.linears}
-    assert "fp8" in stored
+    precisions = {row.reference_precision for row in report.linears}
+    assert "fp8" in precisions
     for row in report.linears:
         assert row.own_error is not None
         if row.reference_precision == "fp8":
@@ -217,10 +217,10 @@ def test_half_is_built_where_none_is_given(
     assert status == 0
     for word in ("latent error", "PSNR", "SSIM", "LPIPS", "scenes right", "quantized linears"):
         assert word in out
-    built = msgspec.json.decode((bundle / "report" / "report.json").read_bytes(), type=Report)
-    assert built.linears == report.linears
-    assert built.latents == report.latents
-    assert built.reference.policy == "half"
+    embedded = msgspec.json.decode((bundle / "report" / "report.json").read_bytes(), type=Report)
+    assert embedded.linears == report.linears
+    assert embedded.latents == report.latents
+    assert embedded.reference.policy == "half"
     assert not list((stage_cache / "references").iterdir())
 
 
@@ -264,10 +264,10 @@ report = verify(VerifyOptions(half, str(half), captions=1, steps=1))
 assert report.images.identical == 1
 assert report.images.lpips_note == "torch is not installed"
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_wrong_use(run, half: Path, medium_bundle: Path) -> None:  # type: ignore[no-untyped-def]
@@ -305,7 +305,7 @@ def test_an_interruption_leaves_the_older_report(half: Path, bundles: dict[str, 
     options = VerifyOptions(half, str(bundles["int8-weight"]), captions=1, steps=1)
     for stage in ("reference", "layers"):
 
-        def stop(what: str, done: int, total: int, stage: str = stage) -> None:
+        def stop(what: str, process: int, total: int, stage: str = stage) -> None:
             if what == stage:
                 raise KeyboardInterrupt
 

@@ -25,9 +25,9 @@ def read(values: list[str]) -> np.ndarray:
     return rounded
 
 
-def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
-    assert got.dtype == expected.dtype == np.float32
-    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(actual.view(np.uint32), expected.view(np.uint32))
 
 
 def test_the_vectors_are_those_of_the_specification() -> None:

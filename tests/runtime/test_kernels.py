@@ -131,11 +131,11 @@ def test_kernels_of_a_bundle_need_trust(
     session = object.__new__(inductor.InductorSession)
     session._queue = SimpleNamespace(device=None)  # type: ignore[assignment]
     session._component = component
-    kept = session._offer_kernels(bundle)  # type: ignore[arg-type]
+    cache_file = session._offer_kernels(bundle)  # type: ignore[arg-type]
     assert offered == ([b"compiled"] if trust else [])
     assert len(log) == (not trust)
     assert trust or "--trust-kernels" in log[0]
     # What this user compiled needs none.
-    write_kernels(kept, b"own")
+    write_kernels(cache_file, b"own")
     session._offer_kernels(bundle)  # type: ignore[arg-type]
     assert offered[-1] == b"own"

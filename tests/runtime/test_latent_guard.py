@@ -71,11 +71,11 @@ def edited(source: Path, out: Path, change: Callable[[Manifest], Manifest]) -> P
 
 
 def guard_for(manifest: Manifest, band: Band | None, **arguments: Any) -> Guard:
-    given: dict[str, Any] = dict.fromkeys(
+    request: dict[str, Any] = dict.fromkeys(
         ("steps", "guidance", "shift", "size", "sampler", "t5_tokens", "image")
     )
-    given |= {"prompt": ["a", "b"], "negative": "", "seed": 7, "batch": 1, "strength": 0.5}
-    return Guard(band, make_request(manifest, **given | arguments))
+    request |= {"prompt": ["a", "b"], "negative": "", "seed": 7, "batch": 1, "strength": 0.5}
+    return Guard(band, make_request(manifest, **request | arguments))
 
 
 BAND = Band(np.array([0.0, 1.0]), np.array([[-0.1, 0.1]] * 2), np.array([[0.5, 1.0], [0.9, 1.1]]))
@@ -115,12 +115,12 @@ def test_what_is_an_anomaly(
     if what is None:
         assert guard.anomalies == {}
         return
-    (found,) = guard.anomalies.values()
-    assert (found.image, found.step, found.sigma, found.seed) == (1, 3, sigma, 8)
-    assert found.what == what
-    assert found.finite == ("finite" not in what)
-    assert found.prompt == hashlib.sha256(b"b").hexdigest()[:12]
-    assert guard.within(slice(1, 2)) == [dataclasses.replace(found, image=0)]
+    (anomaly,) = guard.anomalies.values()
+    assert (anomaly.image, anomaly.step, anomaly.sigma, anomaly.seed) == (1, 3, sigma, 8)
+    assert anomaly.what == what
+    assert anomaly.finite == ("finite" not in what)
+    assert anomaly.prompt == hashlib.sha256(b"b").hexdigest()[:12]
+    assert guard.within(slice(1, 2)) == [dataclasses.replace(anomaly, image=0)]
     assert guard.within(slice(0, 1)) == []
 
 

@@ -18,9 +18,9 @@ def test_equals_torch(shape: tuple[int, ...]) -> None:
     for seed in SEEDS:
         generator = torch.Generator("cpu").manual_seed(seed)
         expected = torch.randn(shape, generator=generator).numpy()
-        got = randn(shape, seed)
-        assert got.dtype == np.float32
-        assert np.abs(got - expected).max() <= 1e-6, seed
+        actual = randn(shape, seed)
+        assert actual.dtype == np.float32
+        assert np.abs(actual - expected).max() <= 1e-6, seed
 
 
 def test_too_few_values() -> None:

@@ -163,13 +163,13 @@ def test_what_fails_beside_the_others_is_told(tiny_bundle: Path, fake: FakeCuda)
 def test_a_callback_sees_each_step_while_the_next_is_queued(
     tiny_bundle: Path, fake: FakeCuda
 ) -> None:
-    seen: list[np.ndarray] = []
+    pictures: list[np.ndarray] = []
     expected: list[np.ndarray] = []
     queued: list[int] = []
 
     def look(step: Step) -> None:
-        assert step.index == len(seen)
-        seen.append(step.latents.copy())
+        assert step.index == len(pictures)
+        pictures.append(step.latents.copy())
         queued.append(fake.calls.count("cudaGraphLaunch"))
 
     with on_gpu(tiny_bundle, fake) as gpu:
@@ -178,8 +178,8 @@ def test_a_callback_sees_each_step_while_the_next_is_queued(
         result = gpu.generate("a red star", steps=6, callback=look)
     with Pipeline.load(tiny_bundle) as cpu:
         cpu.generate("a red star", steps=6, callback=lambda s: expected.append(s.latents.copy()))
-    np.testing.assert_array_equal(np.stack(seen), np.stack(expected))
-    np.testing.assert_array_equal(seen[-1], result.latents)
+    np.testing.assert_array_equal(np.stack(pictures), np.stack(expected))
+    np.testing.assert_array_equal(pictures[-1], result.latents)
     assert queued == [2, 3, 4, 5, 6, 6], "one step ahead"
 
 
@@ -207,12 +207,12 @@ def test_an_engine_that_fails_leaves_the_pipeline_usable(
     tiny_bundle: Path, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = QueuedSession.run
-    left = [3]
+    failures = [3]
 
     def fail(self: QueuedSession, inputs: Any, outputs: Any) -> None:
         if self._component.name == "denoiser":
-            left[0] -= 1
-            if left[0] == 0:
+            failures[0] -= 1
+            if failures[0] == 0:
                 raise Sd35Error("denoiser failed")
         run(self, inputs, outputs)
 
@@ -292,8 +292,8 @@ def test_a_budget_is_kept_to(bare_bundle: Path, fake: FakeCuda, share: float) ->
         most = [0]
         for request, other in zip(REQUESTS[:3], expected, strict=True):
             equal(gpu.generate(**request), other)
-            held = sum(e.weight_bytes for e in gpu.memory().engines.values() if e.open)
-            most[0] = max(most[0], held)
+            weight_bytes = sum(e.weight_bytes for e in gpu.memory().engines.values() if e.open)
+            most[0] = max(most[0], weight_bytes)
         report = gpu.memory()
         assert report.budget == limit
         assert report.planned_peak <= limit
@@ -328,9 +328,9 @@ def test_what_engines_work_with_is_planned_for(
             gpu.generate("a red star", steps=2, size=(pixels, pixels))
             return gpu.memory().planned_peak
 
-    known = {c.name: c for c in Bundle.open(tiny_bundle).manifest.components}
-    held = sum((c.allocated_bytes or 0) - c.weight_bytes for c in known.values())
-    works = {name: c.activation_bytes or 0 for name, c in known.items()}
+    components = {c.name: c for c in Bundle.open(tiny_bundle).manifest.components}
+    weight_bytes = sum((c.allocated_bytes or 0) - c.weight_bytes for c in components.values())
+    works = {name: c.activation_bytes or 0 for name, c in components.items()}
     # Both prompts, of up to eight; one picture of up to four, and of up to 192 pixels a side.
     text = works["t5"] * 2 / 8
     for pixels in (128, 192):
@@ -338,7 +338,7 @@ def test_what_engines_work_with_is_planned_for(
         # The denoiser keeps what it works with.
         most = share * works["denoiser"] + max(text, share * works["vae_decoder"])
         more = planned(tiny_bundle, pixels) - planned(bare_bundle, pixels)
-        assert more == pytest.approx(held + most, rel=1e-6)
+        assert more == pytest.approx(weight_bytes + most, rel=1e-6)
 
 
 def test_the_planned_peak_is_that_of_requests(
@@ -366,17 +366,17 @@ def test_weights_in_memory_never_exceed_the_budget(
 ) -> None:
     """At every moment, engines that are opened ahead included."""
     limit = budget(bare_bundle, 0.3)
-    held, peak = [0], [0]
+    weight_bytes, peak = [0], [0]
     init, close = QueuedSession.__init__, QueuedSession.close
 
     def opened(self: QueuedSession, fake: Any, bundle: Any, component: Any, device: Any) -> None:
         init(self, fake, bundle, component, device)
-        held[0] += component.weight_bytes
-        peak[0] = max(peak[0], held[0])
+        weight_bytes[0] += component.weight_bytes
+        peak[0] = max(peak[0], weight_bytes[0])
 
     def closed(self: QueuedSession) -> None:
         close(self)
-        held[0] -= self._component.weight_bytes
+        weight_bytes[0] -= self._component.weight_bytes
 
     monkeypatch.setattr(QueuedSession, "__init__", opened)
     monkeypatch.setattr(QueuedSession, "close", closed)
@@ -384,7 +384,7 @@ def test_weights_in_memory_never_exceed_the_budget(
         for seed in range(3):
             gpu.generate(f"star {seed}", steps=2, seed=seed)
     assert 0 < peak[0] <= limit - CONTEXT
-    assert held[0] == 0
+    assert weight_bytes[0] == 0
 
 
 def test_a_repeated_prompt_loads_no_text_encoder(bare_bundle: Path, fake: FakeCuda) -> None:

@@ -113,10 +113,10 @@ def test_half_is_close_to_fp32(mini_bundle: Path, make_bundle: Callable[..., Pat
     arguments: dict[str, Any] = {"seed": SEED, "negative": NEGATIVE}
     with Pipeline.load(mini_bundle) as single, Pipeline.load(make_bundle(policy="half")) as half:
         expected = single.generate(PROMPT, **arguments)
-        got = half.generate(PROMPT, **arguments)
+        actual = half.generate(PROMPT, **arguments)
         weights = [sum(c.weight_bytes for c in p.manifest.components) for p in (half, single)]
-    assert relative_error(got.latents, expected.latents) <= 0.05
-    assert psnr(got.images, expected.images) >= 30
+    assert relative_error(actual.latents, expected.latents) <= 0.05
+    assert psnr(actual.images, expected.images) >= 30
     assert 0.5 <= weights[0] / weights[1] <= 0.6
 
 

@@ -70,17 +70,17 @@ def test_samplers_draw_different_pictures(pipe: Pipeline) -> None:
 
 
 def test_callback_sees_every_step(pipe: Pipeline) -> None:
-    seen: list[Step] = []
+    progress: list[Step] = []
     latents: list[np.ndarray] = []
 
     def on_step(step: Step) -> None:
-        seen.append(step)
+        progress.append(step)
         latents.append(step.latents.copy())
 
     result = pipe.generate("a red star", steps=4, callback=on_step)
-    assert [(s.index, s.total) for s in seen] == [(i, 4) for i in range(4)]
-    assert [s.sigma for s in seen] == sorted([s.sigma for s in seen], reverse=True)
-    assert seen[-1].sigma == 0
+    assert [(s.index, s.total) for s in progress] == [(i, 4) for i in range(4)]
+    assert [s.sigma for s in progress] == sorted([s.sigma for s in progress], reverse=True)
+    assert progress[-1].sigma == 0
     np.testing.assert_array_equal(latents[-1], result.latents)
 
 
@@ -94,10 +94,10 @@ def test_callback_cancels_and_the_pipeline_goes_on(pipe: Pipeline) -> None:
 
 def test_threads_take_turns(pipe: Pipeline) -> None:
     expected = {seed: pipe.generate("a red star", seed=seed, **QUICK).latents for seed in range(4)}
-    got: dict[int, np.ndarray] = {}
+    actual: dict[int, np.ndarray] = {}
 
     def draw(seed: int) -> None:
-        got[seed] = pipe.generate("a red star", seed=seed, **QUICK).latents
+        actual[seed] = pipe.generate("a red star", seed=seed, **QUICK).latents
 
     threads = [threading.Thread(target=draw, args=(seed,)) for seed in expected]
     for thread in threads:
@@ -105,7 +105,7 @@ def test_threads_take_turns(pipe: Pipeline) -> None:
     for thread in threads:
         thread.join()
     for seed, latents in expected.items():
-        np.testing.assert_array_equal(got[seed], latents)
+        np.testing.assert_array_equal(actual[seed], latents)
 
 
 def test_strength_decides_how_much_of_an_image_stays(pipe: Pipeline) -> None:

@@ -182,7 +182,7 @@ def test_a_run_of_which_all_are_cancelled_stops(pool: PipelinePool, engines: Fak
 def test_callbacks_see_their_own_images(
     pool: PipelinePool, engines: FakeEngines, tiny_bundle: Path
 ) -> None:
-    seen: list[np.ndarray] = []
+    pictures: list[np.ndarray] = []
     first = pool.submit("a star", **QUICK)
     engines.wait_for_step()
 
@@ -193,7 +193,7 @@ def test_callbacks_see_their_own_images(
         raise RuntimeError("the callback's own")
 
     def keep(step: Step) -> None:
-        seen.append(step.latents.copy())
+        pictures.append(step.latents.copy())
 
     stopped, failed, kept = (
         pool.submit("a star", seed=seed, callback=callback, **QUICK)
@@ -206,8 +206,8 @@ def test_callbacks_see_their_own_images(
     with pytest.raises(RuntimeError, match="the callback's own"):
         failed.result()
     same(kept.result(), alone(tiny_bundle, seed=3))
-    assert [latents.shape for latents in seen] == [(1, 16, 8, 8)] * 3
-    np.testing.assert_array_equal(seen[-1], kept.result().latents)
+    assert [latents.shape for latents in pictures] == [(1, 16, 8, 8)] * 3
+    np.testing.assert_array_equal(pictures[-1], kept.result().latents)
     assert engines.batches == [1, 3]
 
 
@@ -296,14 +296,14 @@ def test_an_error_in_the_with_block_does_not_wait(engines: FakeEngines, tiny_bun
 
 
 def test_traffic_and_switching(tiny_bundle: Path) -> None:
-    made = {name: FakeEngines() for name in ("fp16", "fp8")}
-    pipes = {name: fake.pipeline(tiny_bundle) for name, fake in made.items()}
+    engines = {name: FakeEngines() for name in ("fp16", "fp8")}
+    pipes = {name: fake.pipeline(tiny_bundle) for name, fake in engines.items()}
 
     def drawn() -> tuple[int, ...]:
-        return tuple(len(fake.batches) for fake in made.values())
+        return tuple(len(fake.batches) for fake in engines.values())
 
     with PipelinePool(pipes, default="fp8") as pool:
-        loaded = [list(fake.opened) for fake in made.values()]
+        opens = [list(fake.opened) for fake in engines.values()]
         pool.generate("a star", **QUICK)
         assert drawn() == (0, 1)
         pool.switch("fp16")
@@ -323,7 +323,7 @@ def test_traffic_and_switching(tiny_bundle: Path) -> None:
         with pytest.raises(UsageError, match="no bundle 'int4'"):
             pool.switch("int4")
         assert pool.traffic == {"fp16": 50, "fp8": 50}
-        assert [list(fake.opened) for fake in made.values()] == loaded, "nothing loads again"
+        assert [list(fake.opened) for fake in engines.values()] == opens, "nothing loads again"
 
 
 def test_what_a_pool_refuses(tiny_bundle: Path) -> None:
@@ -463,7 +463,7 @@ def test_many_callers_on_real_engines(tiny_bundle: Path) -> None:
         concurrent.futures.ThreadPoolExecutor(6) as callers,
     ):
         pool.set_traffic({"a": 50, "b": 50})
-        got = list(callers.map(lambda case: pool.generate(size=(64, 64), **case), cases))
-    for mine, theirs in zip(got, expected, strict=True):
+        actual = list(callers.map(lambda case: pool.generate(size=(64, 64), **case), cases))
+    for mine, theirs in zip(actual, expected, strict=True):
         same(mine, theirs)
-    assert Counter(len(result.images) for result in got) == {1: 12}
+    assert Counter(len(result.images) for result in actual) == {1: 12}

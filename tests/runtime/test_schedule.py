@@ -42,11 +42,11 @@ def test_euler_equals_diffusers() -> None:
     x = torch.from_numpy(rng.standard_normal((1, 16, 4, 4)))
     target = torch.from_numpy(rng.standard_normal((1, 16, 4, 4)))
     sigmas = make_sigmas(7, 3.0)
-    got = run(euler(sigmas), sigmas, lambda x, s: np.tanh(x) * s + target.numpy(), x.numpy())
+    actual = run(euler(sigmas), sigmas, lambda x, s: np.tanh(x) * s + target.numpy(), x.numpy())
     for t, sigma in zip(scheduler.timesteps, sigmas[:-1], strict=True):
         velocity = (x - (torch.tanh(x) * sigma + target)) / sigma
         x = scheduler.step(velocity, t, x).prev_sample.double()
-    np.testing.assert_allclose(got, x.numpy(), atol=1e-5)
+    np.testing.assert_allclose(actual, x.numpy(), atol=1e-5)
 
 
 def test_dpmpp_2m_equals_diffusers_where_it_is_second_order() -> None:
@@ -85,14 +85,14 @@ def test_order_of_convergence(sampler: str, order: int) -> None:
     errors = []
     for steps in (64, 128, 256):
         sigmas = np.linspace(0.9, 0.2, steps + 1)
-        got = run(SAMPLERS[sampler](sigmas), sigmas, _gaussian_denoise, x)
+        actual = run(SAMPLERS[sampler](sigmas), sigmas, _gaussian_denoise, x)
 
         def scale(s: float) -> float:
             return float(np.sqrt((1 - s) ** 2 * 0.25 + s**2))
 
         # The flow maps quantiles to quantiles, which for normals is affine.
         exact = 0.7 * (1 - 0.2) + scale(0.2) / scale(0.9) * (x - 0.7 * (1 - 0.9))
-        errors.append(np.abs(got - exact).max())
+        errors.append(np.abs(actual - exact).max())
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
     assert rates.min() > order - 0.25
     assert rates.max() < order + 0.6
@@ -107,5 +107,5 @@ def test_tables_end_at_the_denoised_image(name: str, steps: int) -> None:
     assert np.isfinite(table).all()
     np.testing.assert_allclose(table[-1], [0, 1, 0])
     # A constant image and no noise is a fixed point: a * (1 - s) + b + c = 1 - s'.
-    kept = table[:, 0] * (1 - sigmas[:-1]) + table[:, 1] + table[:, 2]
-    np.testing.assert_allclose(kept, 1 - sigmas[1:], atol=1e-12)
+    carried = table[:, 0] * (1 - sigmas[:-1]) + table[:, 1] + table[:, 2]
+    np.testing.assert_allclose(carried, 1 - sigmas[1:], atol=1e-12)

@@ -27,10 +27,10 @@ def test_sixty_requests(tiny_bundle: Path, make_bundle: Callable[..., Path]) -> 
     figures = soak((tiny_bundle, half), 60, steps=1, callers=8)
     assert figures["wrong"] == []
     assert sum(figures["outcomes"].values()) == 60
-    asked = [request.kind for request in make_requests(60, 1)]
-    assert {"draw", "cancel", "timeout", "invalid"} == set(asked)
-    assert figures["outcomes"]["draw: drawn"] == asked.count("draw")
-    assert figures["outcomes"]["invalid: refused"] == asked.count("invalid")
+    kinds = [request.kind for request in make_requests(60, 1)]
+    assert {"draw", "cancel", "timeout", "invalid"} == set(kinds)
+    assert figures["outcomes"]["draw: drawn"] == kinds.count("draw")
+    assert figures["outcomes"]["invalid: refused"] == kinds.count("invalid")
     assert "60 requests from 8 threads" in table(figures)[0]
 
 

@@ -60,9 +60,9 @@ with Pipeline.load({str(mini_bundle)!r}, verify=True) as pipe:
 print(json.dumps(sorted(sys.modules)))
 """
     python = environment / "bin" / "python"
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "tokenizers" in json.loads(done.stdout)
+    process = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "tokenizers" in json.loads(process.stdout)
     with Pipeline.load(mini_bundle) as pipe:
         here = np.asarray(pipe("two large green squares", seed=7, negative="red"))
     with Image.open(tmp_path / "picture.png") as there:

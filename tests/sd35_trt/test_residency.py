@@ -90,18 +90,18 @@ def test_plans_keep_their_promises(rows: list[tuple[int, int, int, int | None]],
     ]
     plan = plan_residency(engines, room)
     assert plan.fits == (plan.peak_bytes <= room)
-    kept = sum(e.weight_bytes for e in engines if plan.placements[e.name].kind == RESIDENT)
-    assert plan.resident_bytes == kept
+    keeper = sum(e.weight_bytes for e in engines if plan.placements[e.name].kind == RESIDENT)
+    assert plan.resident_bytes == keeper
     for engine in engines:
         placement = plan.placements[engine.name]
         here = 0 if placement.kind == RESIDENT else placement.device_bytes
-        assert placement.peak_bytes == kept + here + engine.activation_bytes
+        assert placement.peak_bytes == keeper + here + engine.activation_bytes
         assert placement.device_bytes <= engine.weight_bytes
         if placement.kind == STREAMED:
             assert engine.stream_bytes is not None
             assert placement.device_bytes >= engine.stream_bytes
             # Alone it would not fit.
-            assert kept + engine.weight_bytes + engine.activation_bytes > room
+            assert keeper + engine.weight_bytes + engine.activation_bytes > room
         if placement.kind != RESIDENT:
             assert placement.bus_bytes >= engine.weight_bytes
     more = plan_residency(engines, room + 50)
@@ -120,10 +120,10 @@ def test_the_same_question_has_the_same_answer(budget: int | None) -> None:
 
 
 def test_memory_of_a_recorded_graph_stays() -> None:
-    kept = Footprint("step", "denoise", 50, 10, 20, 10, keeps_activations=True)
-    plan = plan_residency((TEXT, kept, DECODE), None)
+    keeper = Footprint("step", "denoise", 50, 10, 20, 10, keeps_activations=True)
+    plan = plan_residency((TEXT, keeper, DECODE), None)
     # Decoding has its own activations and the step's.
     assert plan.peak_bytes == 115 + 10 + 30
     assert plan.placements["step"].peak_bytes == 115 + 10
     # As little as possible: text and decoding stream, and the step's memory is there even so.
-    assert plan_residency((TEXT, kept, DECODE), 0).peak_bytes == 10 + 30 + 4
+    assert plan_residency((TEXT, keeper, DECODE), 0).peak_bytes == 10 + 30 + 4

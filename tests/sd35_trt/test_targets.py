@@ -36,8 +36,8 @@ def test_the_table_is_consistent() -> None:
 
 
 def test_families_have_the_policies_that_their_tensor_cores_run() -> None:
-    found = {name: target.policy for name, target in targets().items() if target.family == name}
-    assert found == {
+    actual = {name: target.policy for name, target in targets().items() if target.family == name}
+    assert actual == {
         "cpu": "fp32", "turing": "int8-weight", "ampere": "int8-weight", "ada": "fp8",
         "hopper": "fp8", "blackwell": "fp8",
     }  # fmt: skip
@@ -106,11 +106,11 @@ def test_a_policy_is_refused_before_any_work(run, tmp_path: Path) -> None:  # ty
 
 def test_auto_takes_the_gpu_that_is_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml((8, 6)))
-    found = find_target("auto")
-    assert (found.name, found.compute_capability) == ("ampere", "8.6")
-    assert found.builders["tensorrt-rtx"] == ("8.6",)
-    assert found.memory_bytes == 6 * 2**30
-    assert found.bus_bandwidth == find_target("rtx3090").bus_bandwidth
+    actual = find_target("auto")
+    assert (actual.name, actual.compute_capability) == ("ampere", "8.6")
+    assert actual.builders["tensorrt-rtx"] == ("8.6",)
+    assert actual.memory_bytes == 6 * 2**30
+    assert actual.bus_bandwidth == find_target("rtx3090").bus_bandwidth
 
 
 def test_auto_without_a_gpu_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

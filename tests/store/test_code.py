@@ -132,8 +132,8 @@ def test_every_stage_names_its_code() -> None:
             if not isinstance(call, ast.Call) or ast.unparse(call.func).split(".")[-1] != "Stage":
                 continue
             count += 1
-            given = {k.arg: k.value for k in call.keywords}.get("code")
-            names = _modules(tree, call.args[position] if given is None else given)
+            argument = {k.arg: k.value for k in call.keywords}.get("code")
+            names = _modules(tree, call.args[position] if argument is None else argument)
             assert names, f"{path}:{call.lineno} names no code"
             # A module's own name is right by itself.
             assert len(code.code_digest(*names - {"__name__"})) == 64

@@ -18,9 +18,11 @@ def _ports(ports: tuple[Port, ...]) -> str:
 def _target(manifest: Manifest) -> str:
     options = manifest.engine_options
     sm = sm_names(manifest.option_names("compute_capabilities"))
-    asked = [name.replace("_", " ") for name in ("weight_streaming", "refit") if options.get(name)]
+    features = [
+        name.replace("_", " ") for name in ("weight_streaming", "refit") if options.get(name)
+    ]
     name = f"{manifest.target} ({sm})" if sm else manifest.target
-    return ", ".join([name, f"by {manifest.builder}", *asked])
+    return ", ".join([name, f"by {manifest.builder}", *features])
 
 
 def print_manifest(bundle: Bundle) -> None:

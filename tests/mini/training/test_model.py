@@ -102,9 +102,9 @@ def test_a_seed_fixes_the_random_weights_and_the_files_load(tmp_path):
     model.save_pipeline(first, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["tokenizer_3"] == ["transformers", "T5TokenizerFast"]
-    loaded = evaluate.load(tmp_path)
+    models = evaluate.load(tmp_path)
     expected = second.transformer.proj_out.weight.half().float()
-    assert torch.equal(loaded.transformer.proj_out.weight, expected)
+    assert torch.equal(models.transformer.proj_out.weight, expected)
 
 
 def test_training_starts_from_zero_velocity():

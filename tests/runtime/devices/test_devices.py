@@ -79,19 +79,19 @@ def test_a_fetch_is_behind_the_queue_and_before_what_follows(device: Device) -> 
     """Ping-pong, as the loop does it."""
     pair = [device.upload(np.full(5, i, np.float32)) for i in range(2)]
     slots = [*device.slots((5,), np.float32, 3)] or [None] * 3
-    fetches, seen = [], []
+    fetches, pictures = [], []
     for i in range(6):
         if i >= 2:
             fetches[i - 2].fence()
         device.copy(device.upload(np.full(5, 10 + i, np.float32)), pair[i % 2])
         fetches.append(device.fetch(pair[i % 2], slots[i % 3]))
         if not device.queues:
-            seen.append(fetches[i].wait()[0])
+            pictures.append(fetches[i].wait()[0])
         elif i >= 2:
-            seen.append(fetches[i - 2].wait()[0])
+            pictures.append(fetches[i - 2].wait()[0])
     if device.queues:
-        seen += [fetch.wait()[0] for fetch in fetches[-2:]]
-    assert seen == [10, 11, 12, 13, 14, 15]
+        pictures += [fetch.wait()[0] for fetch in fetches[-2:]]
+    assert pictures == [10, 11, 12, 13, 14, 15]
 
 
 def test_memory_is_counted(device: Device, request: pytest.FixtureRequest) -> None:
@@ -220,10 +220,10 @@ def test_scratch_memory_grows_and_says_so(fake: FakeCuda) -> None:
     first, version = device.scratch(100), device.scratch_version
     assert device.scratch(50) == first
     assert device.scratch_version == version
-    used = fake.used
+    device_bytes = fake.used
     device.scratch(1000)
     assert device.scratch_version > version
-    assert fake.used == used + 900
+    assert fake.used == device_bytes + 900
 
 
 def test_uploads_do_not_overtake_each_other(fake: FakeCuda) -> None:

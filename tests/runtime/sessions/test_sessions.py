@@ -179,14 +179,14 @@ def check(stand: Stand, session: Session, name: str, seed: int = 0, **dims: int)
     component = stand.bundle.manifest.component(name)
     assert component is not None
     feed = feeds(component, seed, **dims)
-    found = run(session, stand.device, component, feed, **dims)
+    actual = run(session, stand.device, component, feed, **dims)
     for key, value in expected(stand, name, feed, **dims).items():
-        assert found[key].shape == value.shape
+        assert actual[key].shape == value.shape
         if value.dtype == np.uint8 and stand.device.kind == "cpu":
             # Between two steps, a value may be rounded the other way.
-            assert np.abs(found[key].astype(int) - value).max() <= (stand.tolerance > 0)
+            assert np.abs(actual[key].astype(int) - value).max() <= (stand.tolerance > 0)
         else:
-            assert relative_error(found[key], value) <= stand.tolerance, (name, key)
+            assert relative_error(actual[key], value) <= stand.tolerance, (name, key)
 
 
 SHAPES: dict[str, list[dict[str, int]]] = {
@@ -258,9 +258,9 @@ def test_it_closes_while_its_work_is_queued(stand: Stand) -> None:
         for _ in range(3):
             session.run(buffers, outputs)
         session.close()
-        found = {name: stand.device.download(buffer) for name, buffer in outputs.items()}
+        actual = {name: stand.device.download(buffer) for name, buffer in outputs.items()}
         for key, value in expected(stand, "clip_l", feed, batch=3).items():
-            assert relative_error(found[key], value) <= stand.tolerance
+            assert relative_error(actual[key], value) <= stand.tolerance
 
 
 def test_what_it_does_not_take_is_refused_in_one_line(stand: Stand) -> None:
