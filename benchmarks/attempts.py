@@ -14,8 +14,8 @@ class Attempt:
     """A way to compute the step.
 
     Attributes:
-        kind: ``diffusers``, ``torchao``, ``program``, or that of an engine: ``onnxruntime``,
-            ``tensorrt``.
+        kind: ``diffusers``, ``torchao``, ``program``, ``usual`` (see :mod:`usual_way`), or that of
+            an engine: ``onnxruntime``, ``tensorrt``.
         policy: of ours.
         mode: of compilation: a key of ``MODES``, or ``eager``.
         record: whether it is recorded and replayed.
@@ -52,6 +52,8 @@ ATTEMPTS = (
     Attempt("onnxruntime fp8", "onnxruntime", record=False),
     Attempt("tensorrt fp8", "tensorrt"),
     Attempt("tensorrt half", "tensorrt", "half"),
+    Attempt("tensorrt fp8, the usual way", "usual", record=False),
+    Attempt("tensorrt half, the usual way", "usual", "half", record=False),
     Attempt("tensorrt fp8, FP8 attention", "tensorrt", fp8_attention=True),
     Attempt("torchao FP8 rowwise, compiled", "torchao", record=False),
     Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py --out step.json
     python benchmarks/step.py --model medium --attempt 'programs*' --out medium.json
-    python benchmarks/step.py --device cpu --layers 1 --width small --out /tmp/step.json
+    python benchmarks/step.py --device cpu --layers 2 --width small --out /tmp/step.json
 
 The transformer is made on the device, in FP32; its largest activations in one step are the
 calibration, and what it computes then is what errors are against: relative to what the step changes
@@ -33,6 +33,7 @@ from denoising_step import DenoisingStep, random_inputs, true_step
 from random_transformer import RandomTransformer
 from recorder import Recorder
 from step_sides import by_diffusers, by_engine, by_programs
+from usual_way import by_the_usual_way
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.structure import published_config
@@ -62,6 +63,8 @@ def _measure(
             compute = by_programs(model, step, attempt, device)
         elif attempt.kind in BACKENDS:
             compute = by_engine(model, step, attempt, recorder.device, Path(folder))
+        elif attempt.kind == "usual":
+            compute = by_the_usual_way(model, step, attempt, Path(folder))
         else:
             compute = by_diffusers(model, step, attempt, device)
         seconds = time.perf_counter() - start
@@ -83,9 +86,21 @@ def _measure(
         "seconds to make": seconds,
         "seconds to compile and measure": time.perf_counter() - start,
     }
-    if on_gpu and attempt.kind not in BACKENDS:
+    if on_gpu and attempt.kind not in (*BACKENDS, "usual"):
         row["activation GB"] = (torch.cuda.max_memory_allocated() - weight_bytes) / 1e9
+    if on_gpu:
+        with_it = _device_bytes()
+        del run, compute
+        row["resident GB"] = (with_it - _device_bytes()) / 1e9
     return row
+
+
+def _device_bytes() -> int:
+    """Memory of the GPU that is in use, without what PyTorch keeps for later."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
 
 
 @click.command()
@@ -121,7 +136,7 @@ def main(
     recorder = Recorder(device)
     rows = json.loads(out.read_text())["rows"] if out.exists() else {}
     rows = {attempt: row for attempt, row in rows.items() if "failed" not in row}
-    print(f"{'':36}{'ms':>9}{'error':>10}{'make s':>8}{'run s':>8}{'GB':>7}")
+    print(f"{'':36}{'ms':>9}{'error':>10}{'make s':>8}{'run s':>8}{'act GB':>7}{'all GB':>7}")
     for attempt in ATTEMPTS:
         matches = not patterns or any(fnmatchcase(attempt.name, p) for p in patterns)
         if attempt.name in rows or not matches:
@@ -154,9 +169,9 @@ def _line(name: str, row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{name:36} {row['failed']}"
     seconds = (row["seconds to make"], row["seconds to compile and measure"])
-    memory = row.get("activation GB", 0.0)
+    memory = "".join(f"{row.get(key, 0.0):7.2f}" for key in ("activation GB", "resident GB"))
     times = f"{row['ms']:9.2f}{row['error']:10.5f}{seconds[0]:8.1f}{seconds[1]:8.1f}"
-    return f"{name:36}{times}{memory:7.2f}"
+    return f"{name:36}{times}{memory}"
 
 
 if __name__ == "__main__":
