@@ -49,4 +49,4 @@ def test_a_swapped_result_is_found(tiny_bundle: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Pipeline, "draw", swap)
     wrong = soak.soak((tiny_bundle, tiny_bundle), 40, steps=1, callers=8)["wrong"]
-    assert any("not the one its request gives alone" in line for line in wrong)
+    assert any("dB from what its request gives alone" in line for line in wrong)
