@@ -13,6 +13,7 @@ class PlanOptions:
     Attributes:
         model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
             directory, a file in the original layout, or a hub id.
+        scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
         target: see :func:`sd35_trt.targets.find_target`.
         policy: name or path; None takes the target's default.
         vram: bytes of device memory to stay within; None takes the target's.
@@ -24,6 +25,8 @@ class PlanOptions:
     """
 
     model: str = "mini"
+    scheduler: Path | None = None
+    variant: str | None = None
     target: str = "cpu"
     policy: str | None = None
     vram: int | None = None
