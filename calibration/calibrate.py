@@ -49,7 +49,7 @@ class CalibrateOptions:
 
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers: for a file; see :class:`sd35_trt.build.options.BuildOptions`.
+        tokenizers, scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -63,6 +63,8 @@ class CalibrateOptions:
 
     model: str = "mini"
     tokenizers: Path | None = None
+    scheduler: Path | None = None
+    variant: str | None = None
     policy: str = "fp8"
     prompts: Path | None = None
     limit: int | None = None
@@ -139,7 +141,12 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     """
     with requirement("calibrating", "build"):
         from .run import DrawingSettings, check_device
-    model = look(options.model, options.tokenizers)
+    model = look(
+        options.model,
+        options.tokenizers,
+        scheduler=options.scheduler,
+        variant=options.variant,
+    )
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
     sizes = options.sizes or (variant.size,)
@@ -151,6 +158,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     settings = DrawingSettings(
         root=checkpoint.root,
         source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
+        scheduler=model.scheduler.values,
         parts=tuple(model.parts),
         prompts=tuple(prompts),
         steps=variant.steps if options.steps is None else options.steps,
@@ -163,7 +171,8 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         file_variant="fp16" if any(".fp16." in name for name in weights) else None,
     )
     settings.batches()  # refuses more sizes than prompts
-    files = file_hashes(checkpoint, model.parts, StageCache(default_cache_dir()))
+    cache = StageCache(default_cache_dir())
+    files = file_hashes(checkpoint, model.parts, cache) | model.scheduler.hashes(cache)
     versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
     return settings, Provenance(
         variant=variant.name,

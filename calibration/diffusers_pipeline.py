@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sd35_trt.formats.bundle import Scheduler
+
 if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 _TOKENIZERS = {
     "text_encoder": "tokenizer",
@@ -22,7 +24,7 @@ class Source(Protocol):
     """A checkpoint with diffusers' names and configurations."""
 
     def config(self, part: str) -> dict[str, Any]:
-        """Of a part or the scheduler, as in its ``config.json``."""
+        """Of a part, as in its ``config.json``."""
 
     def weights(self, part: str) -> Any:
         """Has ``read(name)``, which gives a tensor."""
@@ -31,7 +33,18 @@ class Source(Protocol):
         """The directory of a tokenizer."""
 
 
-def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> StableDiffusion3Pipeline:
+def diffusers_scheduler(scheduler: Scheduler) -> FlowMatchEulerDiscreteScheduler:
+    """diffusers' object for a scheduler."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
+        shift=scheduler.shift, num_train_timesteps=int(scheduler.num_train_timesteps)
+    )
+
+
+def assemble(
+    source: Source, scheduler: Scheduler, parts: Sequence[str], dtype: torch.dtype
+) -> StableDiffusion3Pipeline:
     """A pipeline with these parts alone, on the CPU.
 
     A tensor that is stored in ``dtype`` stays a view of its file.
@@ -39,7 +52,7 @@ def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> Stable
     Raises:
         CheckpointError: a tensor or a tokenizer is missing.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from diffusers import StableDiffusion3Pipeline
     from transformers import CLIPTokenizer, T5TokenizerFast
 
     modules: dict[str, Any] = {"transformer": None, "vae": None}
@@ -49,8 +62,7 @@ def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> Stable
         if part in parts:
             modules[folder] = kind.from_pretrained(source.tokenizer(folder))
     modules |= {part: _model(source, part, dtype) for part in parts}
-    scheduler = FlowMatchEulerDiscreteScheduler(**source.config("scheduler"))
-    return StableDiffusion3Pipeline(scheduler=scheduler, **modules)
+    return StableDiffusion3Pipeline(scheduler=diffusers_scheduler(scheduler), **modules)
 
 
 def _model(source: Source, part: str, dtype: torch.dtype) -> Any:

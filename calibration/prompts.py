@@ -1,4 +1,4 @@
-"""Prompt files: UTF-8 text, one prompt per line."""
+"""Prompt files: UTF-8 text, one prompt per line; a line ends with \\n, \\r\\n or \\r."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def read_prompts(path: Path) -> list[str]:
         raise UsageError(f"prompt file {path} is not UTF-8 (byte {error.start})", _FIX) from error
     except OSError as error:
         raise UsageError(f"cannot read prompt file {path}: {error.strerror}", _FIX) from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines(): a prompt may hold a form feed, U+0085 or U+2028. Reading turned \r\n and \r
+    # into \n.
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"prompt file {path} is empty", _FIX)
     return prompts

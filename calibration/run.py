@@ -17,12 +17,13 @@ from msgspec.structs import asdict, replace
 from sd35_trt.compat.modelopt import is_range_error, restored_functions
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
+from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration, Provenance
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import write_directory
 
-from .diffusers_pipeline import Source, assemble
+from .diffusers_pipeline import Source, assemble, diffusers_scheduler
 from .latents import LatentBand
 from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
@@ -49,6 +50,7 @@ class DrawingSettings:
     Attributes:
         root: a diffusers model directory, or what ``source`` reads.
         source: reads the parts of a model that is not in such a directory.
+        scheduler: in place of the model's own.
         parts: the folders of the parts that it has.
         sizes: (width, height) in pixels; prompts take them in turn.
         seed: prompt ``i`` starts from the noise of ``seed + i``.
@@ -58,6 +60,7 @@ class DrawingSettings:
     """
 
     root: Path
+    scheduler: Scheduler
     parts: tuple[str, ...]
     prompts: tuple[str, ...]
     steps: int
@@ -130,10 +133,11 @@ def load(settings: DrawingSettings, parts: Sequence[str]) -> StableDiffusion3Pip
     try:
         with quiet():
             if settings.source is not None:
-                pipe = assemble(settings.source, parts, DTYPES[settings.dtype])
+                pipe = assemble(settings.source, settings.scheduler, parts, DTYPES[settings.dtype])
             else:
                 pipe = StableDiffusion3Pipeline.from_pretrained(
                     settings.root,
+                    scheduler=diffusers_scheduler(settings.scheduler),
                     dtype=DTYPES[settings.dtype],
                     variant=settings.file_variant,
                     local_files_only=True,

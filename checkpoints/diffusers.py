@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from sd35_trt.components import OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
+from sd35_trt.store.hub import telling_name
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,11 @@ _VARIANTS = ("", ".fp16", ".bf16")
 _FETCH = "download the checkpoint again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, fix: str = _FETCH) -> dict[str, Any]:
     """Parse a JSON object.
+
+    Args:
+        fix: what the user is told to do where it cannot be read.
 
     Raises:
         CheckpointError: missing, not JSON, or not an object.
@@ -32,11 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", _FETCH) from None
+        raise CheckpointError(f"{path} is missing", fix) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", _FETCH) from error
+        raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object", _FETCH)
+        raise CheckpointError(f"{path} holds no JSON object", fix)
     return data
 
 
@@ -214,8 +218,11 @@ class Checkpoint:
 
     @property
     def hint(self) -> str:
-        """Where the checkpoint came from, for :func:`sd35_trt.variants.recognise`."""
-        return f"{self.root} {self.index.get('_name_or_path')}"
+        """The name that tells the variant, for :func:`sd35_trt.variants.recognise`.
+
+        Not ``_name_or_path``: a fine-tune keeps that of the model it began with.
+        """
+        return telling_name(self.root)
 
     def has(self, part: str) -> bool:
         """Whether the checkpoint comes with this part; only T5 may be left out."""
@@ -229,8 +236,7 @@ class Checkpoint:
         Raises:
             CheckpointError: missing or unreadable.
         """
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        data = read_json(self.root / part / name)
+        data = read_json(self.root / part / "config.json")
         return {key: value for key, value in data.items() if not key.startswith("_")}
 
     def weights(self, part: str) -> Weights:

@@ -11,6 +11,7 @@ from sd35_trt.dimensions import SizeLimits
 from sd35_trt.store.hub import model_name, resolve_model
 from sd35_trt.variants import Variant, recognise
 
+from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
 
@@ -26,6 +27,7 @@ class Model(Generic[_Source]):
         name: what a bundle of it is called.
         checkpoint: its files; of a published model, its structure.
         variant: which model of the family it is.
+        scheduler: that it is drawn with.
         sizes: of pictures, that it draws.
         packaged: whether it is the mini that comes with this package.
     """
@@ -33,6 +35,7 @@ class Model(Generic[_Source]):
     name: str
     checkpoint: _Source
     variant: Variant
+    scheduler: SchedulerSource
     sizes: SizeLimits
     packaged: bool = False
 
@@ -47,34 +50,57 @@ class Model(Generic[_Source]):
         return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
 
 
-def look(model: str, tokenizers: Path | None = None) -> Model[AnyCheckpoint]:
+def look(
+    model: str,
+    tokenizers: Path | None = None,
+    *,
+    scheduler: Path | None = None,
+    variant: str | None = None,
+) -> Model[AnyCheckpoint]:
     """Look at a model.
 
     Args:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
         tokenizers: of a model in a file; see
             :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
+        scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
+        variant: which model of the family it is; None asks its structure and its name.
 
     Raises:
         CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
-        UsageError: tokenizers for a directory, which has its own.
+        UsageError: tokenizers for a directory, which has its own; no such scheduler; a variant
+            that the structure contradicts.
     """
     root = resolve_model(model)
     checkpoint = open_checkpoint(root, tokenizers)
-    result = _describe(model_name(model, root), checkpoint, model == "mini")
+    result = _describe(model_name(model, root), checkpoint, scheduler, variant, model == "mini")
     for part in result.parts:
         checkpoint.weights(part)  # opens every file
     return result
 
 
-def look_at_structure(model: str) -> Model[AnyCheckpoint | Structure]:
+def look_at_structure(
+    model: str, *, scheduler: Path | None = None, variant: str | None = None
+) -> Model[AnyCheckpoint | Structure]:
     """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
     if model in PUBLISHED:
-        return _describe(model, Structure(model))
-    return look(model)
+        return _describe(model, Structure(model), scheduler, variant)
+    return look(model, scheduler=scheduler, variant=variant)
 
 
-def _describe(name: str, checkpoint: _Opened, packaged: bool = False) -> Model[_Opened]:
+def _describe(
+    name: str,
+    checkpoint: _Opened,
+    scheduler: Path | None,
+    variant: str | None,
+    packaged: bool = False,
+) -> Model[_Opened]:
     transformer = checkpoint.config("transformer")
-    variant = recognise(transformer, checkpoint.hint)
-    return Model(name, checkpoint, variant, SizeLimits.of(transformer), packaged)
+    return Model(
+        name,
+        checkpoint,
+        recognise(transformer, checkpoint.hint, variant),
+        find_scheduler(checkpoint, scheduler),
+        SizeLimits.of(transformer),
+        packaged,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.store.hub import fetch_tokenizers
+from sd35_trt.store.hub import fetch_tokenizers, telling_name
 
 from .comfy import TensorFile
 from .diffusers import Checkpoint, Weights, tokenizer_files
@@ -130,7 +130,7 @@ class SingleFileCheckpoint:
     """A model in one file of the original layout; its interface is that of :class:`Checkpoint`.
 
     Text encoders and the autoencoder may be in files beside it. The parts' configurations come
-    from their shapes, the scheduler's is the published models'.
+    from their shapes.
 
     Args:
         path: the file with the transformer.
@@ -166,17 +166,15 @@ class SingleFileCheckpoint:
 
     @property
     def hint(self) -> str:
-        """The file's name, for :func:`sd35_trt.variants.recognise`."""
-        return self.root.name
+        """The name that tells the variant, for :func:`sd35_trt.variants.recognise`."""
+        return telling_name(self.root)
 
     def has(self, part: str) -> bool:
         """Whether the part was found; only T5 may be missing."""
         return part in self._parts
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration, or the scheduler's."""
-        if part == "scheduler":
-            return {"shift": 3.0, "num_train_timesteps": 1000}
+        """The part's configuration."""
         return dict(self._configs[part])
 
     def weights(self, part: str) -> SingleFileWeights:

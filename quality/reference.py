@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd35_trt.checkpoints.identity import difference
+from sd35_trt.checkpoints.scheduler import FOLDER as SCHEDULER
+from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.errors import BundleError, CheckpointError, UsageError
 from sd35_trt.formats.bundle import Bundle
@@ -69,6 +71,7 @@ def open_reference(
         progress("building", int(100 * sum(stages.values()) / len(stages)), 100)
 
     with working_directory(cache.root / "references", ".tmp-") as folder:
+        scheduler = write_scheduler(folder, m.scheduler)
         calibration = None
         if m.calibration is not None:
             # For the range guard: FP32 in the same places.
@@ -78,6 +81,8 @@ def open_reference(
         options = BuildOptions(
             model=model or "mini",
             tokenizers=tokenizers,
+            scheduler=scheduler,
+            variant=m.model.variant,
             target=m.target,
             policy=HALF,
             builder=m.builder,
@@ -96,6 +101,8 @@ def open_reference(
 def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
     """Refuse a checkpoint whose files are not those that the candidate was made from.
 
+    The scheduler may be another: its peer is given the candidate's.
+
     Args:
         model: as for ``sd35-trt build``; None looks whether the candidate was made from mini.
 
@@ -106,7 +113,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     root = resolve_model(model or "mini")
     try:
         checkpoint = open_checkpoint(root)
-        reason = difference(checkpoint, candidate.manifest.model.files, cache)
+        reason = difference(checkpoint, _model_files(candidate), cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
     if reason is not None:
@@ -129,7 +136,7 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
             f"{pair} are of different models: {b.model.variant} and {a.model.variant}",
             "compare bundles of one checkpoint",
         )
-    files, others = a.model.files, b.model.files
+    files, others = _model_files(reference), _model_files(candidate)
     for name in sorted(files.keys() | others.keys()):
         if files.get(name) != others.get(name):
             raise BundleError(
@@ -163,6 +170,12 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
             "build both with the same --size",
         )
     return Common(batch, size)
+
+
+def _model_files(bundle: Bundle) -> dict[str, str]:
+    """SHA-256 by name of what engines are made from; the scheduler is compared by its values."""
+    files = bundle.manifest.model.files
+    return {k: v for k, v in files.items() if not k.startswith(f"{SCHEDULER}/")}
 
 
 def _range(bounds: tuple[int, int]) -> str:

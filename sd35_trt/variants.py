@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .components import LATENT_SCALE
+from .errors import UsageError
+
+#: The name of a variant of another structure.
+CUSTOM = "custom"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,18 @@ class Variant:
     guidance: float
     size: tuple[int, int]
 
+    @property
+    def structure(self) -> tuple[int, int, int]:
+        """What a transformer's configuration tells it by: blocks, heads, dual attentions."""
+        return self.num_layers, self.num_attention_heads, self.dual_attention_layers
+
+    @property
+    def described_structure(self) -> str:
+        """The structure in words."""
+        blocks, heads, dual = self.structure
+        second = f", a second attention in {dual}" if dual else ""
+        return f"{blocks} blocks of {heads} heads{second}"
+
 
 # Steps and guidance: model cards of stabilityai/stable-diffusion-3.5-{large,large-turbo,medium}.
 VARIANTS = (
@@ -41,25 +58,51 @@ VARIANTS = (
 )
 
 
-def recognise(config: Mapping[str, object], hint: str = "") -> Variant:
+# Parts of a name: between separators, and of "largeTurbo" or "sd35turbo" both.
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+_TELLING = frozenset({"large", "medium", "turbo"})
+
+
+def telling_words(name: str) -> frozenset[str]:
+    """What a name says of the variant: words among ``large``, ``medium`` and ``turbo``."""
+    return _TELLING.intersection(word.lower() for word in _WORD.findall(name))
+
+
+def recognise(config: Mapping[str, object], hint: str = "", wish: str | None = None) -> Variant:
     """Name the variant behind a transformer configuration.
 
     Args:
         config: ``transformer/config.json`` of a diffusers checkpoint.
-        hint: where the checkpoint came from. Large and Large-Turbo have the same structure, so
-            only the name ("turbo") tells them apart.
+        hint: the checkpoint's name. Large and Large-Turbo have the same structure, configurations
+            and scheduler, so only the word ``turbo`` tells them apart.
+        wish: the variant's name, where the user gives it; the hint is not asked then.
 
     Returns:
         A row of :data:`VARIANTS`, or a row named ``custom`` for any other size of SD3.5.
+
+    Raises:
+        UsageError: there is no such variant, or the structure is not its.
     """
     layers = int(config.get("num_layers", 18))  # type: ignore[call-overload]
     heads = int(config.get("num_attention_heads", 18))  # type: ignore[call-overload]
     dual = len(config.get("dual_attention_layers") or ())  # type: ignore[arg-type]
-    turbo = "turbo" in hint.lower()
-    for variant in VARIANTS:
-        structure = (variant.num_layers, variant.num_attention_heads, variant.dual_attention_layers)
-        if structure == (layers, heads, dual) and ("turbo" in variant.name) == turbo:
-            return variant
+    turbo = wish is None and "turbo" in telling_words(hint)
     native = int(config.get("sample_size", 128)) * LATENT_SCALE  # type: ignore[call-overload]
     steps, guidance = (4, 1.0) if turbo else (28, 4.5)
-    return Variant("custom", layers, heads, dual, steps, guidance, (native, native))
+    custom = Variant(CUSTOM, layers, heads, dual, steps, guidance, (native, native))
+    alike = [variant for variant in VARIANTS if variant.structure == custom.structure]
+    if wish is None:
+        return next((v for v in alike if ("turbo" in telling_words(v.name)) == turbo), custom)
+    possible = {variant.name: variant for variant in (*alike, custom)}
+    if wish in possible:
+        return possible[wish]
+    fix = f"leave it out, or use: {', '.join(possible)}"
+    row = next((variant for variant in VARIANTS if variant.name == wish), None)
+    if row is None:
+        raise UsageError(f"--model-variant {wish}: there is no such variant", fix)
+    raise UsageError(
+        f"--model-variant {wish} has {row.described_structure}, this model "
+        f"{custom.described_structure}",
+        fix,
+    )

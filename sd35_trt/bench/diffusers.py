@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sd35_trt.errors import Sd35Error
+from sd35_trt.formats.bundle import Scheduler
 
 from .contenders import Run, step_seconds
 from .options import DIFFUSERS, DIFFUSERS_COMPILED
@@ -28,6 +29,7 @@ class DiffusersContender:
 
     Args:
         checkpoint: a diffusers model directory.
+        scheduler: in place of the model's own.
         t5: whether to load the T5 encoder.
         compiled: the transformer's blocks by ``torch.compile``, when they run first.
         single: FP32 on a GPU too; the CPU always computes in FP32. Else BF16, or FP16 where the
@@ -37,12 +39,14 @@ class DiffusersContender:
     def __init__(
         self,
         checkpoint: Path,
+        scheduler: Scheduler,
         workload: Workload,
         t5: bool,
         single: bool,
         compiled: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
+        self._scheduler = scheduler
         self._workload = workload
         self._t5 = t5
         self._compiled = compiled
@@ -70,6 +74,9 @@ class DiffusersContender:
             library.utils.logging.set_verbosity_error()
         # Before the clock starts: naming it imports it.
         pipeline = diffusers.StableDiffusion3Pipeline
+        from sd35_trt.calibration.diffusers_pipeline import diffusers_scheduler
+
+        scheduler = diffusers_scheduler(self._scheduler)
         torch.set_num_threads(self._workload.threads)
         if self._single:
             self._dtype = torch.float32
@@ -81,7 +88,11 @@ class DiffusersContender:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._pipe = pipeline.from_pretrained(
-                self._checkpoint, dtype=self._dtype, local_files_only=True, **absent
+                self._checkpoint,
+                scheduler=scheduler,
+                dtype=self._dtype,
+                local_files_only=True,
+                **absent,
             ).to(self._workload.device)
         self._synchronize()
         seconds = time.perf_counter() - start

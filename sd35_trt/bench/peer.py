@@ -49,6 +49,6 @@ def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Cont
     from .diffusers import DiffusersContender
 
     t5 = bundle.manifest.component("t5") is not None
-    single = bundle.manifest.policy.name == "fp32"
+    single, scheduler = bundle.manifest.policy.name == "fp32", bundle.manifest.scheduler
     compiled = options.against == DIFFUSERS_COMPILED
-    return DiffusersContender(checkpoint, workload, t5, single, compiled)
+    return DiffusersContender(checkpoint, scheduler, workload, t5, single, compiled)

@@ -34,7 +34,8 @@ class Export:
         tokenizers: folder of their files.
         texts: length and padding of each text encoder's tokens.
         components: folder of each, in the contract's order.
-        files: SHA-256 of the checkpoint's files that they were made from, by ``folder/name``.
+        files: SHA-256 of the checkpoint's files that they were made from, and of its scheduler's,
+            by ``folder/name``.
     """
 
     tokenizers: Path
@@ -92,4 +93,4 @@ def export_model(
     if jobs > 1:
         stages = [apart(stage) for stage in stages]
     folders = run_stages(cache, stages, progress, jobs)
-    return Export(tokenizers, texts, folders, files)
+    return Export(tokenizers, texts, folders, files | model.scheduler.hashes(cache))

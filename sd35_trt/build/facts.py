@@ -32,7 +32,7 @@ def manifest_facts(
         latent_channels=decision.latent_channels,
         latent_scale=LATENT_SCALE,
         guided=decision.guided,
-        scheduler=decision.scheduler,
+        scheduler=model.scheduler.values,
         versions={**versions, **builder.versions()},
         command=command,
         ranges=decision.ranges(export.t5_tokens),

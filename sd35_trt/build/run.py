@@ -51,7 +51,12 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
         version = builder.versions().get(backend)
         dialect = builder.backend.dialect(version)
         check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
-        model = look(options.model, options.tokenizers)
+        model = look(
+            options.model,
+            options.tokenizers,
+            scheduler=options.scheduler,
+            variant=options.variant,
+        )
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
         with file_errors(out, "free space, or choose another --out and --cache-dir"):
@@ -66,7 +71,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
             )
             versions = tool_versions()
             advice = (
-                f"make one with: sd35-trt calibrate --model {options.model} "
+                f"make one with: sd35-trt calibrate {options.model_words} "
                 f"--policy {options.policy or policy.name} --out DIR, and give it as "
                 "--calibration DIR"
             )

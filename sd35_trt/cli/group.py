@@ -45,9 +45,12 @@ class CommandGroup(click.Group):
         what nobody foresaw. ``--debug``, wherever it stands, shows the traceback.
         """
         words = list(sys.argv[1:] if args is None else args)
-        debug = "--debug" in words
+        # What follows "--" are no options.
+        end = words.index("--") if "--" in words else len(words)
+        debug = "--debug" in words[:end]
         if debug:
-            words = ["--debug", *(word for word in words if word != "--debug")]
+            options = [word for word in words[:end] if word != "--debug"]
+            words = ["--debug", *options, *words[end:]]
         kwargs["standalone_mode"] = False
         try:
             result = super().main(words, *rest, **kwargs)
@@ -57,9 +60,7 @@ class CommandGroup(click.Group):
             click.echo("interrupted", err=True)
             sys.exit(130)
         except click.ClickException as error:
-            context = getattr(error, "ctx", None)
-            hint = f" — see: {context.command_path} --help" if context else ""
-            click.echo(f"error: {error.format_message()}{hint}", err=True)
+            click.echo(f"error: {error.format_message()}{_fix(error)}", err=True)
             sys.exit(error.exit_code)
         except Sd35Error as error:
             if debug:
@@ -78,3 +79,19 @@ class CommandGroup(click.Group):
             text = " ".join(str(error).split())
             click.echo(f"error: {kind}: {text} — run again with --debug for a traceback", err=True)
             sys.exit(1)
+
+
+def _fix(error: click.ClickException) -> str:
+    """What to do about wrong use of a command."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    fix = f" — see: {context.command_path} --help"
+    # A text that begins with a dash is taken for an option.
+    misread = (click.NoSuchOption, click.MissingParameter)
+    if isinstance(error, misread) and any(p.name == "prompt" for p in context.command.params):
+        usage = " ".join(context.command.collect_usage_pieces(context)[1:-1])
+        fix += (
+            f'; a prompt that begins with a dash follows --: {context.command_path} {usage} -- "-…"'
+        )
+    return fix

@@ -12,6 +12,7 @@ import click
 
 from sd35_trt.errors import UsageError
 from sd35_trt.units import parse_bytes
+from sd35_trt.variants import CUSTOM, VARIANTS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -85,9 +86,27 @@ tokenizers_option = click.option(
 )
 
 
+scheduler_option = click.option(
+    "--scheduler",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE|DIR",
+    help="A scheduler_config.json, or a folder with one, in place of the model's own.",
+)
+
+variant_option = click.option(
+    "--model-variant",
+    "variant",
+    default=None,
+    metavar="|".join([*(variant.name for variant in VARIANTS), CUSTOM]),
+    help="Which model it is: this sets steps, guidance and size. Default: by its structure, and "
+    "the word turbo in its name.",
+)
+
+
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model`` and ``tokenizers``."""
-    return model_option(tokenizers_option(command))
+    """The checkpoint: ``model``, ``tokenizers``, ``scheduler`` and ``variant``."""
+    return model_option(tokenizers_option(scheduler_option(variant_option(command))))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from .options import BYTES, cache_dir_option, guided_option, json_option, size_option
+from .options import (
+    BYTES,
+    cache_dir_option,
+    guided_option,
+    json_option,
+    scheduler_option,
+    size_option,
+    variant_option,
+)
 from .output import print_json
 
 
@@ -19,6 +27,8 @@ from .output import print_json
     help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
     "directory, a .safetensors file in SD3.5's original layout, or a hub id.",
 )
+@scheduler_option
+@variant_option
 @click.option(
     "--gpu",
     "target",

@@ -152,7 +152,8 @@ class ModelRecord(Struct, frozen=True):
     Attributes:
         name: what it is called.
         variant: a key of :data:`sd35_trt.variants.VARIANTS`.
-        files: path in the checkpoint → SHA-256, of all that the components were made from.
+        files: path in the checkpoint → SHA-256, of all that the components were made from, and of
+            the scheduler's.
     """
 
     name: Text

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
-from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.formats.bundle import Scheduler
+from sd35_trt.errors import UsageError
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
@@ -78,7 +75,6 @@ class Decision:
     size: tuple[int, int]
     size_step: int
     latent_channels: int
-    scheduler: Scheduler
 
     def ranges(self, t5_tokens: int) -> Ranges:
         """What the engines accept.
@@ -132,7 +128,6 @@ def decide(
         size=_size_range(model, size, size_step),
         size_step=size_step,
         latent_channels=whole_number(transformer, "in_channels"),
-        scheduler=_scheduler(model.checkpoint.config("scheduler")),
     )
 
 
@@ -164,31 +159,3 @@ def _size_range(
             "choose both bounds among those, or another --size-step",
         )
     return low, high
-
-
-_UNUSED_SCHEDULER_OPTIONS = (
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-)
-
-
-def _scheduler(config: Mapping[str, Any]) -> Scheduler:
-    """Shift and training timesteps of a ``FlowMatchEulerDiscreteScheduler``.
-
-    Raises:
-        CheckpointError: an option that SD3.5 does not use and the runtime does not compute.
-    """
-    for option in _UNUSED_SCHEDULER_OPTIONS:
-        if config.get(option):
-            raise CheckpointError(
-                f"scheduler_config.json sets {option}, which SD3.5 does not use",
-                "take the scheduler of the original model",
-            )
-    return Scheduler(
-        float(config.get("shift", 3.0)), float(config.get("num_train_timesteps", 1000))
-    )

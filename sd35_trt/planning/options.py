@@ -21,6 +21,7 @@ class PlanOptions:
         guidance: whether both branches are computed; None asks the model variant.
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
+        scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
     """
 
     model: str = "mini"
@@ -32,3 +33,5 @@ class PlanOptions:
     guidance: bool | None = None
     exact: bool = False
     cache_dir: Path | None = None
+    scheduler: Path | None = None
+    variant: str | None = None

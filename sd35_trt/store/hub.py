@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from sd35_trt.compat.requirement import requirement
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
+from sd35_trt.variants import telling_words
 
 # What a build reads of a repository on the hub.
 _PATTERNS = (
@@ -53,6 +55,44 @@ def model_name(model: str, path: Path) -> str:
     if model == "mini":
         return model
     return path.stem if path.is_file() else path.resolve().name
+
+
+def telling_name(path: Path) -> str:
+    """The name of a model that tells its variant.
+
+    That of what the path leads to; where it says nothing, that of a link on the way there. In the
+    hub's cache, files and folders are named by hashes: there the repository's name counts. Folders
+    above say nothing.
+
+    Args:
+        path: a file or a folder.
+    """
+    return next(filter(telling_words, _names(path)), path.name)
+
+
+def _names(path: Path) -> Iterator[str]:
+    """Names of a model, the most telling first."""
+    links = [path.absolute()]
+    while links[0].is_symlink():
+        links.insert(0, links[0].parent / links[0].readlink())
+    places = [path.resolve(), *links]
+    repositories = {place: _repository(place) for place in places}
+    for place in places:
+        snapshot = place.parent.name == "snapshots"
+        yield repositories[place] if snapshot and repositories[place] else place.name
+    yield from filter(None, repositories.values())
+
+
+def _repository(path: Path) -> str:
+    """The name, without its owner, of the repository in the hub's cache that a path is in.
+
+    Empty where it is in none. The cache has ``models--OWNER--NAME/snapshots/REVISION/…``, links to
+    ``models--OWNER--NAME/blobs/HASH``.
+    """
+    for folder in path.parents:
+        if folder.name in ("snapshots", "blobs") and folder.parent.name.startswith("models--"):
+            return folder.parent.name.rpartition("--")[2]
+    return ""
 
 
 def fetch_tokenizers(file: Path) -> Path:

@@ -82,6 +82,17 @@ def test_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "inside", ["\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"], ids=ascii
+)
+def test_a_prompt_ends_with_its_line(inside: str, tmp_path: Path) -> None:
+    """What else str.splitlines takes for an end is part of the prompt."""
+    path = tmp_path / "p.txt"
+    prompts = [f"a red{inside}star", "a cat", f"{inside}a dog{inside}", "a cow"]
+    path.write_bytes(f"{prompts[0]}\n{prompts[1]}\r{prompts[2]}\r\n{prompts[3]}".encode())
+    assert read_prompts(path) == [prompts[0], prompts[1], "a dog", prompts[3]]
+
+
+@pytest.mark.parametrize(
     ("content", "word"),
     [(b"", "is empty"), (b" \n\n", "is empty"), (b"ab\xff", r"is not UTF-8 \(byte 2\)")],
 )

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import asdict
 from random_checkpoints import damaged
 
 from sd35_trt.calibration import quantizers, ranges, run
 from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration.prompts import digest, read_prompts
+from sd35_trt.calibration.state import Identity
+from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
+from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration, PromptsIdentity
 from sd35_trt.mini import calibration_path, calibration_prompts_path, checkpoint_path
 from sd35_trt.policies import load_policy
@@ -157,6 +161,21 @@ def test_amax_is_what_the_pipeline_computes(options: CalibrateOptions) -> None:
     assert len(values) == 8
     for name, value in values.items():
         assert result.activations[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_another_scheduler(options: CalibrateOptions, tmp_path: Path) -> None:
+    """Draws with it, even where the model's own cannot be loaded; a run is not gone on with."""
+    other = write_scheduler(tmp_path, Scheduler(1.5, 500.0))
+    root = shutil.copytree(options.model, tmp_path / "model")
+    shutil.rmtree(root / "scheduler")
+    settings, provenance = prepare(replace(options, model=str(root), scheduler=other))
+    pipe = run.load(settings, ["transformer"])
+    assert (pipe.scheduler.config.shift, pipe.scheduler.config.num_train_timesteps) == (1.5, 500)
+    assert Identity(**asdict(provenance), batch=1) != Identity(
+        **asdict(prepare(options)[1]), batch=1
+    )
+    with pytest.raises(UsageError, match="--model-variant medium has 24 blocks"):
+        prepare(replace(options, variant="medium"))
 
 
 def test_the_band_is_what_the_latents_do(options: CalibrateOptions) -> None:

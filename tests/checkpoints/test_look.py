@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def test_published_models_need_no_checkpoint() -> None:
     assert model.sizes == SizeLimits(unit=16, largest=192 * 16)
     with pytest.raises(CheckpointError):
         look("large-turbo")
+
+
+def test_the_variant_by_name(copy: Path) -> None:
+    """The folder's own: not one above it, nor what a fine-tune began with."""
+    index = copy / "model_index.json"
+    begun_with = {"_name_or_path": "stabilityai/stable-diffusion-3.5-large-turbo"}
+    index.write_text(json.dumps({**json.loads(index.read_text()), **begun_with}))
+    folder = copy.parent / "turbo-tests"
+    folder.mkdir()
+    model = copy.rename(folder / "mini")
+    assert look(str(model)).variant.name == "mini"
+    turbo = model.rename(folder / "mini-turbo")
+    assert (look(str(turbo)).variant.steps, look(str(turbo)).variant.guidance) == (4, 1.0)
+    assert look(str(turbo), variant="mini").variant.name == "mini"
+    with pytest.raises(UsageError, match=r"large has 38 blocks .* use: mini, custom"):
+        look(str(turbo), variant="large")
+    assert look_at_structure("large", variant="large-turbo").variant.steps == 4
+    with pytest.raises(UsageError, match="medium has 24 blocks"):
+        look_at_structure("large", variant="medium")
 
 
 def test_sizes_that_a_model_draws() -> None:

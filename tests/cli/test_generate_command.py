@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import one_error_line
 from PIL import Image
 
@@ -68,6 +69,28 @@ def test_wrong_use_of_generate(run, mini_bundle: Path) -> None:  # type: ignore[
     status, _, err = run("generate", "nowhere", "a star")
     assert status == 1
     assert "is not a bundle" in one_error_line(err)
+
+
+@pytest.mark.parametrize("prompt", ["-a cat", "-5 degrees", "--turbo car", "--json", "—"])
+def test_a_prompt_that_begins_with_a_dash(prompt: str, run) -> None:  # type: ignore[no-untyped-def]
+    status, _, err = run("generate", "nowhere", prompt)
+    if prompt == "—":
+        assert "is not a bundle" in one_error_line(err)
+        return
+    assert status == 2
+    advice = 'a prompt that begins with a dash follows --: sd35-trt generate BUNDLE -- "-…"'
+    assert one_error_line(err).endswith(advice)
+    for words in (["nowhere", "--", prompt], ["--seed", 1, "--", "nowhere", prompt]):
+        status, _, err = run("generate", *words)
+        assert status == 1
+        assert "nowhere is not a bundle" in one_error_line(err)
+
+
+def test_debug_as_a_prompt(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
+    status, _, _ = run("generate", mini_bundle, "--steps", 1, "--", "--debug")
+    assert status == 0
+    with Image.open("out.png") as image:
+        assert json.loads(image.text["sd35-trt"])["prompt"] == "--debug"  # type: ignore[attr-defined]
 
 
 def test_long_prompts_are_noted(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ import pytest
 from conftest import one_error_line
 
 from sd35_trt.cli import COMMANDS
+from sd35_trt.mini import checkpoint_path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,6 +27,22 @@ def test_debug_shows_the_traceback(run) -> None:  # type: ignore[no-untyped-def]
         assert status == 2
         assert "Traceback" in err
         assert err.splitlines()[-1].startswith("error: unknown GPU 'x'")
+
+
+def test_every_command_that_looks_at_a_model(run) -> None:  # type: ignore[no-untyped-def]
+    """Takes another scheduler and variant, and refuses them before any work."""
+    model = str(checkpoint_path())
+    for words in (["build"], ["calibrate", "--out", "made"], ["plan", "--gpu", "cpu"]):
+        for option, value, message in (
+            ("--scheduler", "none.json", "--scheduler: none.json is missing"),
+            ("--scheduler", f"{model}/vae/config.json", "asks for AutoencoderKL"),
+            ("--model-variant", "large", "--model-variant large has 38 blocks of 38 heads"),
+            ("--model-variant", "turbo", "use: mini, custom"),
+        ):
+            status, out, err = run(*words, option, value)
+            assert (status != 0, out) == (True, "")
+            assert message in one_error_line(err)
+            assert not list(Path().iterdir())
 
 
 def test_a_command_that_is_not_there(run) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import pytest
 from sd35_trt.checkpoints.look import Model, look
 from sd35_trt.dialects import DIALECTS
 from sd35_trt.dimensions import Defaults, Ranges
-from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.errors import UsageError
 from sd35_trt.planning.decide import check_dialect, decide, decide_guidance, decide_policy
 from sd35_trt.targets import find_target
 from sd35_trt.variants import VARIANTS
@@ -72,13 +72,3 @@ def test_guidance_is_the_variants() -> None:
 def test_refused(mini: Model[Any], wishes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         choose(mini, **wishes)
-
-
-def test_a_scheduler_that_is_not_the_models(
-    mini: Model[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = mini.checkpoint.config
-    changed = {"scheduler": {"use_karras_sigmas": True}}
-    monkeypatch.setattr(mini.checkpoint, "config", lambda part: changed.get(part) or config(part))
-    with pytest.raises(CheckpointError, match="sets use_karras_sigmas"):
-        choose(mini)
