@@ -164,7 +164,8 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     )
     settings.batches()  # refuses more sizes than prompts
     files = file_hashes(checkpoint, model.parts, StageCache(default_cache_dir()))
-    versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
+    packages = (*_VERSIONED, *model.libraries)
+    versions = {package: importlib.metadata.version(package) for package in packages}
     return settings, Provenance(
         variant=variant.name,
         files=files,
