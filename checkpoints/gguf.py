@@ -174,13 +174,14 @@ class GgufFile:
         tensor = self._tensors[name]
         key = f"comfy.gguf.orig_shape.{tensor.name}"
         shape = tuple(int(length) for length in reversed(tensor.shape))
-        if key in reader.fields:
-            original = tuple(_field(reader, key))
-            if math.prod(original) != tensor.n_elements:
+        original = _field(reader, key)
+        if original is not None:
+            lengths = [n for n in np.atleast_1d(original).tolist() if isinstance(n, int) and n > 0]
+            if lengths != original or math.prod(lengths) != tensor.n_elements:
                 raise CheckpointError(
-                    f"{self.path}: {key} is {list(original)}, the tensor has {list(shape)}", _AGAIN
+                    f"{self.path}: {key} is {original}, the tensor has {list(shape)}", _AGAIN
                 )
-            return original
+            return tuple(lengths)
         return (1, *shape) if name.endswith(_TABLE) and len(shape) == 2 else shape
 
 
@@ -203,11 +204,12 @@ def _open(path: Path) -> GGUFReader:
                 f"{path} has a tensor of an unknown type ({error})", _OTHER
             ) from error
         raise CheckpointError(
-            f"{path} is truncated, damaged or no GGUF ({error})", _AGAIN
+            f"{path} is truncated, damaged or no GGUF file ({error})", _AGAIN
         ) from error
     if reader.byte_order == "S":
         raise CheckpointError(f"{path} is of the other byte order (big-endian)", _AGAIN)
-    if (shards := _field(reader, "split.count") or 1) > 1:
+    shards = _field(reader, "split.count")
+    if shards not in (None, 0, 1):
         raise CheckpointError(
             f"{path} is one of {shards} shards",
             "join them with llama.cpp: llama-gguf-split --merge FIRST.gguf WHOLE.gguf",
@@ -216,8 +218,12 @@ def _open(path: Path) -> GGUFReader:
 
 
 def _field(reader: GGUFReader, key: str) -> Any:
+    """A value of the metadata, of whatever type the file has it in; None where it has none."""
     field = reader.get_field(key)
-    return None if field is None else field.contents()
+    try:
+        return None if field is None else field.contents()
+    except UnicodeDecodeError:
+        return "unreadable"
 
 
 def _dequantizes(tensor: ReaderTensor) -> bool:

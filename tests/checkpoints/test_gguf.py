@@ -105,10 +105,16 @@ def test_every_type(kind: str, transformer: Tensors, tmp_path: Path) -> None:
     assert tensors.values(name).dtype == stored.get(kind, torch.float32)
 
 
-def test_t5(source: Path, transformer: Tensors, t5: Tensors, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["t5encoder", "t5", "pig", None])
+def test_t5(
+    architecture: str | None, source: Path, transformer: Tensors, t5: Tensors, file: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """By llama.cpp's names; by transformers' where the architecture is not llama.cpp's."""
+    rename = llama_names if architecture in ("t5", "t5encoder") else dict
     write_gguf(transformer, file)
-    texts = write_gguf(llama_names(t5), file.parent / T5, "Q5_K", "t5encoder")
-    spellings = dict(zip(llama_names(t5), t5, strict=True))
+    texts = write_gguf(rename(t5), file.parent / T5, "Q5_K", architecture)
+    spellings = dict(zip(rename(t5), t5, strict=True))
     texts = {spellings[name]: tensor for name, tensor in texts.items()}
     assert_same("text_encoder_3", file, texts, source, tmp_path)
 
@@ -397,10 +403,24 @@ def test_no_gguf(data: bytes, file: Path) -> None:
     refused(file, str(file), "no GGUF", "again")
 
 
-def test_a_shape_that_is_not_the_tensors(transformer: Tensors, file: Path) -> None:
-    key = "comfy.gguf.orig_shape.context_embedder.bias"
-    write_gguf(transformer, file, extra=lambda w: w.add_array(key, [3, 5]))
-    refused(file, str(file), key, "[3, 5]", "[128]")
+KEY = "comfy.gguf.orig_shape.context_embedder.bias"
+METADATA: dict[str, tuple[Callable[[GGUFWriter], None], tuple[str, ...]]] = {
+    "another number of values": (lambda w: w.add_array(KEY, [3, 5]), (KEY, "[3, 5]", "[128]")),
+    "negative lengths": (lambda w: w.add_array(KEY, [-1, -128]), (KEY, "[-1, -128]")),
+    "words": (lambda w: w.add_array(KEY, ["128"]), (KEY, "['128']")),
+    "a number": (lambda w: w.add_uint32(KEY, 128), (KEY, "128")),
+    "shards in words": (lambda w: w.add_string("split.count", "two"), ("shards", "two")),
+    "an architecture in numbers": (
+        lambda w: w.add_array("general.architecture", [1, 2]), ("architecture", "[1, 2]"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_metadata_of_other_types(case: str, transformer: Tensors, file: Path) -> None:
+    extra, words = METADATA[case]
+    write_gguf(transformer, file, extra=extra)
+    refused(file, str(file), *words)
 
 
 def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
