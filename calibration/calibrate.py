@@ -173,7 +173,8 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     settings.batches()  # refuses more sizes than prompts
     cache = StageCache(default_cache_dir())
     files = file_hashes(checkpoint, model.parts, cache) | model.scheduler.hashes(cache)
-    versions = {package: importlib.metadata.version(package) for package in _VERSIONED}
+    packages = (*_VERSIONED, *model.libraries)
+    versions = {package: importlib.metadata.version(package) for package in packages}
     return settings, Provenance(
         variant=variant.name,
         files=files,

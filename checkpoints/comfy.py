@@ -42,9 +42,14 @@ class TensorFile:
     Args:
         path: the file; it is mapped, and tensors are views of it.
 
+    Attributes:
+        quantization: see :class:`~sd35_trt.checkpoints.diffusers.Weights`.
+
     Raises:
         CheckpointError: missing, truncated or damaged.
     """
+
+    quantization: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -52,11 +52,13 @@ class Weights(abc.ABC):
 
     Attributes:
         folder: where they are, for messages.
-        files: the safetensors files that they are in.
+        files: the files that they are in.
+        quantization: how many tensors of the file have which type, where it is a GGUF file.
     """
 
     folder: Path
     files: list[Path]
+    quantization: str | None = None
 
     # What to do where a shape is not what the configuration asks for.
     _advice = "use the config.json that belongs to these weights"

@@ -11,6 +11,7 @@ from sd35_trt.dimensions import SizeLimits
 from sd35_trt.store.hub import model_name, resolve_model
 from sd35_trt.variants import Variant, recognise
 
+from .gguf import LIBRARY
 from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
@@ -48,6 +49,21 @@ class Model(Generic[_Source]):
     def parts(self) -> list[str]:
         """The folders of its parts."""
         return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
+
+    @property
+    def quantization(self) -> dict[str, str]:
+        """Types of the tensors in GGUF files, by the files' names in a bundle's manifest."""
+        weights = {part: self.checkpoint.weights(part) for part in self.parts}
+        return {
+            f"{part}/{own.files[0].name}": own.quantization
+            for part, own in weights.items()
+            if own is not None and own.quantization is not None
+        }
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """What makes the tensors' values, besides what every build uses."""
+        return (LIBRARY,) if self.quantization else ()
 
 
 def look(

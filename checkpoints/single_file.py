@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +13,7 @@ from sd35_trt.store.hub import fetch_tokenizers, telling_name
 
 from .comfy import TensorFile
 from .diffusers import Checkpoint, Weights, tokenizer_files
+from .gguf import SUFFIX, GgufFile
 from .original import LAYOUTS, Layout
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ FILE_NAMES = {
     "vae": ("sd3_vae", "sd3.5_vae", "sd35_vae"),
 }
 
+# Of GGUF files, in lower case: ComfyUI's, and those of llama.cpp's converter.
+_GGUF_T5 = re.compile(r"(t5xxl|t5-v1_1-xxl-encoder).*\.gguf")
+
 # Where they are, seen from the checkpoint: in Stability's repositories and in ComfyUI's folders.
 _TEXT_FOLDERS = (".", "text_encoders", "clip", "../text_encoders", "../clip")
 _VAE_FOLDERS = (".", "vae", "../vae")
@@ -47,10 +52,10 @@ _FOREIGN = {
     "input_blocks.0.0.weight": "Stable Diffusion 1, 2 or XL",
     "transformer_blocks.0.attn.to_q.weight": "one part of a diffusers model",
     "lora": "a LoRA",
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "T5, a text encoder",
 }
 
 _NOT_READ = {
-    ".gguf": "take the model's .safetensors file",
     ".ckpt": "take the model's .safetensors file: a pickle can run code",
     ".pt": "take the model's .safetensors file: a pickle can run code",
     ".pth": "take the model's .safetensors file: a pickle can run code",
@@ -71,9 +76,10 @@ class SingleFileWeights(Weights):
 
     _advice = _FETCH
 
-    def __init__(self, file: TensorFile, prefix: str, layout: Layout) -> None:
+    def __init__(self, file: TensorFile | GgufFile, prefix: str, layout: Layout) -> None:
         self.folder = file.path
         self.files = [file.path]
+        self.quantization = file.quantization
         self._in = file
         self._prefix = prefix
         file.check(prefix)
@@ -99,7 +105,7 @@ class SingleFileWeights(Weights):
         return tuple(self._origin(name).take(source).shape)
 
     def read(self, name: str) -> torch.Tensor:
-        """A diffusers tensor: a view of the file where it can be, FP32 where it was scaled.
+        """A diffusers tensor: a view of the file where it can be, FP32 where it was quantized.
 
         Raises:
             CheckpointError: names the tensor that is not there.
@@ -144,7 +150,7 @@ class SingleFileCheckpoint:
     def __init__(self, path: Path, tokenizers: Path | None = None) -> None:
         self.root = path
         self._tokenizers = tokenizers
-        file = TensorFile(path)
+        file = _open(path)
         self._parts: dict[str, SingleFileWeights] = {}
         for part, layout in LAYOUTS.items():
             prefix = _prefix(file, layout.prefixes, layout)
@@ -287,7 +293,7 @@ def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint
     """
     if path.suffix in _NOT_READ and not path.is_dir():
         raise CheckpointError(f"{path}: {path.suffix} files are not read", _NOT_READ[path.suffix])
-    if path.is_file() or path.suffix == ".safetensors":
+    if path.is_file() or path.suffix.lower() in (".safetensors", SUFFIX):
         return SingleFileCheckpoint(path, tokenizers)
     checkpoint = Checkpoint(path)
     if tokenizers is not None:
@@ -295,15 +301,38 @@ def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint
     return checkpoint
 
 
-def _prefix(file: TensorFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
+def _open(path: Path) -> TensorFile | GgufFile:
+    return GgufFile(path) if path.suffix.lower() == SUFFIX else TensorFile(path)
+
+
+def _prefix(file: TensorFile | GgufFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
     return next((prefix for prefix in prefixes if prefix + layout.anchor in file), None)
 
 
-def _describe(file: TensorFile) -> str:
+def _describe(file: TensorFile | GgufFile) -> str:
     for key, title in _FOREIGN.items():
         if any(key in name for name in file.names):
             return f" but {title}"
     return ""
+
+
+def _gguf_t5(folder: Path) -> Path | None:
+    """The GGUF file of T5 beside a checkpoint; None where there is none.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    folders = [folder / name for name in _TEXT_FOLDERS if (folder / name).is_dir()]
+    files = {
+        file.resolve(): file
+        for place in folders
+        for file in sorted(place.iterdir())
+        if _GGUF_T5.fullmatch(file.name.lower()) and file.is_file()
+    }
+    if len(files) > 1:
+        listed = ", ".join(str(file) for file in files.values())
+        raise CheckpointError(f"{len(files)} files of T5 are there: {listed}", "leave one of them")
+    return next(iter(files.values()), None)
 
 
 def _beside(path: Path, part: str) -> SingleFileWeights | None:
@@ -319,6 +348,8 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
     if part == "vae":
         places.append(path.parent / _REPOSITORY_VAE)
     place = next((place for place in places if place.is_file()), None)
+    if place is None and part == "text_encoder_3":
+        place = _gguf_t5(path.parent)
     if place is None:
         if part in OPTIONAL_PARTS:
             return None
@@ -327,7 +358,7 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
             f"or its {', '.join(folders[1:])}",
             f"put {names[0]} beside it",
         )
-    file = TensorFile(place)
+    file = _open(place)
     prefix = _prefix(file, (*layout.prefixes, ""), layout)
     if prefix is None:
         raise CheckpointError(

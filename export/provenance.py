@@ -11,14 +11,17 @@ from sd35_trt.errors import Sd35Error
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
 
-def tool_versions() -> dict[str, str]:
+def tool_versions(*others: str) -> dict[str, str]:
     """Versions of what takes part in a build.
+
+    Args:
+        others: distributions that a model needs besides.
 
     Raises:
         Sd35Error: one of them is not installed.
     """
     versions = {"python": platform.python_version(), "sd35-trt": __version__}
-    for package in _VERSIONED:
+    for package in (*_VERSIONED, *others):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError as error:

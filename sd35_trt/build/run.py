@@ -69,7 +69,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
                 size=options.size,
                 size_step=options.size_step,
             )
-            versions = tool_versions()
+            versions = tool_versions(*model.libraries)
             advice = (
                 f"make one with: sd35-trt calibrate {options.model_words} "
                 f"--policy {options.policy or policy.name} --out DIR, and give it as "

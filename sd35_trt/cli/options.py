@@ -72,8 +72,8 @@ model_option = click.option(
     default="mini",
     show_default=True,
     metavar=MODELS,
-    help="The packaged mini, a diffusers model directory, a .safetensors file in SD3.5's original "
-    "layout (ComfyUI's fp8_scaled too), or a hub id.",
+    help="The packaged mini, a diffusers model directory, a .safetensors or .gguf file in SD3.5's "
+    "original layout (ComfyUI's fp8_scaled too), or a hub id.",
 )
 
 tokenizers_option = click.option(

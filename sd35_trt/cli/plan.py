@@ -25,7 +25,7 @@ from .output import print_json
     show_default=True,
     metavar="large|large-turbo|medium|mini|DIR|FILE|HUB_ID",
     help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
-    "directory, a .safetensors file in SD3.5's original layout, or a hub id.",
+    "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
 )
 @scheduler_option
 @variant_option

@@ -154,11 +154,13 @@ class ModelRecord(Struct, frozen=True):
         variant: a key of :data:`sd35_trt.variants.VARIANTS`.
         files: path in the checkpoint → SHA-256, of all that the components were made from, and of
             the scheduler's.
+        quantization: of GGUF files among them, path → how many tensors are of which type.
     """
 
     name: Text
     variant: Name
     files: Annotated[dict[Name, Digest], Meta(max_length=65536)]
+    quantization: Annotated[dict[Name, Text], Meta(max_length=64)] = {}
 
 
 class PolicyRule(Struct, frozen=True):

@@ -36,7 +36,7 @@ def resolve_model(model: str) -> Path:
     if model == "mini":
         return checkpoint_path()
     path = Path(model).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(model) or path.suffix == ".safetensors":
+    if path.exists() or not _HUB_ID.fullmatch(model) or path.suffix in (".safetensors", ".gguf"):
         return path
     return _fetch(
         model,

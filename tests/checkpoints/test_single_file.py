@@ -546,7 +546,6 @@ def test_unknown_quantization(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.gguf", (".gguf files are not read", "safetensors")),
         ("model.ckpt", (".ckpt files are not read", "safetensors")),
         ("model.safetensors", ("truncated or damaged",)),
         ("model.txt", ("truncated or damaged",)),
@@ -556,7 +555,7 @@ def test_no_safetensors(
     name: str, words: tuple[str, ...], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     path = tmp_path / name
-    path.write_bytes(b"GGUF" + bytes(100))
+    path.write_bytes(bytes(100))
     refused(path, name, *words)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bare_bundle import read_json, sign, write_bundle
+
 
 def test_inspect(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = run("inspect", mini_bundle)
@@ -13,3 +15,13 @@ def test_inspect(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def
         assert word in out
     status, out, _ = run("inspect", mini_bundle, "--json")
     assert json.loads(out) == json.loads((mini_bundle / "bundle.json").read_text())
+
+
+def test_what_a_gguf_file_held(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    write_bundle(tmp_path)
+    manifest = read_json(tmp_path)
+    assert "made from" not in run("inspect", tmp_path)[1]
+    manifest["model"]["quantization"] = {"transformer/model.gguf": "310 Q4_K, 120 F16"}
+    sign(tmp_path, json.dumps(manifest))
+    _, out, _ = run("inspect", tmp_path)
+    assert "transformer/model.gguf: 310 Q4_K, 120 F16" in out

@@ -46,6 +46,9 @@ def print_manifest(bundle: Bundle) -> None:
         "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "command": m.command,
     }
+    if m.model.quantization:
+        files = "\n".join(f"{name}: {types}" for name, types in m.model.quantization.items())
+        facts["made from"] = files
     console.print(fact_table(facts))
     sizes = {"weights": [format_bytes(c.weight_bytes) for c in m.components]}
     if all(c.activation_bytes is not None for c in m.components):
