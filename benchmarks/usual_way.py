@@ -18,6 +18,8 @@ from denoising_step import DenoisingStep, diffusers_step
 from random_transformer import RandomTransformer
 from torch import nn
 
+from sd35_trt.backends import BACKENDS
+from sd35_trt.compat.library import load_library
 from sd35_trt.engines.child_process import run_in_child
 
 _INPUTS = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
@@ -49,8 +51,7 @@ class _Engine:
     dtype = torch.float16
 
     def __init__(self, plan: Path, outputs: tuple[int, ...]) -> None:
-        import tensorrt as trt
-
+        trt = load_library(BACKENDS["tensorrt"])
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         self._context = self._engine.create_execution_context()
@@ -98,18 +99,18 @@ def _transformer(model: RandomTransformer) -> nn.Module:
 
 def _inputs(step: DenoisingStep) -> tuple[torch.Tensor, ...]:
     """What :func:`diffusers_step` gives the transformer."""
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     class Recorder:
         dtype = torch.float16
         sample = torch.zeros_like(torch.cat([step.latents, step.latents]))
 
-        def __call__(self, **inputs: torch.Tensor) -> Any:
-            seen.extend(inputs[name] for name in _INPUTS)
+        def __call__(self, **named: torch.Tensor) -> Any:
+            inputs.extend(named[name] for name in _INPUTS)
             return self
 
     diffusers_step(Recorder(), step.latents, step.prompts, step.pooled)
-    return tuple(seen)
+    return tuple(inputs)
 
 
 def _export(
