@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as replace_fields
 
 from sd35_trt import __version__
-from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
@@ -50,6 +49,7 @@ class CalibrateOptions:
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
         tokenizers: for a file; see :class:`sd35_trt.build.options.BuildOptions`.
+        without_t5: leave out T5, whether or not the model has it.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -63,6 +63,7 @@ class CalibrateOptions:
 
     model: str = "mini"
     tokenizers: Path | None = None
+    without_t5: bool = False
     policy: str = "fp8"
     prompts: Path | None = None
     limit: int | None = None
@@ -139,7 +140,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     """
     with requirement("calibrating", "build"):
         from .run import DrawingSettings, check_device
-    model = look(options.model, options.tokenizers)
+    model = look(options.model, options.tokenizers, options.without_t5)
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
     sizes = options.sizes or (variant.size,)
@@ -147,10 +148,9 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         model.sizes.check(*size)
     check_device(options.device)
     batch = options.batch or max(1, _PIXELS // max(w * h for w, h in sizes))
-    weights = [path.name for part in model.parts for path in checkpoint.weights(part).files]
     settings = DrawingSettings(
         root=checkpoint.root,
-        source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
+        source=checkpoint,
         parts=tuple(model.parts),
         prompts=tuple(prompts),
         steps=variant.steps if options.steps is None else options.steps,
@@ -160,7 +160,6 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         device=options.device,
         dtype=options.dtype or ("fp32" if options.device == "cpu" else "bf16"),
         batch=min(batch, len(prompts)),
-        file_variant="fp16" if any(".fp16." in name for name in weights) else None,
     )
     settings.batches()  # refuses more sizes than prompts
     files = file_hashes(checkpoint, model.parts, StageCache(default_cache_dir()))

@@ -1,4 +1,4 @@
-"""A diffusers pipeline from parts that are not in a diffusers directory."""
+"""A diffusers pipeline from the parts of a checkpoint, in whatever files they are."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assemble(source: Source, parts: Sequence[str], dtype: torch.dtype) -> Stable
         if part in parts:
             modules[folder] = kind.from_pretrained(source.tokenizer(folder))
     modules |= {part: _model(source, part, dtype) for part in parts}
-    scheduler = FlowMatchEulerDiscreteScheduler(**source.config("scheduler"))
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(source.config("scheduler"))
     return StableDiffusion3Pipeline(scheduler=scheduler, **modules)
 
 

@@ -47,31 +47,34 @@ class Model(Generic[_Source]):
         return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
 
 
-def look(model: str, tokenizers: Path | None = None) -> Model[AnyCheckpoint]:
+def look(
+    model: str, tokenizers: Path | None = None, without_t5: bool = False
+) -> Model[AnyCheckpoint]:
     """Look at a model.
 
     Args:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
         tokenizers: of a model in a file; see
             :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
+        without_t5: leave out T5, whether or not it is there.
 
     Raises:
         CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
         UsageError: tokenizers for a directory, which has its own.
     """
     root = resolve_model(model)
-    checkpoint = open_checkpoint(root, tokenizers)
+    checkpoint = open_checkpoint(root, tokenizers, without_t5)
     result = _describe(model_name(model, root), checkpoint, model == "mini")
     for part in result.parts:
         checkpoint.weights(part)  # opens every file
     return result
 
 
-def look_at_structure(model: str) -> Model[AnyCheckpoint | Structure]:
+def look_at_structure(model: str, without_t5: bool = False) -> Model[AnyCheckpoint | Structure]:
     """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
     if model in PUBLISHED:
-        return _describe(model, Structure(model))
-    return look(model)
+        return _describe(model, Structure(model, without_t5))
+    return look(model, without_t5=without_t5)
 
 
 def _describe(name: str, checkpoint: _Opened, packaged: bool = False) -> Model[_Opened]:

@@ -78,6 +78,7 @@ def open_reference(
         options = BuildOptions(
             model=model or "mini",
             tokenizers=tokenizers,
+            without_t5=_without_t5(candidate),
             target=m.target,
             policy=HALF,
             builder=m.builder,
@@ -105,7 +106,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     """
     root = resolve_model(model or "mini")
     try:
-        checkpoint = open_checkpoint(root)
+        checkpoint = open_checkpoint(root, without_t5=_without_t5(candidate))
         reason = difference(checkpoint, candidate.manifest.model.files, cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
@@ -163,6 +164,10 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> Common:
             "build both with the same --size",
         )
     return Common(batch, size)
+
+
+def _without_t5(bundle: Bundle) -> bool:
+    return "t5" not in _components(bundle)
 
 
 def _range(bounds: tuple[int, int]) -> str:

@@ -14,6 +14,7 @@ class BuildOptions:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
         tokenizers: a directory with the tokenizers' folders, for a model in a file; None looks
             beside it, then on the hub.
+        without_t5: leave out T5, whether or not the model has it.
         target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
         policy: name or path; None takes the target's default.
         calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
@@ -39,6 +40,7 @@ class BuildOptions:
 
     model: str = "mini"
     tokenizers: Path | None = None
+    without_t5: bool = False
     target: str = "cpu"
     policy: str | None = None
     calibration: Path | None = None

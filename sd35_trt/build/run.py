@@ -51,7 +51,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
         version = builder.versions().get(backend)
         dialect = builder.backend.dialect(version)
         check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
-        model = look(options.model, options.tokenizers)
+        model = look(options.model, options.tokenizers, options.without_t5)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
         with file_errors(out, "free space, or choose another --out and --cache-dir"):

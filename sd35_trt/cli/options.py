@@ -85,9 +85,17 @@ tokenizers_option = click.option(
 )
 
 
+without_t5_option = click.option(
+    "--no-t5",
+    "without_t5",
+    is_flag=True,
+    help="Leave out T5, whether or not the model has it: prompts are read by CLIP alone.",
+)
+
+
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model`` and ``tokenizers``."""
-    return model_option(tokenizers_option(command))
+    """The checkpoint: ``model``, ``tokenizers`` and ``without_t5``."""
+    return model_option(tokenizers_option(without_t5_option(command)))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

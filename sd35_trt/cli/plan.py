@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from .options import BYTES, cache_dir_option, guided_option, json_option, size_option
+from .options import (
+    BYTES,
+    cache_dir_option,
+    guided_option,
+    json_option,
+    size_option,
+    without_t5_option,
+)
 from .output import print_json
 
 
@@ -19,6 +26,7 @@ from .output import print_json
     help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
     "directory, a .safetensors file in SD3.5's original layout, or a hub id.",
 )
+@without_t5_option
 @click.option(
     "--gpu",
     "target",

@@ -13,6 +13,7 @@ class PlanOptions:
     Attributes:
         model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
             directory, a file in the original layout, or a hub id.
+        without_t5: leave out T5, whether or not the model has it.
         target: see :func:`sd35_trt.targets.find_target`.
         policy: name or path; None takes the target's default.
         vram: bytes of device memory to stay within; None takes the target's.
@@ -24,6 +25,7 @@ class PlanOptions:
     """
 
     model: str = "mini"
+    without_t5: bool = False
     target: str = "cpu"
     policy: str | None = None
     vram: int | None = None
