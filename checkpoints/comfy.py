@@ -43,15 +43,15 @@ class TensorFile:
 
     Args:
         path: the file; it is mapped, and tensors are views of it.
-        wanted: what it should hold, for the message.
+        wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
 
     Raises:
         CheckpointError: missing, something else, truncated or damaged.
     """
 
-    def __init__(self, path: Path, wanted: str = MODEL) -> None:
+    def __init__(self, path: Path, wanted: str = MODEL, instead: str | None = None) -> None:
         self.path = path
-        self._handle = open_safetensors(path, wanted=wanted)
+        self._handle = open_safetensors(path, wanted=wanted, instead=instead)
         self._stored = plain_names(path, self._handle.keys())
         self.names = frozenset(self._stored)
 

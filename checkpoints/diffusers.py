@@ -38,7 +38,10 @@ _PIPELINES = frozenset(
 #: Text encoder → its tokenizer's folder.
 _TOKENIZERS = {row.part: row.tokenizer for row in COMPONENTS.values() if row.tokenizer}
 
-_WITHOUT_T5 = "build without T5: --no-t5"
+
+def way_without(part: str) -> str | None:
+    """What else can be done where a part cannot be read; None where it is needed."""
+    return "build without T5: --no-t5" if part in OPTIONAL_PARTS else None
 
 
 class Weights(abc.ABC):
@@ -123,7 +126,8 @@ class FolderWeights(Weights):
         self.folder = folder
         self.files = weight_files(folder, instead)
         # Headers are read without torch: a build that finds its stages done never imports it.
-        self._headers = {path: open_safetensors(path, "np") for path in self.files}
+        wanted = "a file of weights"
+        self._headers = {path: open_safetensors(path, "np", wanted, instead) for path in self.files}
         self._handles: dict[Path, Any] = {}
         file_of = {name: path for path, header in self._headers.items() for name in header.keys()}  # noqa: SIM118 (not a dict)
         check_plain(folder, file_of, folder.name)
@@ -159,26 +163,28 @@ class FolderWeights(Weights):
         return self._place[name][0]
 
 
-def open_safetensors(path: Path, framework: str = "pt", wanted: str = MODEL) -> Any:
+def open_safetensors(
+    path: Path, framework: str = "pt", wanted: str = MODEL, instead: str | None = None
+) -> Any:
     """A safetensors file, mapped.
 
     Args:
         framework: ``pt``, or ``np`` to read its header without torch.
-        wanted: what it should hold, for the message.
+        wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
 
     Raises:
         CheckpointError: missing, not readable, something else, truncated or damaged.
     """
     # aria2 gives a file its full length before it has the data.
     if not path.is_file() or unfinished(path):
-        raise refusal(path, wanted)
+        raise refusal(path, wanted, instead)
     try:
         return safe_open(path, framework=framework)
     except OSError as error:
-        raise refusal(path, wanted) from error
+        raise refusal(path, wanted, instead) from error
     except (SafetensorError, ValueError) as error:
         if not has_header(path):
-            raise refusal(path, wanted) from error
+            raise refusal(path, wanted, instead) from error
         raise CheckpointError(f"{path} is truncated or damaged ({error})", AGAIN) from error
 
 
@@ -199,7 +205,8 @@ class Checkpoint:
         if not index.is_file():
             raise refusal(root)
         self.index = read_json(index)
-        if self.index.get("_class_name") not in _PIPELINES:
+        name = self.index.get("_class_name")
+        if not isinstance(name, str) or name not in _PIPELINES:
             raise refusal(root)
         for part, tokenizer in _TOKENIZERS.items():
             self._check_listed(part, tokenizer)
@@ -210,7 +217,7 @@ class Checkpoint:
         Raises:
             CheckpointError: names the folder.
         """
-        instead = _WITHOUT_T5 if part in OPTIONAL_PARTS else None
+        instead = way_without(part)
         if not self.has(part):
             return
         for folder in (part, tokenizer):
@@ -251,7 +258,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there are none that can be read.
         """
-        return FolderWeights(self.root / part, _WITHOUT_T5 if part in OPTIONAL_PARTS else None)
+        return FolderWeights(self.root / part, way_without(part))
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """Input magnitudes by ``component/layer`` that the weights' files hold: none do."""

@@ -12,7 +12,7 @@ from sd35_trt.store.hub import fetch_tokenizers
 
 from .comfy import TensorFile
 from .contents import describe, refusal, unfinished
-from .diffusers import Checkpoint, Weights, tokenizer_files
+from .diffusers import Checkpoint, Weights, tokenizer_files, way_without
 from .original import LAYOUTS, Layout
 from .tensor_names import MODEL
 from .wrappers import check_plain
@@ -43,9 +43,6 @@ _VAE_FOLDERS = (".", "vae", "../vae")
 
 # In Stability's repositories, whose other folders are not the original layout's.
 _REPOSITORY_VAE = "vae/diffusion_pytorch_model.safetensors"
-
-# What a user can do without a T5 that is broken.
-_WITHOUT_T5 = "build without T5: --no-t5"
 
 
 class SingleFileWeights(Weights):
@@ -324,10 +321,10 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
             f"put {names[0]} beside it",
         )
     wanted = f"the model's {layout.title}"
-    file = TensorFile(place, wanted)
+    file = TensorFile(place, wanted, way_without(part))
     prefix = _prefix(file, (*layout.prefixes, "", "model."), layout)
     if prefix is None:
-        raise refusal(place, wanted)
+        raise refusal(place, wanted, way_without(part))
     check_plain(place, file.names, wanted)
     return SingleFileWeights(file, prefix, layout)
 

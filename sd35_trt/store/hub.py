@@ -34,7 +34,9 @@ def resolve_model(model: str) -> Path:
     if model == "mini":
         return checkpoint_path()
     path = Path(model).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(model) or path.suffix == ".safetensors":
+    # A dangling link is here, and whoever opens it says where it leads.
+    local = path.exists() or path.is_symlink() or path.suffix == ".safetensors"
+    if local or not _HUB_ID.fullmatch(model):
         return path
     return _fetch(
         model,
