@@ -127,6 +127,8 @@ def _folder_kind(folder: Path) -> Kind:
             kind = describe_by(folder / name)
             if kind is not None:
                 return kind
+    if (folder.parent / "model_index.json").is_file():
+        return Kind("one part of a model", f"give the model's directory: {folder.parent}")
     parts = [name for name in _PARTS if (folder / name).is_dir()]
     if len(parts) > 1:
         return Kind(

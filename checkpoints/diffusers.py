@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 
-from .contents import refusal, unfinished
+from .contents import describe, refusal, unfinished
 from .file_formats import AGAIN, has_header
 from .tensor_names import MODEL, SD35
 from .weight_files import read_json, weight_files
@@ -226,9 +226,10 @@ class Checkpoint:
                     f"{self.root / 'model_index.json'} lists no {folder}",
                     SD35 if instead is None else instead,
                 )
-            path = self.root / folder
-            if not path.is_dir() or not any(path.iterdir()):
-                raise refusal(path, "a folder of the model", instead)
+        path = self.root / part
+        if not path.is_dir() or not any(path.iterdir()):
+            raise refusal(path, "a folder of the model", instead)
+        check_tokenizer(self.root / tokenizer, instead)
 
     def _lists(self, folder: str) -> bool:
         return self.index.get(folder) not in (None, [None, None])
@@ -271,8 +272,7 @@ class Checkpoint:
             CheckpointError: it is missing.
         """
         path = self.root / folder
-        if not path.is_dir():
-            raise refusal(path, "a tokenizer")
+        check_tokenizer(path)
         return path
 
     def files(self, folder: str) -> list[Path]:
@@ -285,6 +285,21 @@ class Checkpoint:
             return tokenizer_files(self.tokenizer(folder))
         path = self.root / folder
         return [path / "config.json", *weight_files(path)]
+
+
+def check_tokenizer(folder: Path, instead: str | None = None) -> None:
+    """Refuse a tokenizer's folder that is missing or empty, or has a file that is broken.
+
+    Args:
+        instead: another way out, for the message.
+
+    Raises:
+        CheckpointError: names the folder or the file.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in entries or [folder]:
+        if not entries or describe(path).broken:
+            raise refusal(path, "a tokenizer", instead)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

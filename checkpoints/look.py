@@ -66,6 +66,7 @@ def look(
     checkpoint = open_checkpoint(root, tokenizers, without_t5)
     result = _describe(model_name(model, root), checkpoint, model == "mini")
     for part in result.parts:
+        checkpoint.config(part)
         checkpoint.weights(part)  # opens every file
     return result
 

@@ -12,7 +12,7 @@ from sd35_trt.store.hub import fetch_tokenizers
 
 from .comfy import TensorFile
 from .contents import describe, refusal, unfinished
-from .diffusers import Checkpoint, Weights, tokenizer_files, way_without
+from .diffusers import Checkpoint, Weights, check_tokenizer, tokenizer_files, way_without
 from .original import LAYOUTS, Layout
 from .tensor_names import MODEL
 from .wrappers import check_plain
@@ -183,10 +183,7 @@ class SingleFileCheckpoint:
         if self._tokenizers is None and not (self.root.parent / folder).is_dir():
             return self._fetched / folder
         path = (self._tokenizers or self.root.parent) / folder
-        if not path.is_dir():
-            raise CheckpointError(
-                f"{path} is {describe(path).title}", "give the folder that has it: --tokenizers DIR"
-            )
+        check_tokenizer(path, "give the folder that has it: --tokenizers DIR")
         return path
 
     def files(self, folder: str) -> list[Path]:
@@ -281,7 +278,7 @@ def open_checkpoint(
         UsageError: tokenizers for a directory, which has its own.
     """
     if not path.is_dir():
-        if not path.suffix and not path.exists() and not path.is_symlink():
+        if describe(path).title == "missing" and path.suffix != ".safetensors":
             raise CheckpointError(
                 f"{path} is not a directory or a file here",
                 "give a diffusers model directory, a .safetensors file or a hub id",

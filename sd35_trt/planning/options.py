@@ -13,7 +13,6 @@ class PlanOptions:
     Attributes:
         model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
             directory, a file in the original layout, or a hub id.
-        without_t5: leave out T5, whether or not the model has it.
         target: see :func:`sd35_trt.targets.find_target`.
         policy: name or path; None takes the target's default.
         vram: bytes of device memory to stay within; None takes the target's.
@@ -22,10 +21,10 @@ class PlanOptions:
         guidance: whether both branches are computed; None asks the model variant.
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
+        without_t5: leave out T5, whether or not the model has it.
     """
 
     model: str = "mini"
-    without_t5: bool = False
     target: str = "cpu"
     policy: str | None = None
     vram: int | None = None
@@ -34,3 +33,4 @@ class PlanOptions:
     guidance: bool | None = None
     exact: bool = False
     cache_dir: Path | None = None
+    without_t5: bool = False

@@ -152,6 +152,14 @@ def test_a_link_above(tmp_path: Path) -> None:
     assert "a dangling link to /mnt/not-mounted" in message
 
 
+@pytest.mark.parametrize("name", ["sd3.5", "sd3.5_large", "sd3.5-large.gguf", "sd/large/"])
+def test_nothing_there(name: str, tmp_path: Path) -> None:
+    message = refused(tmp_path / name)
+    assert "is not a directory or a file here" in message
+    (tmp_path / "file").write_text("")
+    assert "is not a directory or a file here" in refused(tmp_path / "file" / name)
+
+
 def test_a_name_like_a_hub_id_is_a_path_where_one_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,6 +553,8 @@ def test_a_part_of_a_model_names_the_model(tmp_path: Path) -> None:
     assert f"give the model's directory: {root}" in refused(root / "transformer")
     assert f"give the model's directory: {root}" in refused(root / "model_index.json")
     assert f"give the model's directory: {root}" in refused(root / "vae" / "config.json")
+    for folder in ("scheduler", "tokenizer_3"):
+        assert f"give the model's directory: {root}" in refused(root / folder)
     assert "an autoencoder" in refused(root / "vae" / "diffusion_pytorch_model.safetensors")
 
 

@@ -256,6 +256,20 @@ def test_listed_but_absent(part: str, absent, model: Path) -> None:  # type: ign
         assert "t5" not in look(str(model), without_t5=True).components
 
 
+@pytest.mark.parametrize("name", ["vae/config.json", "tokenizer/vocab.json", "tokenizer_3/x.json"])
+def test_small_files_that_are_broken(name: str, model: Path) -> None:
+    """Each is read by the look, before any work."""
+    path = model / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("/mnt/gone")
+    with pytest.raises(CheckpointError, match=f"{path} is a dangling link to /mnt/gone"):
+        look(str(model))
+    path.unlink()
+    path.write_text("version https://git-lfs.github.com/spec/v1\nsize 900\n")
+    with pytest.raises(CheckpointError, match=f"{path} is a Git LFS pointer to 900 B"):
+        look(str(model))
+
+
 def test_t5_without_its_weights(model: Path) -> None:
     (model / "text_encoder_3" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds no \.safetensors file .*--no-t5"):
