@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as replace_fields
 
 from sd35_trt import __version__
-from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
@@ -49,7 +48,8 @@ class CalibrateOptions:
 
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers, scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
+        tokenizers, scheduler, variant, without_t5: see
+            :class:`sd35_trt.build.options.BuildOptions`.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -65,6 +65,7 @@ class CalibrateOptions:
     tokenizers: Path | None = None
     scheduler: Path | None = None
     variant: str | None = None
+    without_t5: bool = False
     policy: str = "fp8"
     prompts: Path | None = None
     limit: int | None = None
@@ -146,6 +147,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         options.tokenizers,
         scheduler=options.scheduler,
         variant=options.variant,
+        without_t5=options.without_t5,
     )
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
@@ -154,10 +156,9 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         model.sizes.check(*size)
     check_device(options.device)
     batch = options.batch or max(1, _PIXELS // max(w * h for w, h in sizes))
-    weights = [path.name for part in model.parts for path in checkpoint.weights(part).files]
     settings = DrawingSettings(
         root=checkpoint.root,
-        source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
+        source=checkpoint,
         scheduler=model.scheduler.values,
         parts=tuple(model.parts),
         prompts=tuple(prompts),
@@ -168,7 +169,6 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         device=options.device,
         dtype=options.dtype or ("fp32" if options.device == "cpu" else "bf16"),
         batch=min(batch, len(prompts)),
-        file_variant="fp16" if any(".fp16." in name for name in weights) else None,
     )
     settings.batches()  # refuses more sizes than prompts
     cache = StageCache(default_cache_dir())

@@ -1,4 +1,4 @@
-"""A diffusers pipeline from parts that are not in a diffusers directory."""
+"""A diffusers pipeline from the parts of a checkpoint, in whatever files they are."""
 
 from __future__ import annotations
 

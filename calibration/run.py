@@ -23,7 +23,7 @@ from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import write_directory
 
-from .diffusers_pipeline import Source, assemble, diffusers_scheduler
+from .diffusers_pipeline import Source, assemble
 from .latents import LatentBand
 from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-
-# Parts of the pipeline that SD3.5 leaves out.
-_UNUSED = {"image_encoder": None, "feature_extractor": None}
-
 _NEGATIVE = "negative.safetensors"
 
 
@@ -48,18 +43,18 @@ class DrawingSettings:
     """How to draw.
 
     Attributes:
-        root: a diffusers model directory, or what ``source`` reads.
-        source: reads the parts of a model that is not in such a directory.
+        root: where the model is, for messages.
+        source: reads its parts.
         scheduler: in place of the model's own.
         parts: the folders of the parts that it has.
         sizes: (width, height) in pixels; prompts take them in turn.
         seed: prompt ``i`` starts from the noise of ``seed + i``.
         dtype: a key of :data:`DTYPES`.
         batch: prompts drawn at once.
-        file_variant: ``fp16`` for weights in ``*.fp16.safetensors``.
     """
 
     root: Path
+    source: Source
     scheduler: Scheduler
     parts: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -70,8 +65,6 @@ class DrawingSettings:
     device: str = "cpu"
     dtype: str = "fp32"
     batch: int = 1
-    file_variant: str | None = None
-    source: Source | None = None
 
     def batches(self) -> list[Batch]:
         """The prompts by size, as many at once as asked for.
@@ -119,31 +112,13 @@ def load(settings: DrawingSettings, parts: Sequence[str]) -> StableDiffusion3Pip
     Raises:
         CheckpointError: diffusers cannot load it.
     """
-    names = (*TEXT_PARTS, "transformer", "vae")
-    absent: dict[str, Any] = {part: None for part in names if part not in parts}
-    for part, tokenizer in zip(TEXT_PARTS, _TOKENIZERS, strict=True):
-        if part not in parts:
-            absent[tokenizer] = None
     from transformers.utils import logging as remarks
 
     remarks.set_verbosity_error()  # before diffusers imports what it warns about
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         with quiet():
-            if settings.source is not None:
-                pipe = assemble(settings.source, settings.scheduler, parts, DTYPES[settings.dtype])
-            else:
-                pipe = StableDiffusion3Pipeline.from_pretrained(
-                    settings.root,
-                    scheduler=diffusers_scheduler(settings.scheduler),
-                    dtype=DTYPES[settings.dtype],
-                    variant=settings.file_variant,
-                    local_files_only=True,
-                    **absent,
-                    **_UNUSED,
-                )
+            pipe = assemble(settings.source, settings.scheduler, parts, DTYPES[settings.dtype])
     except Sd35Error:
         raise
     except Exception as error:
@@ -155,11 +130,7 @@ def load(settings: DrawingSettings, parts: Sequence[str]) -> StableDiffusion3Pip
     pipe = pipe.to(settings.device)
     if "transformer" not in parts:
         # Without T5, its part of the text is zeros as wide as the transformer's configuration says.
-        config = (
-            settings.source.config("transformer")
-            if settings.source is not None
-            else SD3Transformer2DModel.load_config(settings.root, subfolder="transformer")
-        )
+        config = settings.source.config("transformer")
         pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
     return pipe
 

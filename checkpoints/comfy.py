@@ -21,6 +21,8 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.calibration import E4M3_MAX
 
 from .diffusers import open_safetensors
+from .tensor_names import MODEL
+from .wrappers import plain_name, plain_names
 
 if TYPE_CHECKING:
     import torch
@@ -37,39 +39,41 @@ _OTHER = "take the model's BF16, FP16, FP8 or fp8_scaled file"
 
 
 class TensorFile:
-    """A safetensors file.
+    """A safetensors file; names are without wrappers, see :mod:`sd35_trt.checkpoints.wrappers`.
 
     Args:
         path: the file; it is mapped, and tensors are views of it.
+        wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
 
     Attributes:
         quantization: see :class:`~sd35_trt.checkpoints.diffusers.Weights`.
 
     Raises:
-        CheckpointError: missing, truncated or damaged.
+        CheckpointError: missing, something else, truncated or damaged.
     """
 
     quantization: str | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wanted: str = MODEL, instead: str | None = None) -> None:
         self.path = path
-        self._handle = open_safetensors(path)
-        self.names = frozenset(self._handle.keys())
+        self._handle = open_safetensors(path, wanted=wanted, instead=instead)
+        self._stored = plain_names(path, self._handle.keys())
+        self.names = frozenset(self._stored)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._handle.get_slice(name).get_shape())
+        return tuple(self._handle.get_slice(self._stored[name]).get_shape())
 
     def dtype(self, name: str) -> str:
         """Type of a tensor as the header spells it, e.g. ``BF16`` or ``F8_E4M3``."""
-        return str(self._handle.get_slice(name).get_dtype())
+        return str(self._handle.get_slice(self._stored[name]).get_dtype())
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor as stored."""
-        return self._handle.get_tensor(name)
+        return self._handle.get_tensor(self._stored[name])
 
     def values(self, name: str) -> torch.Tensor:
         """A tensor's values: a scaled one in FP32, 8-bit ones without a scale in FP16."""
@@ -134,7 +138,7 @@ class TensorFile:
             return {}
         try:
             layers: dict[str, Any] = json.loads(text)["layers"]
-            return {layer: str(entry["format"]) for layer, entry in layers.items()}
+            return {plain_name(layer): str(entry["format"]) for layer, entry in layers.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.path}: {_METADATA} is unreadable", _OTHER) from error
 

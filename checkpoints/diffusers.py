@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 import abc
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from sd35_trt.components import OPTIONAL_PARTS
+from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.store.hub import telling_name
+
+from .contents import describe, refusal, unfinished
+from .file_formats import AGAIN, has_header
+from .tensor_names import MODEL, SD35
+from .weight_files import read_json, weight_files
+from .wrappers import check_plain, common_prefix, plain_names
 
 if TYPE_CHECKING:
     import torch
 
-# Base names diffusers and transformers save under, the full-precision file before its variant.
-_STEMS = ("diffusion_pytorch_model", "model")
-_VARIANTS = ("", ".fp16", ".bf16")
+# Pipelines of one and the same model. A ControlNet among their parts is not part of a bundle.
+_PIPELINES = frozenset(
+    f"StableDiffusion3{task}Pipeline"
+    for task in (
+        "",
+        "Img2Img",
+        "Inpaint",
+        "PAG",
+        "PAGImg2Img",
+        "ControlNet",
+        "ControlNetInpainting",
+    )
+)
 
-_FETCH = "download the checkpoint again"
+#: Text encoder → its tokenizer's folder.
+_TOKENIZERS = {row.part: row.tokenizer for row in COMPONENTS.values() if row.tokenizer}
 
 
-def read_json(path: Path, fix: str = _FETCH) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Args:
-        fix: what the user is told to do where it cannot be read.
-
-    Raises:
-        CheckpointError: missing, not JSON, or not an object.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", fix) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object", fix)
-    return data
+def way_without(part: str) -> str | None:
+    """What else can be done where a part cannot be read; None where it is needed."""
+    return "build without T5: --no-t5" if part in OPTIONAL_PARTS else None
 
 
 class Weights(abc.ABC):
@@ -99,7 +100,7 @@ class Weights(abc.ABC):
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             source = self.source(missing[0])
-            raise CheckpointError(f"{self.folder} has no tensor {source!r}{more}", _FETCH)
+            raise CheckpointError(f"{self.folder} has no tensor {source!r}{more}", AGAIN)
         for name, shape in shapes.items():
             if self.shape(name) != shape:
                 raise CheckpointError(
@@ -117,29 +118,35 @@ class FolderWeights(Weights):
     """The tensors in the safetensors files of a part's folder.
 
     Args:
-        folder: the part's folder; sharded, single, full-precision and ``.fp16`` files are found.
+        folder: the part's folder; see :func:`sd35_trt.checkpoints.weight_files.weight_files`.
+        instead: another way out where it has none, for the message.
 
     Raises:
-        CheckpointError: no safetensors there, or one that is truncated or damaged.
+        CheckpointError: no safetensors there, one that is truncated or damaged, or an adapter.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, instead: str | None = None) -> None:
         self.folder = folder
-        self.files = _weight_files(folder)
+        self.files = weight_files(folder, instead)
         # Headers are read without torch: a build that finds its stages done never imports it.
-        self._headers = {path: open_safetensors(path, "np") for path in self.files}
+        wanted = "a file of weights"
+        self._headers = {path: open_safetensors(path, "np", wanted, instead) for path in self.files}
         self._handles: dict[Path, Any] = {}
-        self._file_of: dict[str, Path] = {}
-        for path, header in self._headers.items():
-            for name in header.keys():  # noqa: SIM118 (not a dict)
-                self._file_of[name] = path
+        file_of = {name: path for path, header in self._headers.items() for name in header.keys()}  # noqa: SIM118 (not a dict)
+        check_plain(folder, file_of, folder.name)
+        plain = plain_names(folder, file_of)
+        prefix = common_prefix(plain)
+        self._place = {
+            name.removeprefix(prefix): (file_of[stored], stored) for name, stored in plain.items()
+        }
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._place
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._headers[self._file_of[name]].get_slice(name).get_shape())
+        path, stored = self._place[name]
+        return tuple(self._headers[path].get_slice(stored).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as stored, a view of the file.
@@ -147,76 +154,88 @@ class FolderWeights(Weights):
         Raises:
             CheckpointError: names the tensor that is not there.
         """
-        if name not in self._file_of:
-            raise CheckpointError(f"{self.folder} has no tensor {name!r}", _FETCH)
-        path = self._file_of[name]
+        if name not in self._place:
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}", AGAIN)
+        path, stored = self._place[name]
         if path not in self._handles:
             self._handles[path] = open_safetensors(path)
-        tensor: torch.Tensor = self._handles[path].get_tensor(name)
+        tensor: torch.Tensor = self._handles[path].get_tensor(stored)
         return tensor
 
     def _file(self, name: str) -> Path:
-        return self._file_of[name]
+        return self._place[name][0]
 
 
-def open_safetensors(path: Path, framework: str = "pt") -> Any:
+def open_safetensors(
+    path: Path, framework: str = "pt", wanted: str = MODEL, instead: str | None = None
+) -> Any:
     """A safetensors file, mapped.
 
     Args:
         framework: ``pt``, or ``np`` to read its header without torch.
+        wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
 
     Raises:
-        CheckpointError: missing, not readable, truncated or damaged.
+        CheckpointError: missing, not readable, something else, truncated or damaged.
     """
+    # aria2 gives a file its full length before it has the data.
+    if not path.is_file() or unfinished(path):
+        raise refusal(path, wanted, instead)
     try:
         return safe_open(path, framework=framework)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", _FETCH) from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", _FETCH) from error
+        raise refusal(path, wanted, instead) from error
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error})", _FETCH) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for variant in _VARIANTS:
-        for stem in _STEMS:
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if index.is_file():
-                names = read_json(index).get("weight_map")
-                if not isinstance(names, dict) or not names:
-                    raise CheckpointError(f"{index} has no weight_map", _FETCH)
-                return [folder / name for name in sorted(set(names.values()))]
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return [single]
-    raise CheckpointError(f"{folder} holds no .safetensors file", _FETCH)
+        if not has_header(path):
+            raise refusal(path, wanted, instead) from error
+        raise CheckpointError(f"{path} is truncated or damaged ({error})", AGAIN) from error
 
 
 class Checkpoint:
     """A model directory in the diffusers layout of ``StableDiffusion3Pipeline``.
 
+    Args:
+        without_t5: leave out T5, whether or not it is there.
+
     Raises:
-        CheckpointError: not such a directory.
+        CheckpointError: not such a directory, or one that lacks a part that its index lists.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, without_t5: bool = False) -> None:
         self.root = root
-        if not root.is_dir():
-            raise CheckpointError(f"{root} is not a directory", "give a diffusers model directory")
+        self._without_t5 = without_t5
         index = root / "model_index.json"
         if not index.is_file():
-            raise CheckpointError(
-                f"{root} is not a diffusers model directory (no model_index.json)",
-                "save the model with StableDiffusion3Pipeline.save_pretrained",
-            )
+            raise refusal(root)
         self.index = read_json(index)
-        kind = self.index.get("_class_name")
-        if kind != "StableDiffusion3Pipeline":
-            raise CheckpointError(
-                f"{root} holds a {kind}, not a StableDiffusion3Pipeline",
-                "give a Stable Diffusion 3.5 model",
-            )
+        name = self.index.get("_class_name")
+        if not isinstance(name, str) or name not in _PIPELINES:
+            raise refusal(root)
+        for part, tokenizer in _TOKENIZERS.items():
+            self._check_listed(part, tokenizer)
+
+    def _check_listed(self, part: str, tokenizer: str) -> None:
+        """Refuse a text encoder that is listed without being there, or without its tokenizer.
+
+        Raises:
+            CheckpointError: names the folder.
+        """
+        instead = way_without(part)
+        if not self.has(part):
+            return
+        for folder in (part, tokenizer):
+            if not self._lists(folder):
+                raise CheckpointError(
+                    f"{self.root / 'model_index.json'} lists no {folder}",
+                    SD35 if instead is None else instead,
+                )
+        path = self.root / part
+        if not path.is_dir() or not any(path.iterdir()):
+            raise refusal(path, "a folder of the model", instead)
+        check_tokenizer(self.root / tokenizer, instead)
+
+    def _lists(self, folder: str) -> bool:
+        return self.index.get(folder) not in (None, [None, None])
 
     @property
     def hint(self) -> str:
@@ -227,10 +246,8 @@ class Checkpoint:
         return telling_name(self.root)
 
     def has(self, part: str) -> bool:
-        """Whether the checkpoint comes with this part; only T5 may be left out."""
-        listed = self.index.get(part)
-        absent = listed is None or listed == [None, None]
-        return not (part in OPTIONAL_PARTS and (absent or not (self.root / part).is_dir()))
+        """Whether the model has this part; only T5 may be left out."""
+        return part not in OPTIONAL_PARTS or (self._lists(part) and not self._without_t5)
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's configuration, without the keys that begin with an underscore.
@@ -242,8 +259,12 @@ class Checkpoint:
         return {key: value for key, value in data.items() if not key.startswith("_")}
 
     def weights(self, part: str) -> Weights:
-        """Opens the part's safetensors files; see :class:`Weights`."""
-        return FolderWeights(self.root / part)
+        """Opens the part's safetensors files; see :class:`Weights`.
+
+        Raises:
+            CheckpointError: there are none that can be read.
+        """
+        return FolderWeights(self.root / part, way_without(part))
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """Input magnitudes by ``component/layer`` that the weights' files hold: none do."""
@@ -256,8 +277,7 @@ class Checkpoint:
             CheckpointError: it is missing.
         """
         path = self.root / folder
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is missing", _FETCH)
+        check_tokenizer(path)
         return path
 
     def files(self, folder: str) -> list[Path]:
@@ -269,9 +289,22 @@ class Checkpoint:
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
         path = self.root / folder
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is missing", _FETCH)
-        return [path / "config.json", *_weight_files(path)]
+        return [path / "config.json", *weight_files(path)]
+
+
+def check_tokenizer(folder: Path, instead: str | None = None) -> None:
+    """Refuse a tokenizer's folder that is missing or empty, or has a file that is broken.
+
+    Args:
+        instead: another way out, for the message.
+
+    Raises:
+        CheckpointError: names the folder or the file.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in entries or [folder]:
+        if not entries or describe(path).broken:
+            raise refusal(path, "a tokenizer", instead)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

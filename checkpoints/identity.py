@@ -8,6 +8,7 @@ from pathlib import Path
 from sd35_trt.errors import CheckpointError
 from sd35_trt.store.cache import StageCache
 
+from .contents import refusal
 from .single_file import AnyCheckpoint
 
 
@@ -24,7 +25,7 @@ def folder_files(checkpoint: AnyCheckpoint, folders: Iterable[str]) -> dict[str,
     for folder in folders:
         for path in checkpoint.files(folder):
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing", "download the checkpoint again")
+                raise refusal(path, "a file of the model")
             files[f"{folder}/{path.name}"] = path
     return files
 

@@ -72,6 +72,7 @@ def look(
     *,
     scheduler: Path | None = None,
     variant: str | None = None,
+    without_t5: bool = False,
 ) -> Model[AnyCheckpoint]:
     """Look at a model.
 
@@ -81,6 +82,7 @@ def look(
             :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
         scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
         variant: which model of the family it is; None asks its structure and its name.
+        without_t5: leave out T5, whether or not it is there.
 
     Raises:
         CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
@@ -88,20 +90,25 @@ def look(
             that the structure contradicts.
     """
     root = resolve_model(model)
-    checkpoint = open_checkpoint(root, tokenizers)
+    checkpoint = open_checkpoint(root, tokenizers, without_t5)
     result = _describe(model_name(model, root), checkpoint, scheduler, variant, model == "mini")
     for part in result.parts:
+        checkpoint.config(part)
         checkpoint.weights(part)  # opens every file
     return result
 
 
 def look_at_structure(
-    model: str, *, scheduler: Path | None = None, variant: str | None = None
+    model: str,
+    *,
+    scheduler: Path | None = None,
+    variant: str | None = None,
+    without_t5: bool = False,
 ) -> Model[AnyCheckpoint | Structure]:
     """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
     if model in PUBLISHED:
-        return _describe(model, Structure(model), scheduler, variant)
-    return look(model, scheduler=scheduler, variant=variant)
+        return _describe(model, Structure(model, without_t5), scheduler, variant)
+    return look(model, scheduler=scheduler, variant=variant, without_t5=without_t5)
 
 
 def _describe(

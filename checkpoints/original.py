@@ -313,7 +313,7 @@ def _vae_config(weights: Weights) -> dict[str, Any]:
 LAYOUTS = {
     "transformer": Layout(
         "transformer",
-        ("model.diffusion_model.", ""),
+        ("model.diffusion_model.", "diffusion_model.", "model.", ""),
         _QKV.format(0),
         _transformer_origins,
         _transformer_config,

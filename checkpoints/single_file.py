@@ -12,9 +12,13 @@ from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.store.hub import fetch_tokenizers, telling_name
 
 from .comfy import TensorFile
-from .diffusers import Checkpoint, Weights, tokenizer_files
+from .contents import describe, refusal, unfinished
+from .diffusers import Checkpoint, Weights, check_tokenizer, tokenizer_files, way_without
+from .file_formats import is_gguf
 from .gguf import SUFFIX, GgufFile
 from .original import LAYOUTS, Layout
+from .tensor_names import MODEL
+from .wrappers import check_plain
 
 if TYPE_CHECKING:
     import torch
@@ -45,22 +49,6 @@ _VAE_FOLDERS = (".", "vae", "../vae")
 
 # In Stability's repositories, whose other folders are not the original layout's.
 _REPOSITORY_VAE = "vae/diffusion_pytorch_model.safetensors"
-
-# Keys of other models, for the message.
-_FOREIGN = {
-    "double_blocks.0.img_attn.qkv.weight": "FLUX",
-    "input_blocks.0.0.weight": "Stable Diffusion 1, 2 or XL",
-    "transformer_blocks.0.attn.to_q.weight": "one part of a diffusers model",
-    "lora": "a LoRA",
-    "encoder.block.0.layer.0.SelfAttention.q.weight": "T5, a text encoder",
-}
-
-_NOT_READ = {
-    ".ckpt": "take the model's .safetensors file: a pickle can run code",
-    ".pt": "take the model's .safetensors file: a pickle can run code",
-    ".pth": "take the model's .safetensors file: a pickle can run code",
-    ".bin": "take the model's .safetensors file: a pickle can run code",
-}
 
 
 class SingleFileWeights(Weights):
@@ -142,33 +130,37 @@ class SingleFileCheckpoint:
         path: the file with the transformer.
         tokenizers: a directory with the folders ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``;
             None looks beside the file, then on the hub.
+        without_t5: leave out T5, whether or not it is there.
 
     Raises:
         CheckpointError: no SD3.5, a part that is not found, or a file that cannot be read.
     """
 
-    def __init__(self, path: Path, tokenizers: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, tokenizers: Path | None = None, without_t5: bool = False
+    ) -> None:
         self.root = path
         self._tokenizers = tokenizers
+        self._without_t5 = without_t5
         file = _open(path)
         self._parts: dict[str, SingleFileWeights] = {}
         for part, layout in LAYOUTS.items():
+            if without_t5 and part in OPTIONAL_PARTS:
+                continue
             prefix = _prefix(file, layout.prefixes, layout)
             if prefix is not None:
                 self._parts[part] = SingleFileWeights(file, prefix, layout)
             elif part == "transformer":
-                raise CheckpointError(
-                    f"{path} is not Stable Diffusion 3.5{_describe(file)}",
-                    "give an SD3.5 file with joint_blocks, or a diffusers model directory",
-                )
+                raise refusal(path)
             elif place := _beside(path, part):
                 self._parts[part] = place
+        check_plain(path, file.names, MODEL)
         self._configs = {part: self._configure(part) for part in self._parts}
         self._check_widths()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself.
-        return SingleFileCheckpoint, (self.root, self._tokenizers)
+        return SingleFileCheckpoint, (self.root, self._tokenizers, self._without_t5)
 
     @property
     def hint(self) -> str:
@@ -196,10 +188,7 @@ class SingleFileCheckpoint:
         if self._tokenizers is None and not (self.root.parent / folder).is_dir():
             return self._fetched / folder
         path = (self._tokenizers or self.root.parent) / folder
-        if not path.is_dir():
-            raise CheckpointError(
-                f"{path} is missing", "give the folder that has it: --tokenizers DIR"
-            )
+        check_tokenizer(path, "give the folder that has it: --tokenizers DIR")
         return path
 
     def files(self, folder: str) -> list[Path]:
@@ -281,39 +270,39 @@ class SingleFileCheckpoint:
 AnyCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
 
 
-def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint:
+def open_checkpoint(
+    path: Path, tokenizers: Path | None = None, without_t5: bool = False
+) -> AnyCheckpoint:
     """Open a diffusers model directory, or a file in the original layout.
 
     Args:
-        tokenizers: see :class:`SingleFileCheckpoint`.
+        tokenizers, without_t5: see :class:`SingleFileCheckpoint`.
 
     Raises:
         CheckpointError: it is neither.
         UsageError: tokenizers for a directory, which has its own.
     """
-    if path.suffix in _NOT_READ and not path.is_dir():
-        raise CheckpointError(f"{path}: {path.suffix} files are not read", _NOT_READ[path.suffix])
-    if path.is_file() or path.suffix.lower() in (".safetensors", SUFFIX):
-        return SingleFileCheckpoint(path, tokenizers)
-    checkpoint = Checkpoint(path)
+    if not path.is_dir():
+        is_named_so = path.suffix.lower() in (".safetensors", SUFFIX)
+        if describe(path).title == "missing" and not is_named_so:
+            raise CheckpointError(
+                f"{path} is not a directory or a file here",
+                "give a diffusers model directory, a .safetensors or .gguf file or a hub id",
+            )
+        return SingleFileCheckpoint(path, tokenizers, without_t5)
+    checkpoint = Checkpoint(path, without_t5)
     if tokenizers is not None:
         raise UsageError(f"{path} has tokenizers of its own", "leave out --tokenizers")
     return checkpoint
 
 
-def _open(path: Path) -> TensorFile | GgufFile:
-    return GgufFile(path) if path.suffix.lower() == SUFFIX else TensorFile(path)
+def _open(path: Path, wanted: str = MODEL, instead: str | None = None) -> TensorFile | GgufFile:
+    """A file by its content, whatever it is called."""
+    return GgufFile(path) if is_gguf(path) else TensorFile(path, wanted, instead)
 
 
 def _prefix(file: TensorFile | GgufFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
     return next((prefix for prefix in prefixes if prefix + layout.anchor in file), None)
-
-
-def _describe(file: TensorFile | GgufFile) -> str:
-    for key, title in _FOREIGN.items():
-        if any(key in name for name in file.names):
-            return f" but {title}"
-    return ""
 
 
 def _gguf_t5(folder: Path) -> Path | None:
@@ -350,6 +339,8 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
     place = next((place for place in places if place.is_file()), None)
     if place is None and part == "text_encoder_3":
         place = _gguf_t5(path.parent)
+    # A dangling link or half a download is what was meant, and says so when it is opened.
+    place = place or next((place for place in places if _is_broken(place)), None)
     if place is None:
         if part in OPTIONAL_PARTS:
             return None
@@ -358,10 +349,14 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
             f"or its {', '.join(folders[1:])}",
             f"put {names[0]} beside it",
         )
-    file = _open(place)
-    prefix = _prefix(file, (*layout.prefixes, ""), layout)
+    wanted = f"the model's {layout.title}"
+    file = _open(place, wanted, way_without(part))
+    prefix = _prefix(file, (*layout.prefixes, "", "model."), layout)
     if prefix is None:
-        raise CheckpointError(
-            f"{place} holds no {layout.title} (no tensor {layout.anchor!r})", _FETCH
-        )
+        raise refusal(place, wanted, way_without(part))
+    check_plain(place, file.names, wanted)
     return SingleFileWeights(file, prefix, layout)
+
+
+def _is_broken(place: Path) -> bool:
+    return place.is_symlink() or unfinished(place) is not None

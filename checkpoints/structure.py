@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sd35_trt.components import OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 
 if sys.version_info >= (3, 11):
@@ -43,15 +44,19 @@ class Structure:
 
     Args:
         name: one of :data:`PUBLISHED`.
+        without_t5: as of a checkpoint without T5.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, without_t5: bool = False) -> None:
+        self._without_t5 = without_t5
         self.root = Path(name)
         self.hint = name
         self._transformer = _TRANSFORMERS[name]
 
     def has(self, part: str) -> bool:
         """Published models come with every part."""
+        if self._without_t5 and part in OPTIONAL_PARTS:
+            return False
         return part == "transformer" or part in _data()
 
     def config(self, part: str) -> dict[str, Any]:

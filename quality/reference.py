@@ -83,6 +83,7 @@ def open_reference(
             tokenizers=tokenizers,
             scheduler=scheduler,
             variant=m.model.variant,
+            without_t5=_without_t5(candidate),
             target=m.target,
             policy=HALF,
             builder=m.builder,
@@ -112,7 +113,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     """
     root = resolve_model(model or "mini")
     try:
-        checkpoint = open_checkpoint(root)
+        checkpoint = open_checkpoint(root, without_t5=_without_t5(candidate))
         reason = difference(checkpoint, _model_files(candidate), cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
@@ -176,6 +177,10 @@ def _model_files(bundle: Bundle) -> dict[str, str]:
     """SHA-256 by name of what engines are made from; the scheduler is compared by its values."""
     files = bundle.manifest.model.files
     return {k: v for k, v in files.items() if not k.startswith(f"{SCHEDULER}/")}
+
+
+def _without_t5(bundle: Bundle) -> bool:
+    return "t5" not in _components(bundle)
 
 
 def _range(bounds: tuple[int, int]) -> str:

@@ -18,6 +18,7 @@ class BuildOptions:
         scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
         variant: ``large``, ``large-turbo``, ``medium``, ``mini`` or ``custom``; None asks the
             model's structure and its name.
+        without_t5: leave out T5, whether or not the model has it.
         target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
         policy: name or path; None takes the target's default.
         calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
@@ -45,6 +46,7 @@ class BuildOptions:
     tokenizers: Path | None = None
     scheduler: Path | None = None
     variant: str | None = None
+    without_t5: bool = False
     target: str = "cpu"
     policy: str | None = None
     calibration: Path | None = None

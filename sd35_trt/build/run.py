@@ -56,6 +56,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
             options.tokenizers,
             scheduler=options.scheduler,
             variant=options.variant,
+            without_t5=options.without_t5,
         )
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")

@@ -103,10 +103,19 @@ variant_option = click.option(
     "the word turbo in its name.",
 )
 
+without_t5_option = click.option(
+    "--no-t5",
+    "without_t5",
+    is_flag=True,
+    help="Leave out T5, whether or not the model has it: prompts are read by CLIP alone.",
+)
+
 
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model``, ``tokenizers``, ``scheduler`` and ``variant``."""
-    return model_option(tokenizers_option(scheduler_option(variant_option(command))))
+    """The checkpoint: ``model``, ``tokenizers``, ``scheduler``, ``variant``, ``without_t5``."""
+    for option in (without_t5_option, variant_option, scheduler_option, tokenizers_option):
+        command = option(command)
+    return model_option(command)
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

@@ -14,6 +14,7 @@ from .options import (
     scheduler_option,
     size_option,
     variant_option,
+    without_t5_option,
 )
 from .output import print_json
 
@@ -29,6 +30,7 @@ from .output import print_json
 )
 @scheduler_option
 @variant_option
+@without_t5_option
 @click.option(
     "--gpu",
     "target",

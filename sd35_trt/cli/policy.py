@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import json_option, model_option
+from .options import json_option, model_option, without_t5_option
 from .output import print_json
 
 
@@ -20,6 +20,7 @@ def command() -> None:
 
 @command.command()
 @model_option
+@without_t5_option
 @click.option(
     "--policy",
     "name",
@@ -29,7 +30,7 @@ def command() -> None:
     help="fp32, half, fp8, int8-weight, int4-weight, or a TOML file.",
 )
 @json_option("Print every layer as JSON.")
-def show(model: str, name: str, as_json: bool) -> None:
+def show(model: str, without_t5: bool, name: str, as_json: bool) -> None:
     """Show what a policy means for a model: each linear with its precision, rule and bytes.
 
     Blocks that are alike share a line.
@@ -49,7 +50,7 @@ def show(model: str, name: str, as_json: bool) -> None:
         from sd35_trt.checkpoints.single_file import open_checkpoint
         from sd35_trt.export.inventory import inventory
 
-    entries = inventory(open_checkpoint(root), policy)
+    entries = inventory(open_checkpoint(root, without_t5=without_t5), policy)
     if as_json:
         print_json(entries)
         return

@@ -22,6 +22,7 @@ class PlanOptions:
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
         scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
+        without_t5: leave out T5, whether or not the model has it.
     """
 
     model: str = "mini"
@@ -35,3 +36,4 @@ class PlanOptions:
     cache_dir: Path | None = None
     scheduler: Path | None = None
     variant: str | None = None
+    without_t5: bool = False

@@ -36,7 +36,9 @@ def resolve_model(model: str) -> Path:
     if model == "mini":
         return checkpoint_path()
     path = Path(model).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(model) or path.suffix in (".safetensors", ".gguf"):
+    # A dangling link is here, and whoever opens it says where it leads.
+    is_file = path.suffix.lower() in (".safetensors", ".gguf")
+    if path.exists() or path.is_symlink() or is_file or not _HUB_ID.fullmatch(model):
         return path
     return _fetch(
         model,

@@ -54,13 +54,15 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
 def test_not_a_model_directory(tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(tmp_path / "nothing", "is not a directory")
     (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "is an empty folder")
+    (tmp_path / "empty" / "README.md").write_text("a model")
     refused(tmp_path / "empty", "no model_index.json")
 
 
 def test_another_pipeline(checkpoint: Path, refused: Callable[..., None]) -> None:
     index = checkpoint / "model_index.json"
     index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    refused(checkpoint, "StableDiffusionXLPipeline", "not a StableDiffusion3Pipeline")
+    refused(checkpoint, "a StableDiffusionXLPipeline", "not Stable Diffusion 3.5")
     index.write_text("{")
     refused(checkpoint, "model_index.json cannot be read")
 
@@ -87,7 +89,7 @@ def test_truncated_weights(keep: float, checkpoint: Path, refused: Callable[...,
     data = path.read_bytes()
     length = keep if isinstance(keep, int) else int(len(data) * keep)
     path.write_bytes(data[:length])
-    refused(checkpoint, str(path), "truncated or damaged")
+    refused(checkpoint, str(path), "truncated or damaged" if length else "an empty file")
 
 
 def test_missing_shard(checkpoint: Path, refused: Callable[..., None]) -> None:

@@ -543,19 +543,24 @@ def test_unknown_quantization(
 # Refusals.
 
 
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("content", "words"),
     [
-        ("model.ckpt", (".ckpt files are not read", "safetensors")),
-        ("model.safetensors", ("truncated or damaged",)),
-        ("model.txt", ("truncated or damaged",)),
+        (bytes(100), ("zeros", "did not finish")),
+        (b"GGUF" + bytes(96), ("GGUF",)),
+        (b"oid sha256", ("text", "download")),
     ],
 )
-def test_no_safetensors(
-    name: str, words: tuple[str, ...], tmp_path: Path, refused: Callable[..., None]
+def test_no_weights(
+    name: str,
+    content: bytes,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    refused: Callable[..., None],
 ) -> None:
     path = tmp_path / name
-    path.write_bytes(bytes(100))
+    path.write_bytes(content)
     refused(path, name, *words)
 
 
@@ -579,7 +584,7 @@ def test_truncated(sources: dict[str, Path], file: Path, refused: Callable[..., 
         ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion 1, 2 or XL"),
         ("transformer_blocks.0.attn.to_q.weight", "one part of a diffusers model"),
         ("lora_unet_joint_blocks_0.lora_down.weight", "a LoRA"),
-        ("something", "not Stable Diffusion 3.5 —"),
+        ("something", "something else (its first tensor is 'something')"),
     ],
 )
 def test_another_model(key: str, title: str, file: Path, refused: Callable[..., None]) -> None:
@@ -595,7 +600,7 @@ def test_a_missing_part(
     beside.unlink()
     refused(file, f"no {LAYOUTS[part].title}", beside.name, str(file.parent), beside.parent.name)
     save({"something": torch.zeros(2)}, beside)
-    refused(file, str(beside), f"holds no {LAYOUTS[part].title}")
+    refused(file, str(beside), f"not the model's {LAYOUTS[part].title}")
 
 
 def test_wrong_shapes(sources: dict[str, Path], file: Path, refused: Callable[..., None]) -> None:

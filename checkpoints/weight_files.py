@@ -1,0 +1,201 @@
+"""Which files of a part's folder hold its weights: what diffusers and transformers read there.
+
+Both read the plain file before a variant (``fp16``), and a variant only when asked; where a folder
+has nothing plain, its variant is what can be meant. Names of variants:
+``diffusers.pipelines.pipeline_loading_utils.variant_compatible_siblings``, legacy ones too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd35_trt.errors import CheckpointError
+
+from .contents import refusal, unfinished
+from .file_formats import AGAIN, format_kind
+
+# Names that transformers and diffusers save under.
+_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
+
+# Of several variants without a plain file; others are not told apart.
+_PREFERRED = ("", "fp32", "fp16", "bf16")
+
+_VARIANT = r"\.(?P<variant>\w+)"
+_SHARD = r"-(?P<number>\d{5})-of-(?P<count>\d{5})"
+
+# What comes after the stem; each spelling has its own pattern.
+_SINGLE = (r"\.safetensors", rf"{_VARIANT}\.safetensors")
+_INDEX = (
+    r"\.safetensors\.index\.json",
+    rf"\.safetensors\.index{_VARIANT}\.json",
+    rf"\.safetensors{_VARIANT}\.index\.json",
+    rf"{_VARIANT}\.safetensors\.index\.json",
+)
+_SHARDS = (
+    rf"{_SHARD}\.safetensors",
+    rf"{_VARIANT}{_SHARD}\.safetensors",
+    rf"{_SHARD}{_VARIANT}\.safetensors",
+)
+
+_CONVERT = (
+    "convert the model: StableDiffusion3Pipeline.from_pretrained(DIR).save_pretrained(NEW), where "
+    "you trust it"
+)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """A folder's files of one kind, by variant; the plain file's is empty."""
+
+    single: dict[str, str]
+    index: dict[str, str]
+    shards: dict[str, list[re.Match[str]]]
+
+    @property
+    def variants(self) -> list[str]:
+        return sorted({*self.single, *self.index, *self.shards})
+
+
+def weight_files(folder: Path, instead: str | None = None) -> list[Path]:
+    """The safetensors files of a part, which are there, the shards of an index in order.
+
+    Args:
+        folder: the part's, named as in the diffusers layout.
+        instead: another way out than a file, for the message.
+
+    Raises:
+        CheckpointError: no safetensors there, a shard that is missing, or several variants of
+            which none is the plain one.
+    """
+    if not folder.is_dir():
+        raise refusal(folder, "a folder of weights", instead)
+    names = sorted(entry.name for entry in folder.iterdir())
+    stems = [_DIFFUSERS, _TRANSFORMERS]
+    if folder.name.startswith("text_encoder"):
+        stems.reverse()
+    for stem in stems:
+        listed = _Names(
+            {variant: m[0] for variant, m in _matches(names, _SINGLE, stem)},
+            {variant: m[0] for variant, m in _matches(names, _INDEX, stem)},
+            {},
+        )
+        for variant, match in _matches(names, _SHARDS, stem):
+            listed.shards.setdefault(variant, []).append(match)
+        if listed.variants:
+            return _files(folder, stem, listed, instead)
+    raise _no_weights(folder, names, stems[0], instead)
+
+
+def _matches(
+    names: list[str], patterns: tuple[str, ...], stem: str
+) -> list[tuple[str, re.Match[str]]]:
+    """Of the names that match one of the patterns: the variant, and the match."""
+    matches = []
+    for pattern in patterns:
+        compiled = re.compile(re.escape(stem) + pattern)
+        for match in filter(None, map(compiled.fullmatch, names)):
+            matches.append((match.groupdict().get("variant") or "", match))
+    return matches
+
+
+def _files(folder: Path, stem: str, names: _Names, instead: str | None) -> list[Path]:
+    variants = names.variants
+    variant = next((v for v in _PREFERRED if v in variants), variants[0])
+    if variant not in _PREFERRED and len(variants) > 1:
+        raise CheckpointError(
+            f"{folder} has the variants {', '.join(variants)} of its weights, and no plain file",
+            f"keep the one that is meant, as {stem}.safetensors",
+        )
+    # transformers looks for the file before the index, diffusers for the index before the file.
+    index, single = names.index.get(variant), names.single.get(variant)
+    if index is not None and (single is None or stem == _DIFFUSERS):
+        return _indexed(folder / index, instead)
+    if single is not None:
+        return [_present(folder / single, instead)]
+    return _unlisted(folder, names.shards[variant], instead)
+
+
+def _indexed(index: Path, instead: str | None) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index} has no weight_map", AGAIN)
+    shards = sorted({str(name) for name in names.values()})
+    for name in shards:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which is not a file beside it", AGAIN)
+    return [_present(index.parent / name, instead) for name in shards]
+
+
+def _unlisted(folder: Path, shards: list[re.Match[str]], instead: str | None) -> list[Path]:
+    """Shards without an index: all of them tell what they hold together."""
+    counts = {match["count"] for match in shards}
+    if len(counts) > 1:
+        raise CheckpointError(
+            f"{folder} has shards of several sets ({min(counts)} and {max(counts)}) and no index",
+            AGAIN,
+        )
+    present = {int(match["number"]): match[0] for match in shards}
+    count = int(counts.pop())
+    for number in range(1, count + 1):
+        if number not in present:
+            name = shards[0][0].replace(f"-{shards[0]['number']}-of", f"-{number:05}-of")
+            raise refusal(folder / name, "a shard", instead)
+    return [_present(folder / present[number], instead) for number in range(1, count + 1)]
+
+
+def _present(path: Path, instead: str | None) -> Path:
+    if not path.is_file() or unfinished(path):
+        raise refusal(path, "a file of weights", instead)
+    return path
+
+
+def _no_weights(folder: Path, names: list[str], stem: str, instead: str | None) -> CheckpointError:
+    """What is there in place of the weights."""
+    wanted = f"{stem}.safetensors"
+    if os.path.lexists(folder / wanted) or unfinished(folder / wanted):
+        return refusal(folder / wanted, "a file of weights", instead)
+    others = [name for name in names if name.endswith(".safetensors")]
+    if others:
+        shown = ", ".join(others[:3])
+        return CheckpointError(
+            f"{folder} holds {shown}, and no {wanted}, which is what diffusers reads",
+            f"rename the file that is meant to {wanted}",
+        )
+    for name in names:
+        path = folder / name
+        kind = format_kind(path) if path.is_file() else None
+        if kind is not None and (kind.weights or kind.broken):
+            pickled = "pickle" in kind.title
+            advice = _CONVERT if pickled else kind.advice
+            title = f"{folder} holds no .safetensors file but {name}, which is {kind.title}"
+            return CheckpointError(title, advice if instead is None else f"{advice}; or {instead}")
+    advice = AGAIN if instead is None else f"{AGAIN}; or {instead}"
+    return CheckpointError(f"{folder} holds no .safetensors file", advice)
+
+
+def read_json(path: Path, fix: str = AGAIN) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        fix: what the user is told to do where it is damaged.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise refusal(path, "a file of the model") from None
+    except (OSError, ValueError) as error:
+        kind = format_kind(path) if path.is_file() else None
+        if kind is not None and kind.broken:
+            raise refusal(path, "JSON") from error
+        raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object", fix)
+    return data
