@@ -115,14 +115,15 @@ class Target:
             )
 
 
-def _data() -> dict[str, Any]:
+def target_data() -> dict[str, Any]:
+    """What ``gpus.toml`` holds."""
     return tomllib.loads(_DATA.read_text("utf-8"))
 
 
 @functools.cache
 def targets() -> dict[str, Target]:
     """Every target by name: the families first, then the products."""
-    data = _data()
+    data = target_data()
     rows = {}
     for row in data["family"]:
         row["compute_capabilities"] = tuple(row["compute_capabilities"])

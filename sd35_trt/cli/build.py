@@ -114,7 +114,9 @@ def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     """
     from sd35_trt.build import BuildOptions, build
     from sd35_trt.formats.bundle import Bundle
+    from sd35_trt.measurements import faster_builder
     from sd35_trt.store.cache import default_cache_dir
+    from sd35_trt.targets import find_target
 
     from .bars import StageBars
 
@@ -128,11 +130,17 @@ def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
         out = build(options, progress)
     seconds = perf_counter() - start
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    places = Bundle.open(out).manifest.fp32_places()
+    manifest = Bundle.open(out).manifest
+    places = manifest.fp32_places()
     if as_json:
         result = {"bundle": str(out), "bytes": size, "seconds": round(seconds, 3)}
         print_json({**result, "fp32_places": places})
         return
     click.echo(f"{out}  {format_bytes(size)}  in {seconds:.1f} s")
+    if options.builder is None:
+        target = find_target(options.target)
+        hint = faster_builder(target, manifest.builder, manifest.policy.name)
+        if hint is not None:
+            click.echo(hint)
     if places:
         click.echo(f"near FP16's limit when calibrated, in FP32 instead: {', '.join(places)}")
