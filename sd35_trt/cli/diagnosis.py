@@ -11,6 +11,9 @@ from typing import Any
 
 from sd35_trt import __version__
 from sd35_trt.backends import BACKENDS, Backend, resolve
+from sd35_trt.compat.library import load_library
+from sd35_trt.compat.tensorrt import make_builder, make_logger
+from sd35_trt.errors import Sd35Error
 from sd35_trt.store.cache import default_cache_dir
 from sd35_trt.targets import PresentGpu, Target, choose_builder, present_gpus, targets
 
@@ -23,8 +26,10 @@ def examine() -> dict[str, Any]:
     """What is installed here, and what follows for each GPU family and the CPU.
 
     Returns:
-        JSON-serializable; ``targets`` by name: ``builder``, ``builds``, ``runs``, ``runtime`` (the
-        library that runs it), ``gpu`` (the one present) and ``note`` (what to install).
+        JSON-serializable; ``engines`` by name: ``library``, ``version``, and ``problem``, which
+        says why it does not work here; ``targets`` by name: ``builder``, ``builds``, ``runs``,
+        ``runtime`` (the library that runs it), ``gpu`` (the one present) and ``note`` (what to
+        install).
     """
     packages = {package: _version(package) for package in _BUILD_PACKAGES}
     complete = None not in packages.values()
@@ -38,8 +43,24 @@ def examine() -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in gpus],
         "no gpu": no_gpu,
         "packages": packages,
+        "engines": {name: _examine_library(row, gpus) for name, row in BACKENDS.items()},
         "targets": {target.name: _examine_target(target, gpus, complete) for target in families},
     }
+
+
+def _examine_library(backend: Backend, gpus: Sequence[PresentGpu]) -> dict[str, Any]:
+    """A kind of engine's library, loaded; on its GPU, one that times kernels is started too."""
+    version = None
+    try:
+        library = load_library(backend)
+        version = str(getattr(library, "__version__", None))
+        present = {gpu.compute_capability for gpu in gpus} & {*backend.compute_capabilities}
+        if backend.times_kernels and present:
+            make_builder(library, f"{backend.title} {version}", make_logger(library))
+        problem = None
+    except Sd35Error as error:
+        problem = str(error)
+    return {"library": backend.title, "version": version, "problem": problem}
 
 
 def _examine_target(target: Target, gpus: Sequence[PresentGpu], complete: bool) -> dict[str, Any]:

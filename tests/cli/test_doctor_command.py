@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import sys
+import types
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from fake_nvml import Nvml
@@ -36,6 +40,35 @@ def test_doctor_knows_the_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     }  # fmt: skip
     monkeypatch.setattr(diagnosis, "_CUDA", "not-installed")
     assert "to run: pip install 'sd35-trt[cuda]'" in run("doctor")[1]
+
+
+def test_doctor_says_why_a_library_does_not_work(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    engines = json.loads(run("doctor", "--json")[1])["engines"]
+    assert (engines["onnxruntime"]["version"], engines["onnxruntime"]["problem"]) == (
+        onnxruntime.__version__, None,
+    )  # fmt: skip
+    # Of TensorRT, PyPI has the bindings; here not even those are installed.
+    assert "TensorRT is not installed" in engines["tensorrt"]["problem"]
+    assert "pip install 'sd35-trt[tensorrt]'" in engines["tensorrt"]["problem"]
+
+    class Lacking(types.ModuleType):
+        __version__ = "11.2.1"
+        ILogger = type("ILogger", (), {"__init__": lambda self: None, "ERROR": 1})
+
+        @staticmethod
+        def Builder(log: Any) -> None:
+            log.log(1, "Unable to load library: libnvinfer_builder_resource_sm90.so.11.2.1")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    lacking = Lacking("tensorrt")
+    lacking.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", lacking)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((9, 0)))
+    status, out, err = run("doctor")
+    assert status == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("TensorRT 11"))
+    for word in ("11.2.1 cannot start", "libnvinfer_builder_resource_sm90", "another version"):
+        assert word in line
 
 
 def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -21,6 +21,9 @@ def print_findings(findings: Mapping[str, Any]) -> None:
     )
     packages = ", ".join(f"{k} {v or '[red]missing[/]'}" for k, v in findings["packages"].items())
     console.print(f"to build: {packages}")
+    for engine in findings["engines"].values():
+        works = f"{engine['library']} {engine['version']}"
+        console.print(escape(engine["problem"] or works), soft_wrap=True)
     gpus = (
         f"{gpu['name']} (compute capability {gpu['compute_capability']}, "
         f"{format_memory(gpu['memory_bytes'])})"
