@@ -8,6 +8,7 @@ Python API references of TensorRT for RTX and of TensorRT 10 and 11
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ class PlanFacts(Struct, frozen=True):
         """
         fix = "delete it: the next build writes it again"
         return read_document(folder / FACTS_FILE, cls, 1 << 16, BundleError, fix)
+
+
+# What a library that times kernels says where the GPU's memory does not suffice for that.
+_NO_ROOM = re.compile("out of ?memory|could not find any implementation", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,24 @@ class _PlanCompiler:
         with timing_cache(trt, config, folder), plan.open("wb") as stream:
             size = write_plan(trt, builder, network, config, stream)
         if not size:
+            reasons = log.reasons()
             raise Sd35Error(
                 f"{self._title} cannot compile {component.name} for "
-                f"{', '.join(self._capabilities)}: {log.reasons()}",
-                "build on the GPU itself, or leave out --refit"
-                if self._options.refit and self._backend.crosses
-                else "try another --policy, or report this with the command",
+                f"{', '.join(self._capabilities)}: {reasons}",
+                self._advice(reasons),
             )
         weight_bytes = memory.get("Weights", component.weight_bytes)
         if self._backend.crosses:
             weight_bytes = self._read_back(plan)
         PlanFacts(weight_bytes, memory.get("Activation")).write(self._out)
+
+    def _advice(self, reasons: str) -> str:
+        """What may help where there is no plan."""
+        if self._backend.times_kernels and _NO_ROOM.search(reasons):
+            return "free the GPU's memory, or build for less: --batch 1:1, a smaller --size"
+        if self._options.refit and self._backend.crosses:
+            return "build on the GPU itself, or leave out --refit"
+        return "try another --policy, or report this with the command"
 
     def _configure(self, config: Any) -> None:
         trt = self._trt
