@@ -42,7 +42,7 @@ _REQUESTS: dict[str, dict[str, Any]] = {
     "all default steps": {"prompt": "a small green circle on white", "seed": 5},
 }
 
-_SAME_PICTURE = 25.0
+_SAME_PICTURE = 30.0
 
 # Device memory that comes and goes with a process's libraries.
 _NOISE = 8 << 20
@@ -253,10 +253,10 @@ def load(bench: Bench) -> Iterator[Check]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        # On a GPU, kernels go with the batch that requests are joined to. Pictures of two steps
-        # are rough, and others are apart by 10 dB.
+        # On a GPU, kernels go with the batch that requests are joined to: pictures differ in the
+        # last bits. FP8 makes those large in so few steps, down to 18 dB.
         least = _SAME_PICTURE if bench.on_gpu else None
-        figures = soak((bundle, bench.bundle("fp8")), requests, 2, 16, least)
+        figures = soak((bundle, bench.bundle("fp32")), requests, 2, 16, least)
     finally:
         stop.set()
         watcher.join()
