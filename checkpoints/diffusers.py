@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
-from sd35_trt.store.hub import telling_name
+from sd35_trt.store.model_names import telling_name
 
 from .contents import describe, refusal, unfinished
 from .file_formats import AGAIN, has_header

@@ -8,10 +8,11 @@ from typing import Generic, TypeVar
 
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import SizeLimits
-from sd35_trt.store.hub import model_name, resolve_model
+from sd35_trt.store.model_names import hub_origin, model_name
 from sd35_trt.variants import Variant, recognise
 
 from .gguf import LIBRARY
+from .hub import resolve_model
 from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
@@ -49,6 +50,11 @@ class Model(Generic[_Source]):
     def parts(self) -> list[str]:
         """The folders of its parts."""
         return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
+
+    @property
+    def origin(self) -> str | None:
+        """Where on the hub it is from, as ``owner/name@revision``; None for any other."""
+        return None if isinstance(self.checkpoint, Structure) else hub_origin(self.checkpoint.root)
 
     @property
     def quantization(self) -> dict[str, str]:
@@ -91,7 +97,8 @@ def look(
     """
     root = resolve_model(model)
     checkpoint = open_checkpoint(root, tokenizers, without_t5)
-    result = _describe(model_name(model, root), checkpoint, scheduler, variant, model == "mini")
+    name = model if model == "mini" else model_name(root)
+    result = _describe(name, checkpoint, scheduler, variant, model == "mini")
     for part in result.parts:
         checkpoint.config(part)
         checkpoint.weights(part)  # opens every file

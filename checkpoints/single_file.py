@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.store.hub import fetch_tokenizers, telling_name
+from sd35_trt.store.model_names import telling_name
 
 from .comfy import TensorFile
 from .contents import describe, refusal, unfinished
@@ -17,6 +17,7 @@ from .diffusers import Checkpoint, Weights, check_tokenizer, tokenizer_files, wa
 from .file_formats import is_gguf
 from .gguf import SUFFIX, GgufFile
 from .original import LAYOUTS, Layout
+from .repository import fetch_tokenizers
 from .tensor_names import MODEL
 from .wrappers import check_plain
 

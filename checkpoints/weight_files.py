@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ _CONVERT = (
 class _Names:
     """A folder's files of one kind, by variant; the plain file's is empty."""
 
+    stem: str
     single: dict[str, str]
     index: dict[str, str]
     shards: dict[str, list[re.Match[str]]]
@@ -59,6 +61,23 @@ class _Names:
     @property
     def variants(self) -> list[str]:
         return sorted({*self.single, *self.index, *self.shards})
+
+    @property
+    def variant(self) -> str | None:
+        """The one that is meant; None where they are not told apart."""
+        variants = self.variants
+        variant = next((v for v in _PREFERRED if v in variants), variants[0])
+        return variant if variant in _PREFERRED or len(variants) == 1 else None
+
+    def choose(self, variant: str) -> tuple[str | None, str | None]:
+        """The index or the file of a variant; neither where there are shards alone.
+
+        transformers looks for the file before the index, diffusers for the index before the file.
+        """
+        index, single = self.index.get(variant), self.single.get(variant)
+        if index is not None and (single is None or self.stem == _DIFFUSERS):
+            return index, None
+        return None, single
 
 
 def weight_files(folder: Path, instead: str | None = None) -> list[Path]:
@@ -75,11 +94,41 @@ def weight_files(folder: Path, instead: str | None = None) -> list[Path]:
     if not folder.is_dir():
         raise refusal(folder, "a folder of weights", instead)
     names = sorted(entry.name for entry in folder.iterdir())
-    stems = [_DIFFUSERS, _TRANSFORMERS]
-    if folder.name.startswith("text_encoder"):
-        stems.reverse()
-    for stem in stems:
+    listed = _listed(folder.name, names)
+    if listed is None:
+        raise _no_weights(folder, names, _stems(folder.name)[0], instead)
+    return _files(folder, listed, instead)
+
+
+def weight_names(part: str, names: Iterable[str]) -> list[str]:
+    """Of the names in a part's folder, those of the files that :func:`weight_files` opens.
+
+    The folder need not be here. Nothing is named where there are no weights, or several variants
+    that are not told apart.
+    """
+    listed = _listed(part, sorted(names))
+    variant = None if listed is None else listed.variant
+    if listed is None or variant is None:
+        return []
+    index, single = listed.choose(variant)
+    if single is not None:
+        return [single]
+    shards = [match[0] for match in listed.shards.get(variant, [])]
+    return shards if index is None else [index, *shards]
+
+
+def _stems(part: str) -> tuple[str, str]:
+    """Names that weights are saved under, the usual one first."""
+    if part.startswith("text_encoder"):
+        return _TRANSFORMERS, _DIFFUSERS
+    return _DIFFUSERS, _TRANSFORMERS
+
+
+def _listed(part: str, names: list[str]) -> _Names | None:
+    """What is there of weights; None where nothing is."""
+    for stem in _stems(part):
         listed = _Names(
+            stem,
             {variant: m[0] for variant, m in _matches(names, _SINGLE, stem)},
             {variant: m[0] for variant, m in _matches(names, _INDEX, stem)},
             {},
@@ -87,8 +136,8 @@ def weight_files(folder: Path, instead: str | None = None) -> list[Path]:
         for variant, match in _matches(names, _SHARDS, stem):
             listed.shards.setdefault(variant, []).append(match)
         if listed.variants:
-            return _files(folder, stem, listed, instead)
-    raise _no_weights(folder, names, stems[0], instead)
+            return listed
+    return None
 
 
 def _matches(
@@ -103,17 +152,16 @@ def _matches(
     return matches
 
 
-def _files(folder: Path, stem: str, names: _Names, instead: str | None) -> list[Path]:
-    variants = names.variants
-    variant = next((v for v in _PREFERRED if v in variants), variants[0])
-    if variant not in _PREFERRED and len(variants) > 1:
+def _files(folder: Path, names: _Names, instead: str | None) -> list[Path]:
+    variant = names.variant
+    if variant is None:
         raise CheckpointError(
-            f"{folder} has the variants {', '.join(variants)} of its weights, and no plain file",
-            f"keep the one that is meant, as {stem}.safetensors",
+            f"{folder} has the variants {', '.join(names.variants)} of its weights, and no plain "
+            "file",
+            f"keep the one that is meant, as {names.stem}.safetensors",
         )
-    # transformers looks for the file before the index, diffusers for the index before the file.
-    index, single = names.index.get(variant), names.single.get(variant)
-    if index is not None and (single is None or stem == _DIFFUSERS):
+    index, single = names.choose(variant)
+    if index is not None:
         return _indexed(folder / index, instead)
     if single is not None:
         return [_present(folder / single, instead)]

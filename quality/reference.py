@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.hub import resolve_model
 from sd35_trt.checkpoints.identity import difference
 from sd35_trt.checkpoints.scheduler import FOLDER as SCHEDULER
 from sd35_trt.checkpoints.scheduler import write_scheduler
@@ -16,7 +17,6 @@ from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import DESCRIPTION, CalibrationExtract
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
-from sd35_trt.store.hub import resolve_model
 from sd35_trt.store.replacement import write_directory
 
 #: The name that stands for the half-precision twin.

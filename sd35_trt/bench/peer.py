@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 
+from sd35_trt.checkpoints.hub import resolve_model
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.quality.reference import check_checkpoint, check_comparable
 from sd35_trt.runtime.sessions.session import device_of
 from sd35_trt.store.cache import StageCache, default_cache_dir
-from sd35_trt.store.hub import resolve_model
 
 from .contenders import Contender, EngineContender
 from .options import DIFFUSERS_COMPILED, WITH_DIFFUSERS, BenchOptions

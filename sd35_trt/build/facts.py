@@ -24,7 +24,9 @@ def manifest_facts(
     """
     model = decision.model
     return Manifest(
-        model=ModelRecord(model.name, model.variant.name, dict(export.files), model.quantization),
+        model=ModelRecord(
+            model.name, model.variant.name, dict(export.files), model.quantization, model.origin
+        ),
         target=decision.target.name,
         builder=builder.backend.name,
         engine_options=builder.describe(),

@@ -40,9 +40,9 @@ def show(model: str, without_t5: bool, name: str, as_json: bool) -> None:
       sd35-trt policy show --policy int8-weight
       sd35-trt policy show --model ~/models/stable-diffusion-3.5-large --policy mine.toml --json
     """
+    from sd35_trt.checkpoints.hub import resolve_model
     from sd35_trt.compat.requirement import requirement
     from sd35_trt.policies import load_policy
-    from sd35_trt.store.hub import resolve_model
 
     policy = load_policy(name)
     root = resolve_model(model)

@@ -155,12 +155,14 @@ class ModelRecord(Struct, frozen=True):
         files: path in the checkpoint → SHA-256, of all that the components were made from, and of
             the scheduler's.
         quantization: of GGUF files among them, path → how many tensors are of which type.
+        origin: where on the hub it is from, as ``owner/name@revision``.
     """
 
     name: Text
     variant: Name
     files: Annotated[dict[Name, Digest], Meta(max_length=65536)]
     quantization: Annotated[dict[Name, Text], Meta(max_length=64)] = {}
+    origin: Text | None = None
 
 
 class PolicyRule(Struct, frozen=True):

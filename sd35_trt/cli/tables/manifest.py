@@ -46,6 +46,8 @@ def print_manifest(bundle: Bundle) -> None:
         "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "command": m.command,
     }
+    if m.model.origin:
+        facts["from the hub"] = m.model.origin
     if m.model.quantization:
         files = "\n".join(f"{name}: {types}" for name, types in m.model.quantization.items())
         facts["made from"] = files

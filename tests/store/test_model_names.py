@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sd35_trt.store.hub import telling_name
+from sd35_trt.store.model_names import telling_name
 
 HASH = "b940f670f0eda2d07fbb75229e779da1ad11eb80"
 TURBO = "stable-diffusion-3.5-large-turbo"
