@@ -21,16 +21,12 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.calibration import E4M3_MAX
 
 from .diffusers import open_safetensors
+from .quantized import PLAIN, Quantized, quantized_weights, refusal, stored_fp8
 from .tensor_names import MODEL
 from .wrappers import plain_name, plain_names
 
 if TYPE_CHECKING:
     import torch
-
-_E4M3 = "F8_E4M3"
-
-# What a tensor that is not quantized may be stored in; the 8-bit types are a cast alone.
-_PLAIN = ("F64", "F32", "F16", "BF16", _E4M3, "F8_E5M2")
 
 _FORMAT = "float8_e4m3fn"
 _METADATA = "_quantization_metadata"
@@ -59,12 +55,15 @@ class TensorFile:
         self._handle = open_safetensors(path, wanted=wanted, instead=instead)
         self._stored = plain_names(path, self._handle.keys())
         self.names = frozenset(self._stored)
+        self._quantized: dict[str, Quantized] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
+        """Shape of a tensor's values, from the header; see :meth:`check`."""
+        if name in self._quantized:
+            return self._quantized[name].shape
         return tuple(self._handle.get_slice(self._stored[name]).get_shape())
 
     def dtype(self, name: str) -> str:
@@ -77,19 +76,16 @@ class TensorFile:
 
     def values(self, name: str) -> torch.Tensor:
         """A tensor's values: a scaled one in FP32, 8-bit ones without a scale in FP16."""
-        tensor, scale = self.stored(name), self._scale(name)
-        if scale is not None:
-            return tensor.float() * scale
+        if name in self._quantized:
+            return self._quantized[name].values()
+        tensor = self.stored(name)
         return tensor.half() if self.dtype(name).startswith("F8_") else tensor
 
     def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """An E4M3 tensor as stored and its scale in FP32 []; None where it is of another type."""
-        import torch
-
-        if self.dtype(name) != _E4M3:
-            return None
-        scale = self._scale(name)
-        return self.stored(name), torch.ones(()) if scale is None else scale
+        """An E4M3 tensor as stored and its scale in FP32 []; None where it is of another type, or
+        has several scales.
+        """
+        return stored_fp8(self, name, self._quantized)
 
     def input_amax(self, name: str) -> float | None:
         """The largest input magnitude of a weight's layer by its input scale; None without one.
@@ -104,23 +100,26 @@ class TensorFile:
         return None
 
     def check(self, prefix: str) -> None:
-        """Refuse quantization of other kinds than the above among the tensors with a prefix.
+        """Find the quantized weights among the tensors with a prefix; what belongs to them has no
+        name of its own afterwards.
 
         Raises:
             CheckpointError: names the layer and the format.
         """
+        weights = quantized_weights(self, prefix)
         for name in sorted(self.names):
             if not name.startswith(prefix):
                 continue
             layer, _, last = name.rpartition(".")
             if last == "comfy_quant":
                 self._check_format(layer, bytes(self.stored(name).numpy()))
-            elif last in ("scale_weight", "weight_scale", "scale_input", "input_scale"):
+            elif last in ("scale_input", "input_scale"):
                 self._scalar(name)
-            elif last == "weight" and self.dtype(name) not in _PLAIN:
-                self._refuse(layer, self._formats.get(layer, self.dtype(name)))
             if last == "weight" and self._formats.get(layer, _FORMAT) != _FORMAT:
-                self._refuse(layer, self._formats[layer])
+                raise refusal(self, layer, self._formats[layer])
+        self._quantized |= weights
+        beside = (weight.beside for weight in weights.values())
+        self.names = (self.names | weights.keys()).difference(*beside)
 
     def _check_format(self, layer: str, described: bytes) -> None:
         try:
@@ -128,7 +127,7 @@ class TensorFile:
         except (ValueError, KeyError, TypeError):
             kind = "unreadable"
         if kind != _FORMAT:
-            self._refuse(layer, str(kind))
+            raise refusal(self, layer, str(kind))
 
     @cached_property
     def _formats(self) -> dict[str, str]:
@@ -142,22 +141,8 @@ class TensorFile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.path}: {_METADATA} is unreadable", _OTHER) from error
 
-    def _scale(self, name: str) -> torch.Tensor | None:
-        layer = name.removesuffix(".weight")
-        if layer == name:
-            return None
-        for suffix in (".scale_weight", ".weight_scale"):
-            if layer + suffix in self:
-                return self._scalar(layer + suffix)
-        return None
-
     def _scalar(self, name: str) -> torch.Tensor:
-        if any(length != 1 for length in self.shape(name)) or self.dtype(name) not in _PLAIN:
+        if any(length != 1 for length in self.shape(name)) or self.dtype(name) not in PLAIN:
             layer, _, last = name.rpartition(".")
-            self._refuse(layer, f"{last} of shape {list(self.shape(name))}")
+            raise refusal(self, layer, f"{last} of shape {list(self.shape(name))}")
         return self.stored(name).float().reshape(())
-
-    def _refuse(self, layer: str, kind: str) -> None:
-        raise CheckpointError(
-            f"{self.path}: {layer!r} is quantized in a way that is not read here ({kind})", _OTHER
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from sd35_trt.store.model_names import telling_name
 
 from .contents import describe, refusal, unfinished
 from .file_formats import AGAIN, has_header
+from .quantized import Quantized, check_method, quantized_weights, stored_fp8
 from .tensor_names import MODEL, SD35
 from .weight_files import read_json, weight_files
 from .wrappers import check_plain, common_prefix, plain_names
@@ -139,28 +140,58 @@ class FolderWeights(Weights):
         self._place = {
             name.removeprefix(prefix): (file_of[stored], stored) for name, stored in plain.items()
         }
+        self._quantized: dict[str, Quantized] = {}
+        self._quantized = quantized_weights(self)
+
+    @property
+    def path(self) -> Path:
+        """The folder, for messages about its tensors."""
+        return self.folder
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all tensors, scales too."""
+        return self._place.keys()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._place
+        return name in self._place or name in self._quantized
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
-        path, stored = self._place[name]
-        return tuple(self._headers[path].get_slice(stored).get_shape())
+        """Shape of a tensor's values, from the header."""
+        if name in self._quantized:
+            return self._quantized[name].shape
+        return tuple(self._entry(name).get_shape())
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor as stored, a view of the file.
+    def dtype(self, name: str) -> str:
+        """Type of a tensor as the header spells it, e.g. ``BF16`` or ``F8_E4M3``."""
+        return str(self._entry(name).get_dtype())
 
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        if name not in self._place:
-            raise CheckpointError(f"{self.folder} has no tensor {name!r}", AGAIN)
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor as stored, a view of the file."""
         path, stored = self._place[name]
         if path not in self._handles:
             self._handles[path] = open_safetensors(path)
         tensor: torch.Tensor = self._handles[path].get_tensor(stored)
         return tensor
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor's values: as stored, a view of the file; those of a quantized one.
+
+        Raises:
+            CheckpointError: names the tensor that is not there.
+        """
+        if name not in self:
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}", AGAIN)
+        weight = self._quantized.get(name)
+        return self.stored(name) if weight is None else weight.values()
+
+    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See :meth:`Weights.fp8`."""
+        return stored_fp8(self, name, self._quantized)
+
+    def _entry(self, name: str) -> Any:
+        path, stored = self._place[name]
+        return self._headers[path].get_slice(stored)
 
     def _file(self, name: str) -> Path:
         return self._place[name][0]
@@ -255,7 +286,11 @@ class Checkpoint:
         Raises:
             CheckpointError: missing or unreadable.
         """
-        data = read_json(self.root / part / "config.json")
+        path = self.root / part / "config.json"
+        data = read_json(path)
+        quantization = data.pop("quantization_config", None)
+        if isinstance(quantization, dict):
+            check_method(path, quantization)
         return {key: value for key, value in data.items() if not key.startswith("_")}
 
     def weights(self, part: str) -> Weights:

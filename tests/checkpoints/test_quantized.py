@@ -1,0 +1,283 @@
+"""Weights that others have quantized: their values, and what is said of those that are not read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sd35_trt.checkpoints.comfy import TensorFile
+from sd35_trt.checkpoints.diffusers import FolderWeights
+from sd35_trt.checkpoints.look import look
+from sd35_trt.errors import CheckpointError
+from sd35_trt.mini import checkpoint_path
+
+Tensors = dict[str, torch.Tensor]
+
+LAYER = "blocks.0.proj"
+WEIGHT = f"{LAYER}.weight"
+ROWS, COLUMNS = 200, 130
+
+# NF4's values: quantiles of a normal distribution (QLoRA, appendix E).
+NF4 = torch.tensor(
+    [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
+     0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
+)  # fmt: skip
+
+
+def _weight() -> torch.Tensor:
+    return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)) / 8
+
+
+def _fp8(scale: torch.Tensor, wide: torch.Tensor | None = None) -> tuple[torch.Tensor, Tensors]:
+    """Divided by scales and rounded to E4M3; the values, and the weight without its scale."""
+    wide = scale if wide is None else wide
+    stored = (_weight() / wide).to(torch.float8_e4m3fn)
+    return stored.float() * wide, {WEIGHT: stored}
+
+
+def _per_tensor(name: str) -> Callable[[], tuple[torch.Tensor, Tensors]]:
+    def make() -> tuple[torch.Tensor, Tensors]:
+        values, tensors = _fp8(torch.tensor(0.01))
+        return values, {**tensors, f"{LAYER}.{name}": torch.tensor(0.01)}
+
+    return make
+
+
+def _per_row(form: tuple[int, ...]) -> Callable[[], tuple[torch.Tensor, Tensors]]:
+    def make() -> tuple[torch.Tensor, Tensors]:
+        scale = torch.linspace(0.001, 0.01, ROWS)
+        values, tensors = _fp8(scale[:, None])
+        return values, {**tensors, f"{LAYER}.weight_scale": scale.reshape(form)}
+
+    return make
+
+
+def _blocks() -> tuple[torch.Tensor, Tensors]:
+    scale = torch.tensor([[0.001, 0.01], [0.002, 0.03]])
+    wide = torch.empty(ROWS, COLUMNS)
+    for i in range(2):
+        for j in range(2):
+            wide[128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)] = scale[i, j]
+    values, tensors = _fp8(scale, wide)
+    return values, {**tensors, f"{LAYER}.weight_scale_inv": scale}
+
+
+def _int8_rows() -> tuple[torch.Tensor, Tensors]:
+    scale = _weight().abs().amax(1, keepdim=True) / 127
+    stored = (_weight() / scale).round().to(torch.int8)
+    return stored * scale, {WEIGHT: stored, f"{LAYER}.weight_scale": scale}
+
+
+def _llm_int8() -> tuple[torch.Tensor, Tensors]:
+    largest = _weight().abs().amax(1)
+    stored = (_weight() * 127 / largest[:, None]).round().to(torch.int8)
+    form = torch.tensor(0, dtype=torch.uint8)
+    return stored * largest[:, None] * 7.874015718698502e-3, {
+        WEIGHT: stored, f"{LAYER}.SCB": largest, f"{LAYER}.weight_format": form,
+    }  # fmt: skip
+
+
+def _quanto() -> tuple[torch.Tensor, Tensors]:
+    values, tensors = _int8_rows()
+    one = torch.ones(())
+    return values, {
+        f"{WEIGHT}._data": tensors[WEIGHT], f"{WEIGHT}._scale": tensors[f"{LAYER}.weight_scale"],
+        f"{LAYER}.input_scale": one, f"{LAYER}.output_scale": one,
+    }  # fmt: skip
+
+
+def _nf4(dtype: torch.dtype = torch.bfloat16, nested: bool = False) -> tuple[torch.Tensor, Tensors]:
+    """In blocks of 64; 200 × 130 is no multiple of it."""
+    flat, facts = _weight().reshape(-1), {"quant_type": "nf4", "blocksize": 64}
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 64)).view(-1, 64)
+    absmax = padded.abs().amax(1)
+    state: Tensors = {"quant_map": NF4, "absmax": absmax}
+    if nested:
+        offset, codes = absmax.mean(), torch.linspace(-1, 1, 256)
+        largest = (absmax - offset).abs().amax()
+        index = ((absmax - offset) / largest)[:, None].sub(codes).abs().argmin(1)
+        absmax = codes[index] * largest + offset
+        state |= {"absmax": index.to(torch.uint8), "nested_quant_map": codes,
+                  "nested_absmax": largest.expand(-(-len(absmax) // 256)).clone()}  # fmt: skip
+        facts |= {"nested_blocksize": 256, "nested_offset": offset.item()}
+    index = (padded / absmax[:, None])[..., None].sub(NF4).abs().argmin(-1)
+    values = (NF4[index] * absmax[:, None]).reshape(-1)[: len(flat)].reshape(ROWS, COLUMNS)
+    index = index.reshape(-1)[: len(flat)].to(torch.uint8)
+    facts |= {"dtype": str(dtype).removeprefix("torch."), "shape": [ROWS, COLUMNS]}
+    state["quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(facts).encode())).to(
+        torch.uint8
+    )
+    packed = (index[0::2] << 4 | index[1::2])[:, None]
+    return values.to(dtype), {WEIGHT: packed, **{f"{WEIGHT}.{k}": v for k, v in state.items()}}
+
+
+READ = {
+    "scale_weight": _per_tensor("scale_weight"),
+    "weight_scale": _per_tensor("weight_scale"),
+    "weight_scale_inv": _per_tensor("weight_scale_inv"),
+    "rows": _per_row((ROWS,)),
+    "rows, a column": _per_row((ROWS, 1)),
+    "blocks of 128": _blocks,
+    "int8, rows": _int8_rows,
+    "LLM.int8": _llm_int8,
+    "quanto": _quanto,
+    "nf4": _nf4,
+    "nf4 of fp32": lambda: _nf4(torch.float32),
+    "nf4, double": lambda: _nf4(torch.float16, nested=True),
+}
+
+OPENERS = {
+    "folder": lambda file: FolderWeights(file.parent),
+    "single file": TensorFile,
+}
+
+
+@pytest.fixture(params=list(OPENERS))
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Tensors], object]:
+    def write(tensors: Tensors) -> FolderWeights | TensorFile:
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        # In a part there are other tensors too, which stay as they are.
+        other = torch.arange(4, dtype=torch.bfloat16)
+        own = {name: tensor.clone() for name, tensor in tensors.items()}
+        save_file({"blocks.1.bias": other, **own}, file)
+        weights: FolderWeights | TensorFile = OPENERS[request.param](file)
+        if isinstance(weights, TensorFile):
+            weights.check("")
+        return weights
+
+    return write
+
+
+@pytest.mark.parametrize("spelling", READ)
+def test_values(spelling: str, opened: Callable[[Tensors], object]) -> None:
+    values, tensors = READ[spelling]()
+    weights = opened(tensors)
+    assert WEIGHT in weights  # type: ignore[operator]
+    assert weights.shape(WEIGHT) == (ROWS, COLUMNS)  # type: ignore[attr-defined]
+    read = weights.values if isinstance(weights, TensorFile) else weights.read  # type: ignore[attr-defined]
+    actual = read(WEIGHT)
+    assert actual.dtype == values.dtype
+    assert torch.equal(actual, values)
+    assert torch.equal(read("blocks.1.bias"), torch.arange(4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("spelling", READ)
+def test_what_can_be_taken_over(spelling: str, opened: Callable[[Tensors], object]) -> None:
+    """E4M3 with one scale; rows and blocks have many."""
+    values, tensors = READ[spelling]()
+    pair = opened(tensors).fp8(WEIGHT)  # type: ignore[attr-defined]
+    assert (pair is not None) == ("scale" in spelling)
+    if pair is not None:
+        assert torch.equal(pair[0].float() * pair[1], values)
+
+
+def _cast(kind: torch.dtype, **beside: torch.Tensor) -> Tensors:
+    return {WEIGHT: torch.zeros(8, 4).to(kind)} | {f"{LAYER}.{k}": v for k, v in beside.items()}
+
+
+ONE = torch.ones(1)
+REFUSED = {
+    "int8 alone": (_cast(torch.int8), "I8"),
+    "packed alone": (_cast(torch.uint8), "U8"),
+    "another scale": (_cast(torch.float8_e4m3fn, scale=ONE), "scale"),
+    "another scale below": (
+        {**_cast(torch.float8_e4m3fn), f"{WEIGHT}.scale": ONE}, "scale"),
+    "two scales": (
+        _cast(torch.float8_e4m3fn, weight_scale=ONE, scale_weight=ONE), "scale_weight and weight"),
+    "a scale of a float": (_cast(torch.bfloat16, weight_scale=ONE), "BF16 with weight_scale"),
+    "scales of another shape": (
+        _cast(torch.float8_e4m3fn, weight_scale=torch.ones(3)), "weight_scale of shape [3]"),
+    "scales by column": (
+        _cast(torch.float8_e4m3fn, weight_scale=torch.ones(1, 4)), "of shape [1, 4]"),
+    "mxfp8": (
+        _cast(torch.float8_e4m3fn, weight_scale=torch.ones(8, 1, dtype=torch.uint8)),
+        "weight_scale in U8"),
+    "zero points": (_cast(torch.int8, weight_scale=ONE, weight_zero_point=ONE), "weight_zero"),
+    "SCB of another length": (_cast(torch.int8, SCB=torch.ones(3)), "SCB"),
+    "LLM.int8 for Turing": (
+        _cast(torch.int8, SCB=torch.ones(8), weight_format=torch.tensor(1, dtype=torch.uint8)),
+        "layout of a GPU"),
+    "GPTQ": (
+        {f"{LAYER}.qweight": torch.zeros(4, 4, dtype=torch.int32)}, "qweight"),
+    "compressed-tensors, packed": (
+        {f"{LAYER}.weight_packed": torch.zeros(4, 4, dtype=torch.int32)}, "weight_packed"),
+    "modelopt": (
+        {**_cast(torch.float8_e4m3fn), f"{LAYER}.weight_quantizer._scale": ONE}, "_scale"),
+    "quanto int4": (
+        {f"{WEIGHT}._data": torch.zeros(8, 2, dtype=torch.uint8), f"{WEIGHT}._scale": ONE},
+        "quanto's U8"),
+    "nf4 without absmax": (
+        {k: v for k, v in _nf4()[1].items() if not k.endswith("absmax")}, "nf4 without"),
+    "nf4, cut": ({**_nf4()[1], WEIGHT: torch.zeros(10, 1, dtype=torch.uint8)}, "of 10 bytes"),
+    "nf4, no state": (
+        {**_nf4()[1], f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)},
+        "unreadable"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_read_is_refused(case: str, opened: Callable[[Tensors], object]) -> None:
+    tensors, words = REFUSED[case]
+    with pytest.raises(CheckpointError) as caught:
+        opened(tensors)
+    message = str(caught.value)
+    assert LAYER in message
+    assert words in message
+    assert "BF16" in message, "the way out"
+    assert "\n" not in message
+
+
+def test_a_cast_alone_is_read(opened: Callable[[Tensors], object]) -> None:
+    """E4M3 without any scale, with an input scale too."""
+    for tensors in (_cast(torch.float8_e4m3fn), _cast(torch.float8_e4m3fn, input_scale=ONE)):
+        assert WEIGHT in opened(tensors)  # type: ignore[operator]
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Path:
+    root = tmp_path / "mini"
+    shutil.copytree(checkpoint_path(), root)
+    return root
+
+
+def _change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_quantized_text_encoder_of_a_folder(mini: Path) -> None:
+    """As transformers saves it: linears in LLM.int8, the configuration says so."""
+    (file,) = (mini / "text_encoder_3").glob("*.safetensors")
+    tensors = load_file(file)
+    values = {}
+    for name in [n for n in tensors if n.endswith((".q.weight", ".wi_0.weight"))]:
+        layer, weight = name.removesuffix(".weight"), tensors[name].float()
+        largest = weight.abs().amax(1)
+        tensors[name] = (weight * 127 / largest[:, None]).round().to(torch.int8)
+        tensors[f"{layer}.SCB"] = largest
+        values[name] = tensors[name] * largest[:, None] * 7.874015718698502e-3
+    save_file(tensors, file, {"format": "pt"})
+    _change_config(
+        mini / "text_encoder_3",
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+    )
+    checkpoint = look(str(mini)).checkpoint
+    assert "quantization_config" not in checkpoint.config("text_encoder_3")
+    weights = checkpoint.weights("text_encoder_3")
+    assert values
+    for name, value in values.items():
+        assert torch.equal(weights.read(name), value)
+
+
+@pytest.mark.parametrize("method", ["modelopt", "torchao", "gptq", "svdquant", None])
+def test_other_methods_are_named(method: str | None, mini: Path) -> None:
+    _change_config(mini / "transformer", quantization_config={"quant_method": method})
+    with pytest.raises(CheckpointError, match=str(method or "a method")) as caught:
+        look(str(mini))
+    assert "transformer" in str(caught.value)
