@@ -55,7 +55,8 @@ _WAYS = (
 class Stored(Protocol):
     """Tensors as a file has them; implemented by what opens files."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     @property
     def names(self) -> Collection[str]: ...
