@@ -22,6 +22,6 @@ def look_inside(bundle: Bundle, component: Component) -> Contents:
     opsets = (entry.version for entry in graph.model.opset_import if not entry.domain)
     return Contents(
         f"ONNX, opset {next(opsets, 0)}",
-        Counter(node.op_type for node in graph.model.graph.node),
-        Counter(linear.precision for linear in graph.linears.values()),
+        dict(Counter(node.op_type for node in graph.model.graph.node)),
+        dict(Counter(linear.precision for linear in graph.linears.values())),
     )

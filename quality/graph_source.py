@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.compat.requirement import requirement
-from sd35_trt.errors import BundleError
+from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache
@@ -31,9 +31,12 @@ def find_graphs(
 
     Raises:
         BundleError: the model is another one, or there are no graphs.
+        UsageError: tokenizers without a model.
         Sd35Error: they cannot be exported.
     """
     m = bundle.manifest
+    if model is None and tokenizers is not None:
+        raise UsageError("--tokenizers needs --model", "name the checkpoint with --model FILE")
     if model is None and not BACKENDS[m.builder].needs_library:
         return {c.name: bundle.path(c.files[0].path) for c in m.components}
     with requirement("finding the graphs", "build"):

@@ -66,8 +66,8 @@ def plan_contents(form: str, layers: list[Any]) -> Contents:
         return Contents(form, {"layer": len(layers)}, note=note)
     return Contents(
         form,
-        Counter(str(layer.get("LayerType", "?")) for layer in layers),
-        Counter(_precision(layer) for layer in layers),
+        dict(Counter(str(layer.get("LayerType", "other")) for layer in layers)),
+        dict(Counter(_precision(layer) for layer in layers)),
     )
 
 

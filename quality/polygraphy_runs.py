@@ -6,6 +6,7 @@ Source: docs.nvidia.com/deeplearning/tensorrt, Polygraphy's ``backend.trt``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from textwrap import shorten
 from typing import Any
 
 from sd35_trt.backends import BACKENDS, Backend
@@ -99,7 +100,7 @@ def tensorrt_runs(
         except (PolygraphyException, OSError) as error:
             raise Sd35Error(
                 f"{backend.title} {library.__version__} does not run {component.name} with more "
-                f"outputs: {' '.join(str(error).split())}",
+                f"outputs: {shorten(str(error), 300)}",
                 "look without finding the layer: --no-bisect",
             ) from error
 

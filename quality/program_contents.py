@@ -21,4 +21,4 @@ def look_inside(bundle: Bundle, component: Component) -> Contents:
     for step in program.steps:
         if not isinstance(step, View):
             operators.update(node.target for node in program.graphs[step.graph].nodes)
-    return Contents(f"program, PyTorch {program.torch}", operators)
+    return Contents(f"program, PyTorch {program.torch}", dict(operators))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from conftest import one_error_line
 from fake_gpu import FakeTensorRT, install_fake
+from models.change import change_weight
 from models.make import make
-from msgspec.structs import replace
-from onnx import numpy_helper
 
-from sd35_trt.errors import BundleError
-from sd35_trt.formats.bundle import Bundle, describe_file, write_manifest
+from sd35_trt.cli.tables.engines import failures, print_comparison
+from sd35_trt.formats.bundle import Bundle
+from sd35_trt.quality import engines
 from sd35_trt.quality.engines import BOUNDS, compare_engines
-from sd35_trt.quality.graph_source import find_graphs
-from sd35_trt.store.cache import StageCache
 
 COMPONENTS = (
     "clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder"
@@ -30,29 +26,6 @@ COMPONENTS = (
 
 def graphs_of(root: Path) -> dict[str, Path]:
     return {name: root / name / "model.onnx" for name in COMPONENTS}
-
-
-def change_weight(bundle: Path, component: str, weight: str) -> None:
-    """Make a weight another, and the manifest agree: an engine that computes something else."""
-    manifest, folder = Bundle.open(bundle).manifest, bundle / component
-    model = onnx.load(folder / "model.onnx")
-    (tensor,) = (t for t in model.graph.initializer if t.name == weight)
-    array = numpy_helper.to_array(tensor).copy()
-    array[0] += 1.0
-    tensor.CopyFrom(numpy_helper.from_array(array, weight))
-    for name in ("model.onnx", "weights.data"):
-        (folder / name).unlink()
-    onnx.save(
-        model, folder / "model.onnx", save_as_external_data=True, location="weights.data",
-        size_threshold=128,
-    )  # fmt: skip
-    changed = []
-    for entry in manifest.components:
-        if entry.name == component:
-            files = tuple(describe_file(bundle, file.path) for file in entry.files)
-            entry = replace(entry, files=files)
-        changed.append(entry)
-    write_manifest(bundle, replace(manifest, components=tuple(changed)))
 
 
 @pytest.fixture
@@ -91,13 +64,15 @@ def test_plans_beside_graphs(
     plans = make(tmp_path / "bundle", tmp_path / "stages", "ada")
     fake = install_fake(monkeypatch)
     library = FakeTensorRT("tensorrt-rtx", fake, plans, tiny_bundle)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", library)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
     comparison = compare_engines(Bundle.open(plans), graphs_of(tiny_bundle), steps=2)
     assert comparison.passed
     assert (comparison.builder, comparison.device) == ("tensorrt-rtx", "cuda:0")
 
 
-def test_the_changed_layer_is_named(changed_bundle: Path, tiny_bundle: Path) -> None:
+def test_the_changed_layer_is_named(
+    changed_bundle: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     comparison = compare_engines(Bundle.open(changed_bundle), graphs_of(tiny_bundle), steps=2)
     assert not comparison.passed
     missed = {port.component for port in comparison.ports if not port.passed}
@@ -109,6 +84,12 @@ def test_the_changed_layer_is_named(changed_bundle: Path, tiny_bundle: Path) -> 
     assert search.difference.node == node.name
     assert search.difference.operator == "MatMul"
     assert search.difference.input_error < 1e-5
+    print_comparison(comparison)
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"denoiser: the first layer that differs is MatMul {node.name}: error" in words
+    assert words.count("missed") == 2
+    (failure,) = failures(comparison)
+    assert failure.startswith("denoiser's ")
     without = compare_engines(
         Bundle.open(changed_bundle), graphs_of(tiny_bundle), steps=2, bisect=False
     )
@@ -128,11 +109,7 @@ def test_an_engine_that_cannot_be_searched_says_why(
     assert search.note == "PyTorch on cpu does not run the graph with more outputs"
 
 
-def test_an_engine_that_is_not_finite(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sd35_trt.quality import engines
-
+def test_an_engine_that_is_not_finite(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> Any:
         session = open_session(*arguments)
         run = session.run
