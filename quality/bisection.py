@@ -27,8 +27,11 @@ _FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 # Marked, the value between DequantizeLinear and a product would part the two.
 _PARTS_OF_PRODUCTS = {"DequantizeLinear"}
 
+# Before the name of a weight in the checkpoint.
+_PREFIX = "part."
+
 # A layer's weights, up to the first number: part.transformer_blocks.0.attn.to_q.weight
-_BLOCK = re.compile(r"part\.(.*?\.\d+)\.")
+_BLOCK = re.compile(rf"{re.escape(_PREFIX)}(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Difference:
         value: the result.
         error: ‖a − b‖ / ‖b‖ of the result; None where it is not finite.
         input_error: the largest error among its inputs.
-        block: the block of layers that it belongs to; empty where there are none.
+        layer: whose weights it takes, else the block that it is in; empty where there is none.
     """
 
     node: str
@@ -49,7 +52,7 @@ class Difference:
     value: str
     error: float | None
     input_error: float
-    block: str
+    layer: str
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float | None:
@@ -181,6 +184,17 @@ class _Search:
             for node in self._graph.consumers.get(value, [])
         )
 
+    def _layer(self, node: NodeProto) -> str:
+        """The layer whose weights a node takes, converted or not; empty where it takes none."""
+        waiting = list(node.input)
+        while waiting:
+            name = waiting.pop()
+            if name in self._graph.weights and name.startswith(_PREFIX):
+                return name.removeprefix(_PREFIX).rpartition(".")[0]
+            if name in self._graph.producers and name not in self._sources:
+                waiting += self._nodes[self._graph.producers[name]].input
+        return ""
+
     def _describe(self, value: str) -> Difference:
         index = self._graph.producers[value]
         node = self._nodes[index]
@@ -191,7 +205,7 @@ class _Search:
             value=value,
             error=self._errors[value],
             input_error=max(errors, default=0.0),
-            block=self._blocks[index],
+            layer=self._layer(node) or self._blocks[index],
         )
 
 

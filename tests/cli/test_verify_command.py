@@ -56,7 +56,7 @@ def test_an_engine_that_computes_something_else(  # type: ignore[no-untyped-def]
     assert "fp32 allows 0.001" in line
     (search,) = json.loads(out)["searches"]
     assert search["difference"]["operator"] == "MatMul"
-    assert search["difference"]["block"] == "transformer_blocks.2"
+    assert search["difference"]["layer"] == "transformer_blocks.2.ff.net.2"
     assert search["difference"]["input_error"] < 1e-4
 
 

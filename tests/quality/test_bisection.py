@@ -94,7 +94,7 @@ def test_the_changed_layer_is_named(
     difference = first_difference(graph, wrong, _Counted(graph), BOUND)
     assert difference is not None
     assert (difference.node, difference.operator) == (f"node_block{block}/{layer}", "MatMul")
-    assert difference.block == f"blocks.{block}"
+    assert difference.layer == f"blocks.{block}.{layer}"
     assert difference.error is not None
     assert difference.error > 0.05
     assert difference.input_error == 0.0

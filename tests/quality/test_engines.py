@@ -86,7 +86,7 @@ def test_the_changed_layer_is_named(
     assert search.difference.input_error < 1e-5
     print_comparison(comparison)
     words = " ".join(capsys.readouterr().out.split())
-    assert f"denoiser: the first layer that differs is MatMul {node.name}: error" in words
+    assert f"denoiser: the first to differ is MatMul {node.name}: error" in words
     assert words.count("missed") == 2
     (failure,) = failures(comparison)
     assert failure.startswith("denoiser's ")

@@ -44,13 +44,13 @@ def print_comparison(comparison: EngineComparison) -> None:
 
 
 def _layer(search: LayerSearch) -> str:
-    layer = search.difference
-    if layer is None:
+    difference = search.difference
+    if difference is None:
         return f"no layer was found: {search.note}"
-    place = f" in {layer.block}" if layer.block else ""
+    layer = f" of {difference.layer}" if difference.layer else ""
     return (
-        f"the first layer that differs is {layer.operator} {layer.node}{place}: error "
-        f"{_error(layer.error)}, of its inputs {_error(layer.input_error)}"
+        f"the first to differ is {difference.operator} {difference.node}{layer}: error "
+        f"{_error(difference.error)}, of its inputs {_error(difference.input_error)}"
     )
 
 
