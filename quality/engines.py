@@ -33,10 +33,12 @@ from .watched_session import WatchedSession
 #: ‖a − b‖ / ‖b‖ that a component may have, by the coarsest precision in it.
 #:
 #: - fp32: sums in another order make 1e-5 (mini); TF32, which would make 1e-3, is off.
-#: - half, and weights of fewer bits, which are computed in half: mini's graphs in two dialects are
-#:   8e-4 apart; a step of Large on an H100 was 0.0104 from FP32.
+#: - half: mini's graphs in two dialects are 8e-4 apart; a step of Large on an H100 was 0.0104 from
+#:   FP32.
+#: - integer weights: products are computed in half, but ONNX Runtime's own kernels round the
+#:   activations to 8 bits: 0.025 (mini).
 #: - fp8: twice what FP16's rounding of the latents alone makes: 0.07 (mini at its smallest size).
-BOUNDS = {"fp32": 1e-3, "half": 0.02, "int8-weight": 0.02, "int4-weight": 0.02, "fp8": 0.15}
+BOUNDS = {"fp32": 1e-3, "half": 0.02, "int8-weight": 0.05, "int4-weight": 0.05, "fp8": 0.15}
 
 #: What is drawn: a few steps, so that the denoiser sees noise and picture.
 STEPS = 4
