@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from conformance_bench import Bench, Check, decibels, holds, is_equal, unrecorded
+from conformance_engines import engines
 from msgspec.structs import replace
 from soak import soak
 
@@ -276,6 +277,7 @@ def load(bench: Bench) -> Iterator[Check]:
 
 #: In the order in which they are run.
 SECTIONS: dict[str, Callable[[Bench], Iterator[Check]]] = {
+    "engines": functools.partial(engines, policies=tuple(_CLOSE)),
     "pictures": pictures,
     "graphs": graphs,
     "memory": memory,

@@ -20,6 +20,7 @@ from torch import nn
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.compat.library import load_library
+from sd35_trt.compat.requirement import requirement
 from sd35_trt.engines.child_process import run_in_child
 
 _INPUTS = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
@@ -137,11 +138,12 @@ def _export(
 
 
 def _compile(job: _PlanJob, report: Callable[[float, str], None]) -> None:
-    from polygraphy.backend.trt import (
-        create_config,
-        engine_bytes_from_network,
-        network_from_onnx_path,
-    )
+    with requirement("the usual way", "compare"):
+        from polygraphy.backend.trt import (
+            create_config,
+            engine_bytes_from_network,
+            network_from_onnx_path,
+        )
 
     report(0.0, "parsing")
     builder, network, parser = network_from_onnx_path(str(job.graph), strongly_typed=True)

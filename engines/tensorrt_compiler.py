@@ -170,6 +170,8 @@ class _PlanCompiler:
                 )
         # What is FP32 has a reason: it is the reference, or would leave FP16's range.
         config.clear_flag(trt.BuilderFlag.TF32)
+        # For `inspect --engines`: layers by type and precision, in a plan of the same size.
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if self._options.optimization_level is not None:
             config.builder_optimization_level = self._options.optimization_level
         if self._options.weight_streaming:

@@ -12,11 +12,12 @@ import numpy as np
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime import Pipeline, Step
-from sd35_trt.runtime.devices.device import Buffer, Device
+from sd35_trt.runtime.devices.device import Device
 from sd35_trt.runtime.sessions.session import Session, SessionOptions, open_session
 
-from .linears import Feed
 from .metrics import relative_errors
+from .onnx_graph import Arrays
+from .watched_session import WatchedSession
 
 # Images at a time, where the bundles allow it: more is no faster.
 _BATCH = 16
@@ -66,8 +67,8 @@ class ReferenceDrawing:
 
     images: np.ndarray
     sigmas: np.ndarray
-    feeds: Mapping[str, Sequence[Feed]]
-    first: Sequence[Feed]
+    feeds: Mapping[str, Sequence[Arrays]]
+    first: Sequence[Arrays]
 
 
 @dataclass(frozen=True)
@@ -85,37 +86,6 @@ class CandidateDrawing:
     images: np.ndarray
     free: np.ndarray
     forced: np.ndarray
-
-
-class _Watched:
-    """A session with a function before and after each run, which see arrays on the host."""
-
-    recordable = False
-
-    def __init__(
-        self,
-        session: Session,
-        device: Device,
-        before: Callable[[Feed], Feed] = lambda inputs: inputs,
-        after: Callable[[Feed, Feed], None] = lambda inputs, outputs: None,
-    ) -> None:
-        self._session = session
-        self._device = device
-        self._before = before
-        self._after = after
-
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        arrays = self._download(inputs)
-        state = self._before(arrays)
-        changed = {k: self._device.upload(v) for k, v in state.items() if v is not arrays[k]}
-        self._session.run({**inputs, **changed}, outputs)
-        self._after(state, self._download(outputs))
-
-    def _download(self, buffers: Mapping[str, Buffer]) -> Feed:
-        return {name: self._device.download(buffer) for name, buffer in buffers.items()}
-
-    def close(self) -> None:
-        self._session.close()
 
 
 @dataclass(frozen=True)
@@ -176,13 +146,13 @@ def draw_reference(
         on_pictures: called with the number of pictures that are done, between steps a fraction.
     """
     sampled = set(np.linspace(0, pictures.steps - 1, _FEEDS).round().astype(int).tolist())
-    feeds: dict[str, list[Feed]] = {}
-    first: list[Feed] = []
+    feeds: dict[str, list[Arrays]] = {}
+    first: list[Arrays] = []
 
     def watch(
         bundle: Bundle, component: Component, device: Device, options: SessionOptions
     ) -> Session:
-        def keep(inputs: Feed, outputs: Feed) -> None:
+        def keep(inputs: Arrays, outputs: Arrays) -> None:
             some = feeds.setdefault(component.name, [])
             if component.name == "vae_decoder":
                 inputs = {name: array[:_FEED_IMAGES] for name, array in inputs.items()}
@@ -195,7 +165,7 @@ def draw_reference(
                 step = _copy(inputs, "latents", "previous_denoised")
                 first.append(step | _copy(outputs, "denoised"))
 
-        return _Watched(open_session(bundle, component, device, options), device, after=keep)
+        return WatchedSession(open_session(bundle, component, device, options), device, after=keep)
 
     images = []
     with Pipeline(bundle, open_session=watch) as pipe:
@@ -205,7 +175,7 @@ def draw_reference(
     return ReferenceDrawing(np.concatenate(images), batch.sigmas, feeds, first)
 
 
-def _copy(arrays: Feed, *names: str) -> dict[str, np.ndarray]:
+def _copy(arrays: Arrays, *names: str) -> dict[str, np.ndarray]:
     return {name: arrays[name].copy() for name in names}
 
 
@@ -232,20 +202,20 @@ def draw_candidate(
         if component.name != "denoiser":
             return session
 
-        def before(inputs: Feed) -> Feed:
+        def before(inputs: Arrays) -> Arrays:
             if not forcing:
                 return inputs
             step = reference.first[len(forced)]
             return {**inputs, **{k: step[k] for k in ("latents", "previous_denoised")}}
 
-        def after(inputs: Feed, outputs: Feed) -> None:
+        def after(inputs: Arrays, outputs: Arrays) -> None:
             if forcing:
                 step = reference.first[len(forced)]
                 # Velocity times sigma is latents minus denoised.
                 mine, theirs = (step["latents"] - x["denoised"] for x in (outputs, step))
                 forced.append(relative_errors(mine, theirs, (1, 2, 3)))
 
-        return _Watched(session, device, before, after)
+        return WatchedSession(session, device, before, after)
 
     images, free = [], []
     first = next(pictures.batches())

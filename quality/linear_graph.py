@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
+
+from .onnx_graph import OnnxGraph
 
 #: What each way of storing a weight is called in a policy.
 _PRECISIONS = {
@@ -42,22 +42,11 @@ class GraphLinear:
     features: int
 
 
-class LinearGraph:
+class LinearGraph(OnnxGraph):
     """A component's ONNX graph with its linears by layer name."""
 
     def __init__(self, path: Path) -> None:
-        self.folder = path.parent
-        self.model = onnx.load(str(path), load_external_data=False)
-        graph = self.model.graph
-        self.inputs = {value.name: value for value in graph.input}
-        self.types: dict[str, ValueInfoProto] = {v.name: v for v in graph.value_info}
-        self.types |= self.inputs | {v.name: v for v in graph.output}
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers = {name: i for i, n in enumerate(graph.node) for name in n.output}
-        self.consumers: dict[str, list[NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
+        super().__init__(path)
         self.linears = dict(self._find())
 
     def _before(self, value: str) -> str:
@@ -98,18 +87,6 @@ class LinearGraph:
                 break
             value = user.output[0]
         return product
-
-    def dtype(self, value: str) -> np.dtype:
-        """The type of a value's elements."""
-        return helper.tensor_dtype_to_np_dtype(self.types[value].type.tensor_type.elem_type)
-
-    def with_outputs(self, names: Sequence[str]) -> ModelProto:
-        """The graph with these values as its outputs."""
-        model = ModelProto()
-        model.CopyFrom(self.model)
-        del model.graph.output[:]
-        model.graph.output.extend(self.types[name] for name in names)
-        return model
 
     def cut_out(self, layers: Sequence[str]) -> ModelProto:
         """These linears alone, side by side, each from its input to its output."""

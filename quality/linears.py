@@ -9,38 +9,24 @@ quantizes and dequantizes around its product (``own_error``), and in their place
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-from onnx import ModelProto
 
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.report import LinearError
 
 from .linear_graph import LinearGraph, input_name
-
-#: Inputs of a component by port name.
-Feed = Mapping[str, np.ndarray]
+from .metrics import RelativeError
+from .onnx_graph import Arrays, open_graph
 
 # Exposed activations held at a time.
 _BUDGET = 2 << 30
 
 
-def _open(model: ModelProto, folder: Path) -> ort.InferenceSession:
-    """A session on a graph whose weights are files in ``folder``."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # Operator by operator, as written: fusions would move the values to compare.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-
-
-def _groups(graph: LinearGraph, layers: Sequence[str], feeds: Sequence[Feed]) -> list[list[str]]:
+def _groups(graph: LinearGraph, layers: Sequence[str], feeds: Sequence[Arrays]) -> list[list[str]]:
     """The layers in groups whose inputs and outputs fit the memory set aside for them."""
     rows = max(_rows(feed) for feed in feeds)
     groups: list[list[str]] = [[]]
@@ -55,33 +41,13 @@ def _groups(graph: LinearGraph, layers: Sequence[str], feeds: Sequence[Feed]) ->
     return groups
 
 
-def _rows(feed: Feed) -> int:
+def _rows(feed: Arrays) -> int:
     """No linear of the component has more rows of input than this."""
     if "latents" in feed:
         batch, _, height, width = feed["latents"].shape
         tokens = feed["context"].shape[1] if "context" in feed else 0
         return 2 * batch * (height * width + tokens)
     return max(array.size // (array.shape[-1] if array.ndim > 2 else 1) for array in feed.values())
-
-
-class _Ratio:
-    """‖difference‖ / ‖reference‖ over several arrays, per layer."""
-
-    def __init__(self) -> None:
-        self._squares: dict[str, list[float]] = {}
-
-    def add(self, layer: str, value: np.ndarray, reference: np.ndarray) -> None:
-        exact = reference.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.square(value.astype(np.float64) - exact).sum()
-        sums = self._squares.setdefault(layer, [0.0, 0.0])
-        sums[0] += float(error)
-        sums[1] += float(np.square(exact).sum())
-
-    def get(self, layer: str) -> float | None:
-        error, size = self._squares[layer]
-        value = (error / size) ** 0.5 if size else (0.0 if error == 0 else np.inf)
-        return value if np.isfinite(value) else None
 
 
 def equal_linears(component: str, path: Path) -> list[LinearError]:
@@ -96,7 +62,7 @@ def linear_errors(
     component: str,
     reference: Path,
     candidate: Path,
-    feeds: Sequence[Feed],
+    feeds: Sequence[Arrays],
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[LinearError]:
     """Errors of a component's linears, in the order of the reference's graph.
@@ -116,7 +82,8 @@ def linear_errors(
             f"{candidate} and {reference} do not both have the linear {odd[0]}",
             "build both bundles with this version",
         )
-    own, in_place = _Ratio(), _Ratio()
+    own: defaultdict[str, RelativeError] = defaultdict(RelativeError)
+    in_place: defaultdict[str, RelativeError] = defaultdict(RelativeError)
     groups = _groups(one, list(one.linears), feeds)
     for number, layers in enumerate(groups):
 
@@ -130,8 +97,8 @@ def linear_errors(
             layer,
             other.linears[layer].precision,
             linear.precision,
-            own.get(layer),
-            in_place.get(layer),
+            own[layer].ratio,
+            in_place[layer].ratio,
         )
         for layer, linear in one.linears.items()
     ]
@@ -147,15 +114,15 @@ class _Measured:
         self.outputs = {layer: graph.linears[layer].output for layer in layers}
         exposed = {n for linear in linears for n in (linear.source, linear.output)}
         self._exposed = sorted(exposed - graph.inputs.keys())
-        self._whole = _open(graph.with_outputs(self._exposed), graph.folder)
-        self._cut = _open(graph.cut_out(layers), graph.folder)
+        self._whole = open_graph(graph.with_outputs(self._exposed), graph.folder)
+        self._cut = open_graph(graph.cut_out(layers), graph.folder)
 
-    def in_place(self, feed: Feed) -> dict[str, np.ndarray]:
+    def in_place(self, feed: Arrays) -> dict[str, np.ndarray]:
         """Inputs and outputs of the linears, by name of the value."""
-        ports = {name: feed[name].astype(self._graph.dtype(name)) for name in self._graph.inputs}
+        ports = self._graph.feed(feed)
         return ports | dict(zip(self._exposed, self._whole.run(self._exposed, ports), strict=True))
 
-    def alone(self, inputs: Feed) -> dict[str, np.ndarray]:
+    def alone(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Outputs by layer for inputs by layer."""
         sources = {
             source: inputs[layer].astype(self._graph.dtype(source))
@@ -171,9 +138,9 @@ def _measure(
     one: LinearGraph,
     other: LinearGraph,
     layers: Sequence[str],
-    feeds: Sequence[Feed],
-    own: _Ratio,
-    in_place: _Ratio,
+    feeds: Sequence[Arrays],
+    own: Mapping[str, RelativeError],
+    in_place: Mapping[str, RelativeError],
     progress: Callable[[float], None],
 ) -> None:
     """Add the errors of some layers over all feeds."""
@@ -185,8 +152,8 @@ def _measure(
             inputs = {layer: expected[source] for layer, source in a.sources.items()}
             expected_alone, got_alone = a.alone(inputs), b.alone(inputs)
             for layer in layers:
-                own.add(layer, got_alone[layer], expected_alone[layer])
-                in_place.add(layer, actual[b.outputs[layer]], expected[a.outputs[layer]])
+                own[layer].add(got_alone[layer], expected_alone[layer])
+                in_place[layer].add(actual[b.outputs[layer]], expected[a.outputs[layer]])
             progress(done / len(feeds))
     except RuntimeError as error:
         raise Sd35Error(f"{other.folder} failed in onnxruntime: {error}") from error

@@ -64,6 +64,28 @@ def load_lpips() -> tuple[PerceptualDistance | None, str]:
     return distance, "AlexNet"
 
 
+class RelativeError:
+    """‖value − reference‖ / ‖reference‖ over all arrays that are added."""
+
+    def __init__(self) -> None:
+        self._error = self._size = 0.0
+
+    def add(self, value: np.ndarray, reference: np.ndarray) -> None:
+        """Count two arrays of the same shape."""
+        exact = reference.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._error += float(np.square(value.astype(np.float64) - exact).sum())
+            self._size += float(np.square(exact).sum())
+
+    @property
+    def ratio(self) -> float | None:
+        """None where it is not finite; 0 where both are 0."""
+        if self._size == 0 and self._error == 0:
+            return 0.0
+        value = (self._error / self._size) ** 0.5 if self._size else np.inf
+        return float(value) if np.isfinite(value) else None
+
+
 def relative_errors(value: np.ndarray, reference: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     """‖value − reference‖ / ‖reference‖ over these axes."""
     exact = reference.astype(np.float64)

@@ -48,6 +48,10 @@ class Backend:
         compute_capabilities: CUDA compute capabilities that it compiles for; none where engines
             are not compiled for a GPU.
         devices: kinds of device that engines run on, the usual one first.
+        contents: ``module:function``, see :func:`sd35_trt.quality.contents.look_inside`; None
+            where engines cannot be looked into.
+        marked_runs: ``module:function``, see :func:`sd35_trt.quality.marked_graphs.engine_runs`;
+            None where engines are not compiled from ONNX.
         crosses: whether it compiles for GPUs that are not there, and several in one engine.
         needs_library: whether building takes the library; otherwise engines are the exported files.
         compiles_late: whether kernels are finished on the GPU: the library then has a cache of
@@ -80,6 +84,8 @@ class Backend:
     session: str
     compute_capabilities: tuple[str, ...]
     devices: tuple[str, ...]
+    contents: str | None = None
+    marked_runs: str | None = None
     crosses: bool = False
     needs_library: bool = True
     compiles_late: bool = False
@@ -127,6 +133,8 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.onnxruntime:open_session",
         compute_capabilities=(),
         devices=("cpu", "cuda"),
+        contents="sd35_trt.quality.graph_contents:look_inside",
+        marked_runs="sd35_trt.quality.marked_graphs:onnxruntime_runs",
         needs_library=False,
         # On a GPU it gives back that of engines that run once per picture.
         keeps_activations=("denoiser",),
@@ -145,6 +153,8 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
         compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
         devices=("cuda",),
+        contents="sd35_trt.quality.plan_contents:look_inside",
+        marked_runs="sd35_trt.quality.polygraphy_runs:tensorrt_runs",
         crosses=True,
         compiles_late=True,
         compiles_apart=True,
@@ -166,6 +176,8 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.tensorrt:open_session",
         compute_capabilities=("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
         devices=("cuda",),
+        contents="sd35_trt.quality.plan_contents:look_inside",
+        marked_runs="sd35_trt.quality.polygraphy_runs:tensorrt_runs",
         compiles_apart=True,
         times_kernels=True,
         reports_memory=True,
@@ -185,6 +197,7 @@ _ROWS = (
         session="sd35_trt.runtime.sessions.inductor:open_session",
         compute_capabilities=("8.0", "8.6", "8.9", "9.0", "10.0", "12.0"),
         devices=("cuda", "cpu"),
+        contents="sd35_trt.quality.program_contents:look_inside",
         streams="always",
         # A recorded graph of PyTorch has its own.
         keeps_activations=COMPILED,

@@ -125,19 +125,38 @@ def component_stage(
     part = COMPONENTS[name].part
     policy, guided = decision.policy, decision.guided
     scales = Scales.of(calibration, part) if calibration else None
-    description = {**inputs.describe(part), "dialect": dialect}
     # A single file's configuration is not among the files.
-    description["config"] = inputs.checkpoint.config(part)
-    if scales and (effect := scales.describe(name)):
-        description["calibration"] = effect
-    # A part's components meet in their dtypes, so that the rules of each count for all of them.
-    description["policy"] = policy.digest(n for n, row in COMPONENTS.items() if row.part == part)
-    if COMPONENTS[name].tokenizer:
-        description["clip_tokens"] = clip_tokens
-    if name == "denoiser":
-        description["guided"] = guided
+    config = {"config": inputs.checkpoint.config(part)}
+    chosen = chosen_inputs(name, policy, calibration, clip_tokens, guided, dialect)
+    description = {**inputs.describe(part), **config, **chosen}
     run = ComponentExport(
         name, inputs.checkpoint, inputs.cache, policy, scales, clip_tokens, guided, dialect,
         description,
     )  # fmt: skip
     return Stage(name, description, ("sd35_trt.export.component",), run)
+
+
+def chosen_inputs(
+    name: str,
+    policy: Policy,
+    calibration: Calibration | None,
+    clip_tokens: int,
+    guided: bool,
+    dialect: str,
+) -> dict[str, Any]:
+    """What a component's stage depends on besides the checkpoint and versions.
+
+    Args:
+        clip_tokens, dialect: as of :func:`component_stage`.
+    """
+    row = COMPONENTS[name]
+    # A part's components meet in their dtypes, so that the rules of each count for all of them.
+    digest = policy.digest(n for n, other in COMPONENTS.items() if other.part == row.part)
+    inputs: dict[str, Any] = {"dialect": dialect, "policy": digest}
+    if calibration and (effect := Scales.of(calibration, row.part).describe(name)):
+        inputs["calibration"] = effect
+    if row.tokenizer:
+        inputs["clip_tokens"] = clip_tokens
+    if name == "denoiser":
+        inputs["guided"] = guided
+    return inputs

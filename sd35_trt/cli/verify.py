@@ -21,20 +21,34 @@ from .options import (
 )
 from .output import print_json
 
+#: Word of ``--against`` that compares engines, not pictures.
+ONNXRUNTIME = "onnxruntime"
+
+# What each kind of comparison takes.
+_OF_ENGINES = frozenset({"model", "tokenizers", "seed", "steps", "cache_dir", "device", "bisect"})
+_OF_PICTURES = frozenset(
+    {
+        "model", "tokenizers", "seed", "steps", "cache_dir", "prompts", "captions", "min_psnr",
+        "min_ssim", "max_latent_error", "max_accuracy_drop",
+    }
+)  # fmt: skip
+
 
 @click.command()
 @bundle_argument
 @click.option(
     "--against",
-    metavar="BUNDLE|half",
+    metavar="BUNDLE|half|onnxruntime",
     help="Also draw with this bundle, or with a half-precision one built of the same "
-    "checkpoint, and report how far the pictures are apart.",
+    "checkpoint, and report how far the pictures are apart. With onnxruntime: run each engine "
+    "beside the ONNX graph behind it.",
 )
 @click.option(
     "--model",
     default=None,
     metavar=MODELS,
-    help="With --against half: the checkpoint behind BUNDLE. Default: mini, where it is.",
+    help="With --against half or onnxruntime: the checkpoint behind BUNDLE. Default: mini, where "
+    "it is; with onnxruntime, first the graphs in the bundle or the cache.",
 )
 @tokenizers_option
 @click.option(
@@ -68,27 +82,48 @@ from .output import print_json
     metavar="POINTS",
     help="Fail when this many percentage points more of mini's scenes are wrong.",
 )
-@cache_dir_option("With --against half: as for build.")
+@click.option(
+    "--device",
+    default=None,
+    metavar="cpu|cuda|cuda:N",
+    help="With --against onnxruntime: where the engines run. Default: what BUNDLE was built for.",
+)
+@click.option(
+    "--bisect/--no-bisect",
+    default=None,
+    help="With --against onnxruntime: where an engine is off, look for the first layer that is, "
+    "by compiling the graph with more outputs. Default: look.",
+)
+@cache_dir_option("With --against half or onnxruntime: as for build.")
 @json_option("Print the findings as JSON.")
 def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) -> None:
     """Check every file of a BUNDLE against its hash; with --against, compare what it draws.
 
-    The comparison is kept in BUNDLE/report as a page, index.html, and as report.json. With a
-    threshold the exit status is 1 when it is missed.
+    The comparison of pictures is kept in BUNDLE/report as a page, index.html, and as report.json.
+    With a threshold the exit status is 1 when it is missed; with --against onnxruntime, when an
+    engine is further off than its precision accounts for.
 
     \b
     Examples:
       sd35-trt verify bundles/mini-cpu
       sd35-trt verify bundles/int8 --against half --captions 500 --max-accuracy-drop 1
       sd35-trt verify bundles/int8 --against bundles/half --prompts prompts.txt --min-psnr 30
+      sd35-trt verify bundles/h100 --against onnxruntime --model ~/models/sd3.5-large
     """
-    if against is not None:
-        _compare(bundle, against, as_json, arguments)
+    wishes = {name for name, value in arguments.items() if value is not None}
+    if against == ONNXRUNTIME:
+        if foreign := sorted(wishes - _OF_ENGINES):
+            raise UsageError(f"{_option(foreign[0])} compares pictures", "add: --against half")
+        _compare_engines(bundle, as_json, arguments)
         return
-    wishes = [name for name, value in arguments.items() if value is not None]
+    if foreign := sorted(wishes & (_OF_ENGINES - _OF_PICTURES)):
+        raise UsageError(f"{_option(foreign[0])} compares engines", "add: --against onnxruntime")
+    if against is not None:
+        pictures = {name: value for name, value in arguments.items() if name in _OF_PICTURES}
+        _compare(bundle, against, as_json, pictures)
+        return
     if wishes:
-        option = "--" + wishes[0].replace("_", "-")
-        raise UsageError(f"{option} needs --against", "add: --against half")
+        raise UsageError(f"{_option(min(wishes))} needs --against", "add: --against half")
     from sd35_trt.formats.bundle import Bundle
 
     files = list(Bundle.open(bundle, verify=True).manifest.all_files())
@@ -97,6 +132,45 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
         print_json({"bundle": str(bundle), "files": len(files), "bytes": total})
     else:
         click.echo(f"{bundle}: {len(files)} files, {format_bytes(total)}, all as the manifest says")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> None:
+    """The part of ``verify`` that runs engines beside their graphs."""
+    from dataclasses import asdict
+
+    from sd35_trt.compat.requirement import requirement
+    from sd35_trt.formats.bundle import Bundle
+    from sd35_trt.store.cache import StageCache, default_cache_dir
+
+    with requirement("comparing engines", "compare"):
+        from sd35_trt.quality.engines import STEPS, compare_engines
+        from sd35_trt.quality.graph_source import find_graphs
+    from .bars import CountBars
+    from .tables.engines import failures, print_comparison
+
+    contents = Bundle.open(bundle, verify=True)
+    cache = StageCache(arguments["cache_dir"] or default_cache_dir())
+    with CountBars(quiet=as_json) as progress:
+        graphs = find_graphs(contents, arguments["model"], arguments["tokenizers"], cache, progress)
+        comparison = compare_engines(
+            contents,
+            graphs,
+            STEPS if arguments["steps"] is None else arguments["steps"],
+            arguments["seed"] or 0,
+            arguments["device"],
+            arguments["bisect"] is not False,
+            progress,
+        )
+    if as_json:
+        print_json({**asdict(comparison), "passed": comparison.passed})
+    else:
+        print_comparison(comparison)
+    if missed := failures(comparison):
+        raise Sd35Error("; ".join(missed), "build again, or with --policy half or fp32")
 
 
 def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .cache import StageCache
 from .code import code_digest
 
 _FILES = "stage.json"
+_INPUTS = "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path
             # Later builds rely on these bytes: nobody should write to them by accident.
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
+        (work / _INPUTS).write_text(json.dumps(dict(stage.inputs)) + "\n", "utf-8")
         (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
     folder = cache.find(stage.name, key)
     if folder is None:
@@ -93,6 +95,18 @@ def _is_whole(cache: StageCache, folder: Path) -> bool:
         )
     except (OSError, BundleError):
         return False
+
+
+def recorded_stages(cache: StageCache, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Whole stages of a kind in the cache, the newest first, each with the inputs that made it."""
+    folders = [path for path in (cache.root / name).glob("*") if (path / _FILES).is_file()]
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            inputs = json.loads((folder / _INPUTS).read_text("utf-8"))
+        except (OSError, ValueError):  # made by an older version, or damaged
+            continue
+        if _is_whole(cache, folder):
+            yield folder, inputs
 
 
 def stage_files(folder: Path) -> dict[str, File]:

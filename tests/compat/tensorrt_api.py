@@ -29,7 +29,9 @@ API: dict[str, dict[str, int | None]] = {
     "IOptimizationProfile": {"set_shape": 4},
     "IBuilderConfig": {
         "add_optimization_profile": 1, "progress_monitor": None, "set_flag": 1, "clear_flag": 1,
+        "profiling_verbosity": None,
     },
+    "ProfilingVerbosity": {"DETAILED": None},
     "BuilderFlag": {"WEIGHT_STREAMING": None, "REFIT": None, "TF32": None},
     "IProgressMonitor": {"phase_start": 3, "phase_finish": 1, "step_complete": 2},
     "ILogger": {"log": 2, "ERROR": None},
@@ -37,7 +39,10 @@ API: dict[str, dict[str, int | None]] = {
     "ICudaEngine": {
         "create_execution_context": 1, "streamable_weights_size": None,
         "weight_streaming_budget_v2": None, "weight_streaming_scratch_memory_size": None,
+        "create_engine_inspector": 0,
     },
+    "EngineInspector": {"get_engine_information": 1},
+    "LayerInformationFormat": {"JSON": None},
     "ExecutionContextAllocationStrategy": {"USER_MANAGED": None},
     "IExecutionContext": {
         "set_input_shape": 2, "set_tensor_address": 2, "execute_async_v3": 1,

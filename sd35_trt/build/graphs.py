@@ -1,0 +1,109 @@
+"""The ONNX graphs behind a bundle's engines: in the cache, or exported anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sd35_trt.backends import BACKENDS
+from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.scheduler import write_scheduler
+from sd35_trt.components import COMPONENTS
+from sd35_trt.dialects import DIALECTS, ONNX
+from sd35_trt.formats.bundle import Bundle, PolicyRecord
+from sd35_trt.formats.calibration import Calibration, CalibrationExtract
+from sd35_trt.formats.component import MODEL_FILE
+from sd35_trt.planning.decide import Decision
+from sd35_trt.policies import Policy, Rule
+from sd35_trt.progress import Progress
+from sd35_trt.store.cache import StageCache, working_directory
+from sd35_trt.store.stages import recorded_stages
+from sd35_trt.targets import find_target
+
+from .export import export_model
+from .stages import chosen_inputs
+
+
+def cached_graphs(bundle: Bundle, cache: StageCache) -> dict[str, Path]:
+    """Graphs of a bundle's components by name, as far as the cache has them.
+
+    A graph is the bundle's where the checkpoint's files, the policy, the calibration and the
+    versions of libraries are those of the manifest.
+    """
+    graphs = {}
+    for component in bundle.manifest.components:
+        expected = _stage_inputs(bundle, component.name)
+        for folder, inputs in recorded_stages(cache, component.name):
+            versions = inputs.pop("versions", {})
+            inputs.pop("config", None)  # a file's, whose hash is among the others
+            if inputs == expected and versions.items() <= bundle.manifest.versions.items():
+                graphs[component.name] = folder / MODEL_FILE
+                break
+    return graphs
+
+
+def export_graphs(
+    bundle: Bundle, model: str, tokenizers: Path | None, cache: StageCache, progress: Progress
+) -> dict[str, Path]:
+    """Graphs of a bundle's components by name, exported where the cache lacks them.
+
+    Args:
+        model: the checkpoint that the bundle was made from, as for ``sd35-trt build``.
+        tokenizers: of a checkpoint in a file, likewise.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be read.
+        Sd35Error: a library that exports is not installed.
+    """
+    from sd35_trt.export.provenance import tool_versions
+
+    m = bundle.manifest
+    with working_directory(cache.root / "references", ".tmp-") as folder:
+        scheduler = write_scheduler(folder, m.scheduler)
+        source = look(model, tokenizers, scheduler=scheduler, variant=m.model.variant)
+        decision = Decision(
+            model=source,
+            target=find_target(m.target.replace("+", ",")),
+            policy=_policy(m.policy),
+            guided=m.guided,
+            batch=m.ranges.batch,
+            size=m.ranges.size,
+            size_step=m.ranges.size_step,
+            latent_channels=m.latent_channels,
+        )
+        versions = tool_versions(*source.libraries)
+        calibration, dialect = _calibration(bundle), _dialect(bundle)
+        export = export_model(decision, calibration, dialect, versions, cache, progress)
+    return {c.name: export.components[c.name] / MODEL_FILE for c in m.components}
+
+
+def _dialect(bundle: Bundle) -> str:
+    """What the bundle's builder reads; the compact one where it reads no ONNX."""
+    m = bundle.manifest
+    dialect = BACKENDS[m.builder].dialect(m.versions.get(m.builder))
+    return ONNX if DIALECTS[dialect].opset is None else dialect
+
+
+def _calibration(bundle: Bundle) -> Calibration | None:
+    if bundle.manifest.calibration is None:
+        return None
+    return CalibrationExtract.of(bundle).calibration
+
+
+def _policy(record: PolicyRecord) -> Policy:
+    rules = (Rule(r.component, r.match, r.precision, r.reason) for r in record.rules)
+    return Policy(record.name, "", tuple(rules))
+
+
+def _stage_inputs(bundle: Bundle, name: str) -> dict[str, Any]:
+    """The inputs of the stage that exported a component, without versions and configuration."""
+    m, part = bundle.manifest, COMPONENTS[name].part
+    inputs = chosen_inputs(
+        name, _policy(m.policy), _calibration(bundle), m.tokenizers["clip_l"].length, m.guided,
+        _dialect(bundle),
+    )  # fmt: skip
+    files = {k: v for k, v in m.model.files.items() if k.startswith(f"{part}/")}
+    # As they were recorded: JSON makes lists of tuples.
+    loaded: dict[str, Any] = json.loads(json.dumps({**inputs, "files": files}))
+    return loaded
