@@ -158,14 +158,16 @@ def _builders(
 
 
 def find_target(name: str) -> Target:
-    """Look a target up by name; ``auto`` is the GPU present, ``ada,blackwell`` both in one.
+    """Look a target up by name; ``auto`` is the GPU present, ``ada,blackwell`` both in one, which
+    is then called ``ada+blackwell``.
 
     Raises:
         UsageError: unknown name; lists the known ones. Or no builder serves all of them.
         Sd35Error: ``auto`` without a GPU that is known.
     """
-    if "," in name:
-        return _join([find_target(part.strip()) for part in name.split(",") if part.strip()])
+    if "," in name or "+" in name:
+        parts = (part.strip() for part in re.split("[,+]", name))
+        return _join([find_target(part) for part in parts if part])
     if name.lower() == AUTO:
         return present_target()
     target = targets().get(name.lower())

@@ -64,7 +64,7 @@ def export_graphs(
         source = look(model, tokenizers, scheduler=scheduler, variant=m.model.variant)
         decision = Decision(
             model=source,
-            target=find_target(m.target.replace("+", ",")),
+            target=find_target(m.target),
             policy=_policy(m.policy),
             guided=m.guided,
             batch=m.ranges.batch,

@@ -66,6 +66,7 @@ def test_several_targets_in_one() -> None:
     assert mixed.policy == "int8-weight", "what all of them can run"
     assert mixed.builders["tensorrt-rtx"] == ("7.5", "8.0", "8.6", "8.9")
     assert find_target("ada,ada") == find_target("ada")
+    assert find_target(both.name) == both, "as a manifest has it"
     with pytest.raises(UsageError, match=r"fp8, which ada\+ampere cannot run"):
         find_target("ada,ampere").check(load_policy("fp8"))
     for refused in ("hopper", "cpu", "h100"):
