@@ -235,14 +235,15 @@ def read_json(path: Path, fix: str = AGAIN) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, not JSON, or not an object.
     """
+    other = fix if fix != AGAIN else None
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise refusal(path, "a file of the model") from None
+        raise refusal(path, "a file of the model", other) from None
     except (OSError, ValueError) as error:
         kind = format_kind(path) if path.is_file() else None
         if kind is not None and kind.broken:
-            raise refusal(path, "JSON") from error
+            raise refusal(path, "JSON", other) from error
         raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object", fix)
