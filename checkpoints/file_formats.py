@@ -55,7 +55,9 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is GGUF by its first bytes; one that cannot be read is not."""
+    """Whether a file is GGUF by its first bytes; one that cannot be read is not, nor is a pipe."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(_GGUF)) == _GGUF

@@ -232,7 +232,7 @@ def test_provenance(options: CalibrateOptions) -> None:
     for file, sha256 in description["files"].items():
         assert sha256_file(root / file) == sha256
     assert {file.split("/")[0] for file in description["files"]} == {
-        "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
+        "scheduler", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
     }  # fmt: skip
     assert description["policy"] == {"name": "half", "sha256": load_policy("half").digest()}
     assert description["prompts"]["count"] == 2
