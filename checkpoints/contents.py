@@ -35,14 +35,17 @@ _PEFT = {
 _SOME = 3
 
 
-def refusal(path: Path, wanted: str = MODEL, instead: str | None = None) -> CheckpointError:
+def refusal(
+    path: Path, wanted: str = MODEL, instead: str | None = None, kind: Kind | None = None
+) -> CheckpointError:
     """The one line about a path that is not what is wanted.
 
     Args:
         wanted: what was looked for there, such as "the model's CLIP-L".
         instead: another way out, added to the advice.
+        kind: what it is; None looks.
     """
-    kind = describe(path)
+    kind = kind or describe(path)
     message = f"{path} is {kind.title}" + ("" if kind.broken else f", not {wanted}")
     # Advice for something else is about models.
     advice = kind.advice if kind.broken or wanted == MODEL else f"put {wanted} there"

@@ -18,7 +18,7 @@ from .file_formats import is_gguf
 from .gguf import SUFFIX, GgufFile
 from .original import LAYOUTS, Layout
 from .repository import fetch_tokenizers
-from .tensor_names import MODEL
+from .tensor_names import MODEL, Kind, tensors_kind
 from .wrappers import check_plain
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class SingleFileCheckpoint:
             if prefix is not None:
                 self._parts[part] = SingleFileWeights(file, prefix, layout)
             elif part == "transformer":
-                raise refusal(path)
+                raise refusal(path, kind=_kind(file))
             elif place := _beside(path, part):
                 self._parts[part] = place
         check_plain(path, file.names, MODEL)
@@ -302,6 +302,13 @@ def _open(path: Path, wanted: str = MODEL, instead: str | None = None) -> Tensor
     return GgufFile(path) if is_gguf(path) else TensorFile(path, wanted, instead)
 
 
+def _kind(file: TensorFile | GgufFile) -> Kind | None:
+    """What a GGUF file's tensors are; of other files, their path tells."""
+    if isinstance(file, TensorFile):
+        return None
+    return tensors_kind({name: file.shape(name) for name in file.names})
+
+
 def _prefix(file: TensorFile | GgufFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
     return next((prefix for prefix in prefixes if prefix + layout.anchor in file), None)
 
@@ -354,7 +361,7 @@ def _beside(path: Path, part: str) -> SingleFileWeights | None:
     file = _open(place, wanted, way_without(part))
     prefix = _prefix(file, (*layout.prefixes, "", "model."), layout)
     if prefix is None:
-        raise refusal(place, wanted, way_without(part))
+        raise refusal(place, wanted, way_without(part), _kind(file))
     check_plain(place, file.names, wanted)
     return SingleFileWeights(file, prefix, layout)
 

@@ -299,12 +299,12 @@ def test_another_architecture(architecture: str, transformer: Tensors, file: Pat
 
 def test_the_wrong_tensors(t5: Tensors, transformer: Tensors, file: Path) -> None:
     write_gguf({"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 32)}, file)
-    refused(file, "not Stable Diffusion 3.5 but FLUX")
+    refused(file, "is FLUX", "not Stable Diffusion 3.5")
     write_gguf(llama_names(t5), file, architecture="t5encoder")
-    refused(file, "not Stable Diffusion 3.5 but T5")
+    refused(file, "T5", "not Stable Diffusion 3.5")
     write_gguf(transformer, file)
     write_gguf(transformer, file.parent / T5)
-    refused(file, T5, "holds no T5")
+    refused(file, T5, "not the model's T5")
 
 
 def test_umt5(transformer: Tensors, t5: Tensors, file: Path) -> None:
@@ -388,7 +388,6 @@ def test_truncated(size: int, transformer: Tensors, file: Path) -> None:
     "data",
     [
         b"GGUF" + bytes(100),
-        b"version https://git-lfs.github.com/spec/v1\n" * 4,
         b"GGUF" + (1).to_bytes(4, "little") + bytes(100),
         b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16 + bytes(100),
         # An array of arrays of arrays …
@@ -396,11 +395,16 @@ def test_truncated(size: int, transformer: Tensors, file: Path) -> None:
         + (1).to_bytes(8, "little") + b"a" + (9).to_bytes(4, "little")
         + ((9).to_bytes(4, "little") + (1).to_bytes(8, "little")) * 5000,
     ],
-    ids=["zeros", "LFS", "version 1", "counts", "nested"],
+    ids=["zeros", "version 1", "counts", "nested"],
 )  # fmt: skip
 def test_no_gguf(data: bytes, file: Path) -> None:
     file.write_bytes(data)
     refused(file, str(file), "no GGUF", "again")
+
+
+def test_a_pointer(file: Path) -> None:
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 4)
+    refused(file, str(file), "Git LFS pointer", "git lfs pull")
 
 
 KEY = "comfy.gguf.orig_shape.context_embedder.bias"
