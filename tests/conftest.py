@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# No test asks the hub; its library reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.cli import main
 from sd35_trt.store.cache import StageCache

@@ -529,11 +529,11 @@ def test_unknown_quantization(
 
     described = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     packed = torch.zeros(tensors[f"{layer}.weight"].shape, dtype=torch.uint8)
-    rows = torch.ones(len(tensors[f"{layer}.weight"]))
+    thirds = torch.ones(3)
     refused(changed(comfy_quant=described), layer, "nvfp4")
     refused(changed(comfy_quant=described[:5]), layer, "unreadable")
     refused(changed(weight=packed), layer, "U8")
-    refused(changed(weight_scale=rows), layer, "weight_scale of shape")
+    refused(changed(weight_scale=thirds), layer, "weight_scale of shape")
     save(tensors, file, _quantization_metadata=json.dumps({"layers": {layer: {"format": "mxfp8"}}}))
     refused(file, layer, "mxfp8")
     save(tensors, file, _quantization_metadata="{")

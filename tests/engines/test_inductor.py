@@ -171,7 +171,7 @@ def test_kernels_are_made_where_the_gpu_is(
             shutil.copyfile(source / name, out / name)
 
     folder = run_stage(cache, Stage("denoiser", {}, (), export), lambda *_: None)
-    component = ExportedComponent(folder, "denoiser", 10, (), (), {}, {}, 1)
+    component = ExportedComponent(folder, "denoiser", 10, (), (), {}, {}, 1, 10)
     bounds = {"batch": (1, 1, 4)}
     for _ in range(2):
         stage = builder.stage(component, bounds)
