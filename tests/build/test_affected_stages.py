@@ -17,7 +17,7 @@ import pytest
 from calibrations import save
 from conftest import UNFINISHED
 
-import sd35_trt.build.compile
+import sd35_trt.build.concurrency
 import sd35_trt.build.export
 import sd35_trt.build.run
 from sd35_trt.build import BuildOptions, build
@@ -124,7 +124,7 @@ def dry(make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mo
     make_bundle(target="ada")
     dry = Dry(tmp_path)
     monkeypatch.setattr(sd35_trt.build.export, "run_stage", dry)
-    monkeypatch.setattr(sd35_trt.build.compile, "run_stage", dry)
+    monkeypatch.setattr(sd35_trt.build.concurrency, "run_stage", dry)
     monkeypatch.setattr(sd35_trt.build.run, "assemble", lambda *_: None)
     return dry
 

@@ -182,7 +182,7 @@ def test_kernels_are_made_where_the_gpu_is(
     placed = builder.place(CompiledComponent(component, kernels, bounds), tmp_path / "out")
     assert placed.files == (PROGRAM_FILE, TENSORS_FILE, KERNELS_FILE)
     assert (tmp_path / "out" / KERNELS_FILE).read_bytes() == b"kernels"
-    other = ExportedComponent(folder, "t5", 10, (), (), {}, {}, 1)
+    other = ExportedComponent(folder, "t5", 10, (), (), {}, {}, 1, 10)
     assert builder.stage(other, bounds) is None, "runs once per picture"
 
 
