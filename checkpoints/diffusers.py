@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from sd35_trt.components import OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.store.hub import telling_name
+
+from .configuration import class_name, complete
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +62,8 @@ class Weights(abc.ABC):
     files: list[Path]
     quantization: str | None = None
 
-    # What to do where a shape is not what the configuration asks for.
-    _advice = "use the config.json that belongs to these weights"
+    # What to do where a tensor is not what the configuration asks for.
+    advice = "use the config.json that belongs to these weights"
 
     @abc.abstractmethod
     def __contains__(self, name: str) -> bool: ...
@@ -69,6 +71,14 @@ class Weights(abc.ABC):
     @abc.abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
+
+    @abc.abstractmethod
+    def dtype(self, name: str) -> str:
+        """Type of a tensor as its file's header spells it, such as ``BF16``."""
+
+    @abc.abstractmethod
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """What is stored for the part besides some tensors, by the names in the file, sorted."""
 
     @abc.abstractmethod
     def read(self, name: str) -> torch.Tensor:
@@ -105,7 +115,7 @@ class Weights(abc.ABC):
                 raise CheckpointError(
                     f"{self._file(name)}: {name!r} has shape {list(self.shape(name))}, "
                     f"the configuration asks for {list(shape)}",
-                    self._advice,
+                    self.advice,
                 )
 
     @abc.abstractmethod
@@ -140,6 +150,14 @@ class FolderWeights(Weights):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
         return tuple(self._headers[self._file_of[name]].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Type of a tensor, from the header."""
+        return str(self._headers[self._file_of[name]].get_slice(name).get_dtype())
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """See :meth:`Weights.unused`."""
+        return sorted(self._file_of.keys() - set(names))
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor as stored, a view of the file.
@@ -232,14 +250,28 @@ class Checkpoint:
         absent = listed is None or listed == [None, None]
         return not (part in OPTIONAL_PARTS and (absent or not (self.root / part).is_dir()))
 
+    def place(self, part: str) -> Path:
+        """The file with the part's configuration."""
+        return self.root / part / "config.json"
+
+    def class_name(self, part: str) -> str | None:
+        """The class that the part's configuration, or else the index, names; None for none.
+
+        Raises:
+            CheckpointError: the configuration is missing or unreadable.
+        """
+        listed = self.index.get(part)
+        indexed = listed[-1] if isinstance(listed, list) and listed else None
+        name = class_name(read_json(self.place(part))) or indexed
+        return None if name is None else str(name)
+
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration, without the keys that begin with an underscore.
+        """The part's configuration; see :func:`sd35_trt.checkpoints.configuration.complete`.
 
         Raises:
             CheckpointError: missing or unreadable.
         """
-        data = read_json(self.root / part / "config.json")
-        return {key: value for key, value in data.items() if not key.startswith("_")}
+        return complete(part, read_json(self.place(part)))
 
     def weights(self, part: str) -> Weights:
         """Opens the part's safetensors files; see :class:`Weights`."""

@@ -11,6 +11,8 @@ from sd35_trt.dimensions import SizeLimits
 from sd35_trt.store.hub import model_name, resolve_model
 from sd35_trt.variants import Variant, recognise
 
+from .checks import check_parts, check_tokenizers
+from .findings import Findings
 from .gguf import LIBRARY
 from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
@@ -30,6 +32,7 @@ class Model(Generic[_Source]):
         variant: which model of the family it is.
         scheduler: that it is drawn with.
         sizes: of pictures, that it draws.
+        notes: what of it stays unused, a sentence each.
         packaged: whether it is the mini that comes with this package.
     """
 
@@ -38,17 +41,18 @@ class Model(Generic[_Source]):
     variant: Variant
     scheduler: SchedulerSource
     sizes: SizeLimits
+    notes: tuple[str, ...] = ()
     packaged: bool = False
 
     @property
     def components(self) -> list[str]:
         """The components that can be made of it, in the contract's order."""
-        return [name for name, row in COMPONENTS.items() if self.checkpoint.has(row.part)]
+        return _components(self.checkpoint)
 
     @property
     def parts(self) -> list[str]:
         """The folders of its parts."""
-        return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
+        return _parts(self.checkpoint)
 
     @property
     def quantization(self) -> dict[str, str]:
@@ -73,7 +77,7 @@ def look(
     scheduler: Path | None = None,
     variant: str | None = None,
 ) -> Model[AnyCheckpoint]:
-    """Look at a model.
+    """Look at a model: headers, configurations and tokenizers, but no values of tensors.
 
     Args:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
@@ -83,32 +87,50 @@ def look(
         variant: which model of the family it is; None asks its structure and its name.
 
     Raises:
-        CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
+        CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's. It
+            has a line for each part that is not usable.
         UsageError: tokenizers for a directory, which has its own; no such scheduler; a variant
             that the structure contradicts.
     """
-    root = resolve_model(model)
-    checkpoint = open_checkpoint(root, tokenizers)
-    result = _describe(model_name(model, root), checkpoint, scheduler, variant, model == "mini")
-    for part in result.parts:
-        checkpoint.weights(part)  # opens every file
-    return result
+    return _look(model, tokenizers, scheduler, variant, tokenized=True)
 
 
 def look_at_structure(
     model: str, *, scheduler: Path | None = None, variant: str | None = None
 ) -> Model[AnyCheckpoint | Structure]:
-    """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
-    if model in PUBLISHED:
-        return _describe(model, Structure(model), scheduler, variant)
-    return look(model, scheduler=scheduler, variant=variant)
+    """As :func:`look`, without tokenizers; the published models (:data:`PUBLISHED`) need no
+    checkpoint.
+    """
+    if model not in PUBLISHED:
+        return _look(model, None, scheduler, variant, tokenized=False)
+    structure = Structure(model)
+    return _describe(model, structure, find_scheduler(structure, scheduler), variant)
+
+
+def _look(
+    model: str,
+    tokenizers: Path | None,
+    scheduler: Path | None,
+    variant: str | None,
+    tokenized: bool,
+) -> Model[AnyCheckpoint]:
+    root = resolve_model(model)
+    checkpoint, findings = open_checkpoint(root, tokenizers), Findings()
+    check_parts(checkpoint, _parts(checkpoint), findings)
+    notes = check_tokenizers(checkpoint, _components(checkpoint), findings) if tokenized else []
+    with findings.part():
+        source = find_scheduler(checkpoint, scheduler)
+    findings.tell()
+    name = model_name(model, root)
+    return _describe(name, checkpoint, source, variant, tuple(notes), packaged=model == "mini")
 
 
 def _describe(
     name: str,
     checkpoint: _Opened,
-    scheduler: Path | None,
+    scheduler: SchedulerSource,
     variant: str | None,
+    notes: tuple[str, ...] = (),
     packaged: bool = False,
 ) -> Model[_Opened]:
     transformer = checkpoint.config("transformer")
@@ -116,7 +138,16 @@ def _describe(
         name,
         checkpoint,
         recognise(transformer, checkpoint.hint, variant),
-        find_scheduler(checkpoint, scheduler),
+        scheduler,
         SizeLimits.of(transformer),
+        notes,
         packaged,
     )
+
+
+def _components(checkpoint: AnyCheckpoint | Structure) -> list[str]:
+    return [name for name, row in COMPONENTS.items() if checkpoint.has(row.part)]
+
+
+def _parts(checkpoint: AnyCheckpoint | Structure) -> list[str]:
+    return list(dict.fromkeys(COMPONENTS[name].part for name in _components(checkpoint)))

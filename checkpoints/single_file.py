@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -69,14 +70,22 @@ class SingleFileWeights(Weights):
     Args:
         file: what they are in.
         prefix: in front of the part's names there.
+        others: prefixes of the other parts in the file, where all else is the part's; None where
+            only what has the prefix is.
 
     Raises:
         CheckpointError: a quantization that is not read here.
     """
 
-    _advice = _FETCH
+    advice = _FETCH
 
-    def __init__(self, file: TensorFile | GgufFile, prefix: str, layout: Layout) -> None:
+    def __init__(
+        self,
+        file: TensorFile | GgufFile,
+        prefix: str,
+        layout: Layout,
+        others: Collection[str] | None = None,
+    ) -> None:
         self.folder = file.path
         self.files = [file.path]
         self.quantization = file.quantization
@@ -85,6 +94,10 @@ class SingleFileWeights(Weights):
         file.check(prefix)
         names = {name.removeprefix(prefix) for name in file.names if name.startswith(prefix)}
         self._origin = layout.origins(names)
+        if others is None:
+            self._own = {prefix + name for name in names}
+        else:
+            self._own = {name for name in file.names if not name.startswith(tuple(others))}
 
     def __contains__(self, name: str) -> bool:
         return self.source(name) in self._in
@@ -103,6 +116,14 @@ class SingleFileWeights(Weights):
 
         source = torch.empty(self._in.shape(self._stored_name(name)), device="meta")
         return tuple(self._origin(name).take(source).shape)
+
+    def dtype(self, name: str) -> str:
+        """Type of the tensor that a diffusers tensor is made from."""
+        return self._in.dtype(self._stored_name(name))
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """See :meth:`Weights.unused`."""
+        return sorted(self._own - {self.source(name) for name in names})
 
     def read(self, name: str) -> torch.Tensor:
         """A diffusers tensor: a view of the file where it can be, FP32 where it was quantized.
@@ -144,7 +165,7 @@ class SingleFileCheckpoint:
             None looks beside the file, then on the hub.
 
     Raises:
-        CheckpointError: no SD3.5, a part that is not found, or a file that cannot be read.
+        CheckpointError: no SD3.5, or a file that cannot be read.
     """
 
     def __init__(self, path: Path, tokenizers: Path | None = None) -> None:
@@ -152,19 +173,33 @@ class SingleFileCheckpoint:
         self._tokenizers = tokenizers
         file = _open(path)
         self._parts: dict[str, SingleFileWeights] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
+        inside = {
+            part: prefix
+            for part, layout in LAYOUTS.items()
+            if (prefix := _prefix(file, layout.prefixes, layout)) is not None
+        }
+        if "transformer" not in inside:
+            raise CheckpointError(
+                f"{path} is not Stable Diffusion 3.5{_describe(file)}",
+                "give an SD3.5 file with joint_blocks, or a diffusers model directory",
+            )
+        others = [prefix for part, prefix in inside.items() if part != "transformer"]
+        # What is wrong with a part is told when the part is asked for.
+        self._failures: dict[str, CheckpointError] = {}
         for part, layout in LAYOUTS.items():
-            prefix = _prefix(file, layout.prefixes, layout)
-            if prefix is not None:
-                self._parts[part] = SingleFileWeights(file, prefix, layout)
-            elif part == "transformer":
-                raise CheckpointError(
-                    f"{path} is not Stable Diffusion 3.5{_describe(file)}",
-                    "give an SD3.5 file with joint_blocks, or a diffusers model directory",
-                )
-            elif place := _beside(path, part):
-                self._parts[part] = place
-        self._configs = {part: self._configure(part) for part in self._parts}
-        self._check_widths()
+            try:
+                weights: SingleFileWeights | None
+                if part in inside:
+                    all_else = others if part == "transformer" else None
+                    weights = SingleFileWeights(file, inside[part], layout, all_else)
+                else:
+                    weights = _beside(path, part)
+                if weights is not None:
+                    self._configs[part] = _configure(weights, layout)
+                    self._parts[part] = weights
+            except CheckpointError as error:
+                self._failures[part] = error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself.
@@ -177,14 +212,32 @@ class SingleFileCheckpoint:
 
     def has(self, part: str) -> bool:
         """Whether the part was found; only T5 may be missing."""
-        return part in self._parts
+        return part in self._parts or part in self._failures
+
+    def place(self, part: str) -> Path:
+        """The file with the part."""
+        return self._parts[part].folder
+
+    def class_name(self, part: str) -> None:
+        """Files name no classes."""
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration."""
+        """The part's configuration.
+
+        Raises:
+            CheckpointError: see :meth:`weights`.
+        """
+        self.weights(part)
         return dict(self._configs[part])
 
     def weights(self, part: str) -> SingleFileWeights:
-        """The part's tensors."""
+        """The part's tensors.
+
+        Raises:
+            CheckpointError: the part is not found, or its file cannot be read.
+        """
+        if part in self._failures:
+            raise self._failures[part]
         return self._parts[part]
 
     def tokenizer(self, folder: str) -> Path:
@@ -210,7 +263,7 @@ class SingleFileCheckpoint:
         """
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
-        return self._parts[folder].files
+        return self.weights(folder).files
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """The largest input magnitudes that the file's input scales stand for.
@@ -227,7 +280,7 @@ class SingleFileCheckpoint:
         values = {}
         for key in layers:
             component, _, layer = key.partition("/")
-            amax = self._parts[COMPONENTS[component].part].input_amax(layer)
+            amax = self.weights(COMPONENTS[component].part).input_amax(layer)
             if amax is not None:
                 values[key] = amax
         without = [key for key in layers if key not in values]
@@ -243,38 +296,15 @@ class SingleFileCheckpoint:
     def _fetched(self) -> Path:
         return fetch_tokenizers(self.root)
 
-    def _configure(self, part: str) -> dict[str, Any]:
-        weights = self._parts[part]
-        try:
-            return LAYOUTS[part].configure(weights)
-        except (ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{weights.folder}: the shapes of its {LAYOUTS[part].title} are not those of an "
-                "SD3.5 model",
-                _FETCH,
-            ) from error
 
-    def _check_widths(self) -> None:
-        """Refuse parts of different models.
-
-        Raises:
-            CheckpointError: names what the transformer does not take.
-        """
-        configs, transformer = self._configs, self._configs["transformer"]
-        clips = [configs[part]["projection_dim"] for part in ("text_encoder", "text_encoder_2")]
-        widths = [
-            ("CLIP-L and CLIP-G together", sum(clips), transformer["pooled_projection_dim"]),
-            ("the autoencoder", configs["vae"]["latent_channels"], transformer["in_channels"]),
-        ]
-        if self.has("text_encoder_3"):
-            t5 = configs["text_encoder_3"]["d_model"]
-            widths.append(("T5", t5, transformer["joint_attention_dim"]))
-        for title, width, takes in widths:
-            if width != takes:
-                raise CheckpointError(
-                    f"{self.root}: {title} put out {width} channels, the transformer takes {takes}",
-                    "put the text encoders and the autoencoder of SD3.5 in the file or beside it",
-                )
+def _configure(weights: SingleFileWeights, layout: Layout) -> dict[str, Any]:
+    try:
+        return layout.configure(weights)
+    except (ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{weights.folder}: the shapes of its {layout.title} are not those of an SD3.5 model",
+            _FETCH,
+        ) from error
 
 
 #: What :func:`open_checkpoint` gives.
