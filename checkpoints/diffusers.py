@@ -15,6 +15,8 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.store.hub import telling_name
 
 from .configuration import class_name, complete
+from .origin import Origins
+from .text_names import clip_origins, t5_origins
 
 if TYPE_CHECKING:
     import torch
@@ -177,6 +179,63 @@ class FolderWeights(Weights):
         return self._file_of[name]
 
 
+class RespelledWeights(Weights):
+    """Tensors of a folder whose files spell them in another way.
+
+    Args:
+        weights: by the names in the files.
+        origins: from diffusers' or transformers' names to those.
+    """
+
+    def __init__(self, weights: Weights, origins: Origins) -> None:
+        self.folder, self.files = weights.folder, weights.files
+        self._in, self._origin = weights, origins
+
+    def __contains__(self, name: str) -> bool:
+        return self.source(name) in self._in
+
+    def source(self, name: str) -> str:
+        """See :meth:`Weights.source`."""
+        return self._origin(name).source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return self._origin(name).shape(self._in.shape(self.source(name)))
+
+    def dtype(self, name: str) -> str:
+        """Type of the tensor that a tensor is made from."""
+        return self._in.dtype(self.source(name))
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """See :meth:`Weights.unused`."""
+        return self._in.unused({self.source(name) for name in names})
+
+    def read(self, name: str) -> torch.Tensor:
+        """See :meth:`Weights.read`."""
+        return self._origin(name).take(self._in.read(self.source(name)))
+
+    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See :meth:`Weights.fp8`."""
+        origin = self._origin(name)
+        pair = self._in.fp8(origin.source) if origin.scaled else None
+        return None if pair is None else (origin.take(pair[0]), pair[1])
+
+    def _file(self, name: str) -> Path:
+        return self._in._file(self.source(name))
+
+
+def respelled(part: str, weights: FolderWeights) -> Weights:
+    """The weights of a part's folder by transformers' names, whatever its files call them."""
+    spellings = {
+        "text_encoder": clip_origins,
+        "text_encoder_2": clip_origins,
+        "text_encoder_3": t5_origins,
+    }
+    if part not in spellings:
+        return weights
+    return RespelledWeights(weights, spellings[part](weights.unused(())))
+
+
 def open_safetensors(path: Path, framework: str = "pt") -> Any:
     """A safetensors file, mapped.
 
@@ -275,7 +334,7 @@ class Checkpoint:
 
     def weights(self, part: str) -> Weights:
         """Opens the part's safetensors files; see :class:`Weights`."""
-        return FolderWeights(self.root / part)
+        return respelled(part, FolderWeights(self.root / part))
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """Input magnitudes by ``component/layer`` that the weights' files hold: none do."""

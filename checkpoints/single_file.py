@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
+from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.store.hub import fetch_tokenizers, telling_name
 
+from .beside import find_beside
 from .comfy import TensorFile
-from .diffusers import Checkpoint, Weights, tokenizer_files
+from .diffusers import Checkpoint, tokenizer_files
 from .gguf import SUFFIX, GgufFile
-from .original import LAYOUTS, Layout
-
-if TYPE_CHECKING:
-    import torch
-
-_FETCH = "download the file again"
-
-#: Part → the names its own file has, without suffix, the most precise first.
-FILE_NAMES = {
-    "text_encoder": ("clip_l",),
-    "text_encoder_2": ("clip_g",),
-    "text_encoder_3": (
-        "t5xxl_fp16",
-        "t5xxl_bf16",
-        "t5xxl",
-        "t5xxl_fp8_e4m3fn_scaled",
-        "t5xxl_fp8_e4m3fn",
-    ),
-    # Not "ae": that is FLUX's autoencoder, which has the same shapes.
-    "vae": ("sd3_vae", "sd3.5_vae", "sd35_vae"),
-}
-
-# Of GGUF files, in lower case: ComfyUI's, and those of llama.cpp's converter.
-_GGUF_T5 = re.compile(r"(t5xxl|t5-v1_1-xxl-encoder).*\.gguf")
-
-# Where they are, seen from the checkpoint: in Stability's repositories and in ComfyUI's folders.
-_TEXT_FOLDERS = (".", "text_encoders", "clip", "../text_encoders", "../clip")
-_VAE_FOLDERS = (".", "vae", "../vae")
-
-# In Stability's repositories, whose other folders are not the original layout's.
-_REPOSITORY_VAE = "vae/diffusion_pytorch_model.safetensors"
+from .original import LAYOUTS
+from .part_files import SingleFileWeights, configure, find_prefix, open_file, open_own_file
 
 # Keys of other models, for the message.
 _FOREIGN = {
@@ -62,95 +32,6 @@ _NOT_READ = {
     ".pth": "take the model's .safetensors file: a pickle can run code",
     ".bin": "take the model's .safetensors file: a pickle can run code",
 }
-
-
-class SingleFileWeights(Weights):
-    """A part's tensors by their diffusers names, each made when it is read.
-
-    Args:
-        file: what they are in.
-        prefix: in front of the part's names there.
-        others: prefixes of the other parts in the file, where all else is the part's; None where
-            only what has the prefix is.
-
-    Raises:
-        CheckpointError: a quantization that is not read here.
-    """
-
-    advice = _FETCH
-
-    def __init__(
-        self,
-        file: TensorFile | GgufFile,
-        prefix: str,
-        layout: Layout,
-        others: Collection[str] | None = None,
-    ) -> None:
-        self.folder = file.path
-        self.files = [file.path]
-        self.quantization = file.quantization
-        self._in = file
-        self._prefix = prefix
-        file.check(prefix)
-        names = {name.removeprefix(prefix) for name in file.names if name.startswith(prefix)}
-        self._origin = layout.origins(names)
-        if others is None:
-            self._own = {prefix + name for name in names}
-        else:
-            self._own = {name for name in file.names if not name.startswith(tuple(others))}
-
-    def __contains__(self, name: str) -> bool:
-        return self.source(name) in self._in
-
-    def source(self, name: str) -> str:
-        """The name of the tensor in the file that a diffusers tensor is made from."""
-        return self._prefix + self._origin(name).source
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a diffusers tensor, from the header.
-
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        import torch
-
-        source = torch.empty(self._in.shape(self._stored_name(name)), device="meta")
-        return tuple(self._origin(name).take(source).shape)
-
-    def dtype(self, name: str) -> str:
-        """Type of the tensor that a diffusers tensor is made from."""
-        return self._in.dtype(self._stored_name(name))
-
-    def unused(self, names: Iterable[str]) -> list[str]:
-        """See :meth:`Weights.unused`."""
-        return sorted(self._own - {self.source(name) for name in names})
-
-    def read(self, name: str) -> torch.Tensor:
-        """A diffusers tensor: a view of the file where it can be, FP32 where it was quantized.
-
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        return self._origin(name).take(self._in.values(self._stored_name(name)))
-
-    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See :meth:`Weights.fp8`. A fused projection has one scale for queries, keys, values."""
-        origin = self._origin(name)
-        pair = self._in.fp8(self._stored_name(name)) if origin.scaled else None
-        return None if pair is None else (origin.take(pair[0]), pair[1])
-
-    def input_amax(self, layer: str) -> float | None:
-        """The largest input magnitude by the file's input scale; None where it has none."""
-        return self._in.input_amax(self.source(f"{layer}.weight"))
-
-    def _stored_name(self, name: str) -> str:
-        source = self.source(name)
-        if source not in self._in:
-            raise CheckpointError(f"{self.folder} has no tensor {source!r}", _FETCH)
-        return source
-
-    def _file(self, name: str) -> Path:
-        return self.folder
 
 
 class SingleFileCheckpoint:
@@ -171,13 +52,11 @@ class SingleFileCheckpoint:
     def __init__(self, path: Path, tokenizers: Path | None = None) -> None:
         self.root = path
         self._tokenizers = tokenizers
-        file = _open(path)
+        file = open_file(path)
         self._parts: dict[str, SingleFileWeights] = {}
         self._configs: dict[str, dict[str, Any]] = {}
         inside = {
-            part: prefix
-            for part, layout in LAYOUTS.items()
-            if (prefix := _prefix(file, layout.prefixes, layout)) is not None
+            part: prefix for part in LAYOUTS if (prefix := find_prefix(file, part)) is not None
         }
         if "transformer" not in inside:
             raise CheckpointError(
@@ -194,9 +73,10 @@ class SingleFileCheckpoint:
                     all_else = others if part == "transformer" else None
                     weights = SingleFileWeights(file, inside[part], layout, all_else)
                 else:
-                    weights = _beside(path, part)
+                    place = find_beside(path, part)
+                    weights = None if place is None else open_own_file(place, part)
                 if weights is not None:
-                    self._configs[part] = _configure(weights, layout)
+                    self._configs[part] = configure(weights, part)
                     self._parts[part] = weights
             except CheckpointError as error:
                 self._failures[part] = error
@@ -297,16 +177,6 @@ class SingleFileCheckpoint:
         return fetch_tokenizers(self.root)
 
 
-def _configure(weights: SingleFileWeights, layout: Layout) -> dict[str, Any]:
-    try:
-        return layout.configure(weights)
-    except (ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{weights.folder}: the shapes of its {layout.title} are not those of an SD3.5 model",
-            _FETCH,
-        ) from error
-
-
 #: What :func:`open_checkpoint` gives.
 AnyCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
 
@@ -331,67 +201,8 @@ def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint
     return checkpoint
 
 
-def _open(path: Path) -> TensorFile | GgufFile:
-    return GgufFile(path) if path.suffix.lower() == SUFFIX else TensorFile(path)
-
-
-def _prefix(file: TensorFile | GgufFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
-    return next((prefix for prefix in prefixes if prefix + layout.anchor in file), None)
-
-
 def _describe(file: TensorFile | GgufFile) -> str:
     for key, title in _FOREIGN.items():
         if any(key in name for name in file.names):
             return f" but {title}"
     return ""
-
-
-def _gguf_t5(folder: Path) -> Path | None:
-    """The GGUF file of T5 beside a checkpoint; None where there is none.
-
-    Raises:
-        CheckpointError: there are several.
-    """
-    folders = [folder / name for name in _TEXT_FOLDERS if (folder / name).is_dir()]
-    files = {
-        file.resolve(): file
-        for place in folders
-        for file in sorted(place.iterdir())
-        if _GGUF_T5.fullmatch(file.name.lower()) and file.is_file()
-    }
-    if len(files) > 1:
-        listed = ", ".join(str(file) for file in files.values())
-        raise CheckpointError(f"{len(files)} files of T5 are there: {listed}", "leave one of them")
-    return next(iter(files.values()), None)
-
-
-def _beside(path: Path, part: str) -> SingleFileWeights | None:
-    """A part in a file of its own; None for one that may be missing.
-
-    Raises:
-        CheckpointError: it is missing, or holds something else.
-    """
-    layout = LAYOUTS[part]
-    folders = _VAE_FOLDERS if part == "vae" else _TEXT_FOLDERS
-    names = [f"{name}.safetensors" for name in FILE_NAMES[part]]
-    places = [path.parent / folder / name for name in names for folder in folders]
-    if part == "vae":
-        places.append(path.parent / _REPOSITORY_VAE)
-    place = next((place for place in places if place.is_file()), None)
-    if place is None and part == "text_encoder_3":
-        place = _gguf_t5(path.parent)
-    if place is None:
-        if part in OPTIONAL_PARTS:
-            return None
-        raise CheckpointError(
-            f"{path} has no {layout.title}, and there is no {' or '.join(names)} in {path.parent} "
-            f"or its {', '.join(folders[1:])}",
-            f"put {names[0]} beside it",
-        )
-    file = _open(place)
-    prefix = _prefix(file, (*layout.prefixes, ""), layout)
-    if prefix is None:
-        raise CheckpointError(
-            f"{place} holds no {layout.title} (no tensor {layout.anchor!r})", _FETCH
-        )
-    return SingleFileWeights(file, prefix, layout)
