@@ -13,6 +13,7 @@ from msgspec.structs import replace as replace_fields
 
 from sd35_trt import __version__
 from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.checkpoints.given_parts import PartOptions
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
@@ -44,8 +45,8 @@ _PIXELS = 512 * 512
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
-    """What ``sd35-trt calibrate`` takes.
+class CalibrateOptions(PartOptions):
+    """What ``sd35-trt calibrate`` takes; parts in place of the model's: see :class:`PartOptions`.
 
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
@@ -146,6 +147,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         options.tokenizers,
         scheduler=options.scheduler,
         variant=options.variant,
+        parts=options.part_paths,
     )
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
@@ -157,7 +159,9 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     weights = [path.name for part in model.parts for path in checkpoint.weights(part).files]
     settings = DrawingSettings(
         root=checkpoint.root,
-        source=None if isinstance(checkpoint, Checkpoint) else checkpoint,
+        source=None
+        if isinstance(checkpoint, Checkpoint) and not options.part_paths
+        else checkpoint,
         scheduler=model.scheduler.values,
         parts=tuple(model.parts),
         prompts=tuple(prompts),

@@ -42,8 +42,13 @@ _NO_NUMBERS = re.compile(r"[IU]\d+|BOOL|C64|F[46].*|F8_E8M0")
 _LARGEST = 2
 
 
-def check_parts(checkpoint: AnyCheckpoint, parts: Sequence[str], findings: Findings) -> None:
+def check_parts(
+    checkpoint: AnyCheckpoint, parts: Sequence[str], findings: Findings
+) -> dict[str, Mapping[str, Any]]:
     """Check every part by itself, and whether they belong together.
+
+    Returns:
+        The configurations of the parts that may be computed with.
 
     Raises:
         CheckpointError: kept by ``findings``.
@@ -61,6 +66,7 @@ def check_parts(checkpoint: AnyCheckpoint, parts: Sequence[str], findings: Findi
             if part in errors:
                 raise errors[part]
             check_tensors(part, configs[part], checkpoint.weights(part))
+    return {part: config for part, config in configs.items() if part not in errors}
 
 
 def _configuration(checkpoint: AnyCheckpoint, part: str) -> Mapping[str, Any]:
@@ -165,9 +171,15 @@ def _widths(
 
 
 def check_tokenizers(
-    checkpoint: AnyCheckpoint, components: Iterable[str], findings: Findings
+    checkpoint: AnyCheckpoint,
+    components: Iterable[str],
+    configs: Mapping[str, Mapping[str, Any]],
+    findings: Findings,
 ) -> list[str]:
     """Check the tokenizers against the text encoders.
+
+    Args:
+        configs: of :func:`check_parts`; the other encoders' tokenizers are read alone.
 
     Returns:
         Notes: what of a text encoder stays unused.
@@ -182,7 +194,7 @@ def check_tokenizers(
             continue
         with findings.part():
             folder = checkpoint.tokenizer(row.tokenizer)
-            tokenizer, config = read_tokenizer_ids(folder), checkpoint.config(row.part)
+            tokenizer, config = read_tokenizer_ids(folder), configs.get(row.part, {})
             title = KINDS[row.part].title
             if problem := _check_ids(tokenizer, config, title):
                 raise CheckpointError(f"{folder} {problem}", f"take the tokenizer of this {title}")

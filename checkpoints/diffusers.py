@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,10 @@ class Weights(abc.ABC):
 
         The tensor's value is their product.
         """
+        return None
+
+    def input_amax(self, layer: str) -> float | None:
+        """The largest input magnitude by the layer's input scale; None where it has none."""
         return None
 
     def source(self, name: str) -> str:
@@ -270,15 +275,46 @@ def _weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds no .safetensors file", _FETCH)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part in place of a model's own.
+
+    Attributes:
+        name: its folder in a model directory.
+        path: what it was opened from, by ``opener``.
+        place: the file with its configuration, for messages.
+        class_name: that its configuration names; None for none.
+        config: see :func:`sd35_trt.checkpoints.configuration.complete`.
+        files: what it depends on.
+    """
+
+    name: str
+    path: Path
+    opener: Callable[[str, Path], Part]
+    place: Path
+    class_name: str | None
+    config: Mapping[str, Any]
+    weights: Weights
+    files: list[Path]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself.
+        return self.opener, (self.name, self.path)
+
+
 class Checkpoint:
     """A model directory in the diffusers layout of ``StableDiffusion3Pipeline``.
+
+    Args:
+        given: parts in place of its own.
 
     Raises:
         CheckpointError: not such a directory.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, given: Mapping[str, Part] | None = None) -> None:
         self.root = root
+        self.given = dict(given or {})
         if not root.is_dir():
             raise CheckpointError(f"{root} is not a directory", "give a diffusers model directory")
         index = root / "model_index.json"
@@ -305,12 +341,16 @@ class Checkpoint:
 
     def has(self, part: str) -> bool:
         """Whether the checkpoint comes with this part; only T5 may be left out."""
+        if part in self.given:
+            return True
         listed = self.index.get(part)
         absent = listed is None or listed == [None, None]
         return not (part in OPTIONAL_PARTS and (absent or not (self.root / part).is_dir()))
 
     def place(self, part: str) -> Path:
         """The file with the part's configuration."""
+        if part in self.given:
+            return self.given[part].place
         return self.root / part / "config.json"
 
     def class_name(self, part: str) -> str | None:
@@ -319,6 +359,8 @@ class Checkpoint:
         Raises:
             CheckpointError: the configuration is missing or unreadable.
         """
+        if part in self.given:
+            return self.given[part].class_name
         listed = self.index.get(part)
         indexed = listed[-1] if isinstance(listed, list) and listed else None
         name = class_name(read_json(self.place(part))) or indexed
@@ -330,10 +372,14 @@ class Checkpoint:
         Raises:
             CheckpointError: missing or unreadable.
         """
+        if part in self.given:
+            return dict(self.given[part].config)
         return complete(part, read_json(self.place(part)))
 
     def weights(self, part: str) -> Weights:
         """Opens the part's safetensors files; see :class:`Weights`."""
+        if part in self.given:
+            return self.given[part].weights
         return respelled(part, FolderWeights(self.root / part))
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
@@ -359,6 +405,8 @@ class Checkpoint:
         """
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
+        if folder in self.given:
+            return self.given[folder].files
         path = self.root / folder
         if not path.is_dir():
             raise CheckpointError(f"{path} is missing", _FETCH)

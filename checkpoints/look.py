@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import SizeLimits
+from sd35_trt.errors import UsageError
 from sd35_trt.store.hub import model_name, resolve_model
 from sd35_trt.variants import Variant, recognise
 
+from .beside import OPTIONS
 from .checks import check_parts, check_tokenizers
 from .findings import Findings
 from .gguf import LIBRARY
+from .given_parts import open_parts
 from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
@@ -33,7 +37,7 @@ class Model(Generic[_Source]):
         scheduler: that it is drawn with.
         sizes: of pictures, that it draws.
         notes: what of it stays unused, a sentence each.
-        packaged: whether it is the mini that comes with this package.
+        packaged: whether it is the mini that comes with this package, with its own parts.
     """
 
     name: str
@@ -76,6 +80,7 @@ def look(
     *,
     scheduler: Path | None = None,
     variant: str | None = None,
+    parts: Mapping[str, Path] | None = None,
 ) -> Model[AnyCheckpoint]:
     """Look at a model: headers, configurations and tokenizers, but no values of tensors.
 
@@ -85,24 +90,39 @@ def look(
             :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
         scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
         variant: which model of the family it is; None asks its structure and its name.
+        parts: part → file or folder in place of the model's own; see
+            :class:`sd35_trt.checkpoints.given_parts.PartOptions`.
 
     Raises:
         CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's. It
             has a line for each part that is not usable.
-        UsageError: tokenizers for a directory, which has its own; no such scheduler; a variant
-            that the structure contradicts.
+        UsageError: tokenizers for a directory, which has its own; no such scheduler or part; a
+            variant that the structure contradicts.
     """
-    return _look(model, tokenizers, scheduler, variant, tokenized=True)
+    return _look(model, tokenizers, scheduler, variant, parts or {}, tokenized=True)
 
 
 def look_at_structure(
-    model: str, *, scheduler: Path | None = None, variant: str | None = None
+    model: str,
+    *,
+    scheduler: Path | None = None,
+    variant: str | None = None,
+    parts: Mapping[str, Path] | None = None,
 ) -> Model[AnyCheckpoint | Structure]:
     """As :func:`look`, without tokenizers; the published models (:data:`PUBLISHED`) need no
     checkpoint.
+
+    Raises:
+        UsageError: see :func:`look`; also parts for a published model, which has no others.
     """
     if model not in PUBLISHED:
-        return _look(model, None, scheduler, variant, tokenized=False)
+        return _look(model, None, scheduler, variant, parts or {}, tokenized=False)
+    if parts:
+        option = OPTIONS[next(iter(parts))]
+        raise UsageError(
+            f"{option} needs a checkpoint; {model} is planned by its structure",
+            f"leave out {option}, or give a file or a folder as --model",
+        )
     structure = Structure(model)
     return _describe(model, structure, find_scheduler(structure, scheduler), variant)
 
@@ -112,17 +132,21 @@ def _look(
     tokenizers: Path | None,
     scheduler: Path | None,
     variant: str | None,
+    parts: Mapping[str, Path],
     tokenized: bool,
 ) -> Model[AnyCheckpoint]:
-    root = resolve_model(model)
-    checkpoint, findings = open_checkpoint(root, tokenizers), Findings()
-    check_parts(checkpoint, _parts(checkpoint), findings)
-    notes = check_tokenizers(checkpoint, _components(checkpoint), findings) if tokenized else []
+    root, findings = resolve_model(model), Findings()
+    checkpoint = open_checkpoint(root, tokenizers, open_parts(parts))
+    configs = check_parts(checkpoint, _parts(checkpoint), findings)
+    notes: list[str] = []
+    if tokenized:
+        notes = check_tokenizers(checkpoint, _components(checkpoint), configs, findings)
     with findings.part():
         source = find_scheduler(checkpoint, scheduler)
     findings.tell()
     name = model_name(model, root)
-    return _describe(name, checkpoint, source, variant, tuple(notes), packaged=model == "mini")
+    packaged = model == "mini" and not parts
+    return _describe(name, checkpoint, source, variant, tuple(notes), packaged)
 
 
 def _describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from sd35_trt.store.hub import fetch_tokenizers, telling_name
 
 from .beside import find_beside
 from .comfy import TensorFile
-from .diffusers import Checkpoint, tokenizer_files
+from .diffusers import Checkpoint, Part, Weights, tokenizer_files
 from .gguf import SUFFIX, GgufFile
 from .original import LAYOUTS
 from .part_files import SingleFileWeights, configure, find_prefix, open_file, open_own_file
@@ -44,17 +45,24 @@ class SingleFileCheckpoint:
         path: the file with the transformer.
         tokenizers: a directory with the folders ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``;
             None looks beside the file, then on the hub.
+        given: parts in place of those that are in the file or beside it.
 
     Raises:
         CheckpointError: no SD3.5, or a file that cannot be read.
     """
 
-    def __init__(self, path: Path, tokenizers: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tokenizers: Path | None = None,
+        given: Mapping[str, Part] | None = None,
+    ) -> None:
         self.root = path
+        self.given = dict(given or {})
         self._tokenizers = tokenizers
         file = open_file(path)
-        self._parts: dict[str, SingleFileWeights] = {}
-        self._configs: dict[str, dict[str, Any]] = {}
+        self._parts: dict[str, Weights] = {part: p.weights for part, p in self.given.items()}
+        self._configs = {part: dict(p.config) for part, p in self.given.items()}
         inside = {
             part: prefix for part in LAYOUTS if (prefix := find_prefix(file, part)) is not None
         }
@@ -67,6 +75,8 @@ class SingleFileCheckpoint:
         # What is wrong with a part is told when the part is asked for.
         self._failures: dict[str, CheckpointError] = {}
         for part, layout in LAYOUTS.items():
+            if part in self.given:
+                continue
             try:
                 weights: SingleFileWeights | None
                 if part in inside:
@@ -83,7 +93,7 @@ class SingleFileCheckpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself.
-        return SingleFileCheckpoint, (self.root, self._tokenizers)
+        return SingleFileCheckpoint, (self.root, self._tokenizers, self.given)
 
     @property
     def hint(self) -> str:
@@ -96,10 +106,11 @@ class SingleFileCheckpoint:
 
     def place(self, part: str) -> Path:
         """The file with the part."""
-        return self._parts[part].folder
+        return self.given[part].place if part in self.given else self._parts[part].folder
 
-    def class_name(self, part: str) -> None:
-        """Files name no classes."""
+    def class_name(self, part: str) -> str | None:
+        """The class that the part's configuration names; files name none."""
+        return self.given[part].class_name if part in self.given else None
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's configuration.
@@ -110,7 +121,7 @@ class SingleFileCheckpoint:
         self.weights(part)
         return dict(self._configs[part])
 
-    def weights(self, part: str) -> SingleFileWeights:
+    def weights(self, part: str) -> Weights:
         """The part's tensors.
 
         Raises:
@@ -143,7 +154,7 @@ class SingleFileCheckpoint:
         """
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
-        return self.weights(folder).files
+        return self.given[folder].files if folder in self.given else self.weights(folder).files
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """The largest input magnitudes that the file's input scales stand for.
@@ -181,11 +192,14 @@ class SingleFileCheckpoint:
 AnyCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
 
 
-def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint:
+def open_checkpoint(
+    path: Path, tokenizers: Path | None = None, given: Mapping[str, Part] | None = None
+) -> AnyCheckpoint:
     """Open a diffusers model directory, or a file in the original layout.
 
     Args:
         tokenizers: see :class:`SingleFileCheckpoint`.
+        given: parts in place of the model's own.
 
     Raises:
         CheckpointError: it is neither.
@@ -194,8 +208,8 @@ def open_checkpoint(path: Path, tokenizers: Path | None = None) -> AnyCheckpoint
     if path.suffix in _NOT_READ and not path.is_dir():
         raise CheckpointError(f"{path}: {path.suffix} files are not read", _NOT_READ[path.suffix])
     if path.is_file() or path.suffix.lower() in (".safetensors", SUFFIX):
-        return SingleFileCheckpoint(path, tokenizers)
-    checkpoint = Checkpoint(path)
+        return SingleFileCheckpoint(path, tokenizers, given)
+    checkpoint = Checkpoint(path, given)
     if tokenizers is not None:
         raise UsageError(f"{path} has tokenizers of its own", "leave out --tokenizers")
     return checkpoint

@@ -71,6 +71,7 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> Report:
             options.cache_dir,
             progress,
             options.tokenizers,
+            options,
         ) as reference,
     ):
         common = check_comparable(reference, candidate)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd35_trt.checkpoints.given_parts import PartOptions
+
 from .gate import Thresholds
 from .reference import HALF
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(PartOptions):
     """What ``sd35-trt verify BUNDLE --against`` takes.
 
     Attributes:
         against: ``half`` or the reference's directory.
-        model, tokenizers: see :func:`sd35_trt.quality.reference.open_reference`.
+        model, tokenizers: see :func:`sd35_trt.quality.reference.open_reference`; so are parts.
         prompts: a prompt file; None takes mini's held-out captions, or the packaged prompts.
         captions: how many of them; None takes 100 captions of mini, or all of a file.
         seed: of the first picture; the others count up.

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.beside import OPTIONS
+from sd35_trt.checkpoints.given_parts import OWN_PARTS, PartOptions, open_parts
 from sd35_trt.checkpoints.identity import difference
 from sd35_trt.checkpoints.scheduler import FOLDER as SCHEDULER
 from sd35_trt.checkpoints.scheduler import write_scheduler
@@ -39,6 +41,7 @@ def open_reference(
     cache_dir: Path | None,
     progress: Progress,
     tokenizers: Path | None = None,
+    parts: PartOptions = OWN_PARTS,
 ) -> Iterator[Bundle]:
     """The reference for the time of the comparison.
 
@@ -47,19 +50,21 @@ def open_reference(
         model: the checkpoint behind the candidate, as for ``sd35-trt build``; None looks whether
             it is mini.
         tokenizers: of a checkpoint in a file, as for ``sd35-trt build``.
+        parts: in place of the checkpoint's, as for ``sd35-trt build``.
 
     Raises:
         BundleError: no bundle there, or the checkpoint is not the candidate's.
         Sd35Error: the twin cannot be built.
     """
     if against != HALF:
-        for option, value in (("--model", model), ("--tokenizers", tokenizers)):
+        given = {OPTIONS[part]: path for part, path in parts.part_paths.items()}
+        for option, value in {"--model": model, "--tokenizers": tokenizers, **given}.items():
             if value is not None:
                 raise UsageError(f"{option} is for --against half", "leave it out")
         yield Bundle.open(against, verify=True)
         return
     cache = StageCache(cache_dir or default_cache_dir())
-    check_checkpoint(candidate, model, cache)
+    check_checkpoint(candidate, model, cache, parts)
     from sd35_trt.build import BuildOptions, build
 
     m = candidate.manifest
@@ -81,6 +86,10 @@ def open_reference(
         options = BuildOptions(
             model=model or "mini",
             tokenizers=tokenizers,
+            clip_l=parts.clip_l,
+            clip_g=parts.clip_g,
+            t5=parts.t5,
+            vae=parts.vae,
             scheduler=scheduler,
             variant=m.model.variant,
             target=m.target,
@@ -98,13 +107,19 @@ def open_reference(
         yield Bundle.open(build(options, report))
 
 
-def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
+def check_checkpoint(
+    candidate: Bundle,
+    model: str | None,
+    cache: StageCache,
+    parts: PartOptions = OWN_PARTS,
+) -> None:
     """Refuse a checkpoint whose files are not those that the candidate was made from.
 
     The scheduler may be another: its peer is given the candidate's.
 
     Args:
         model: as for ``sd35-trt build``; None looks whether the candidate was made from mini.
+        parts: in place of the checkpoint's.
 
     Raises:
         BundleError: names the file that differs.
@@ -112,7 +127,7 @@ def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) ->
     """
     root = resolve_model(model or "mini")
     try:
-        checkpoint = open_checkpoint(root)
+        checkpoint = open_checkpoint(root, given=open_parts(parts.part_paths))
         reason = difference(checkpoint, _model_files(candidate), cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]

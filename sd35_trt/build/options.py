@@ -6,10 +6,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.beside import OPTIONS
+from sd35_trt.checkpoints.given_parts import PartOptions
+
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What ``sd35-trt build`` takes.
+class BuildOptions(PartOptions):
+    """What ``sd35-trt build`` takes; parts in place of the model's: see :class:`PartOptions`.
 
     Attributes:
         model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
@@ -67,6 +70,7 @@ class BuildOptions:
         """The model as on the command line."""
         options = {
             "--model": self.model,
+            **{OPTIONS[part]: path for part, path in self.part_paths.items()},
             "--tokenizers": self.tokenizers,
             "--scheduler": self.scheduler,
             "--model-variant": self.variant,

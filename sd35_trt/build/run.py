@@ -66,6 +66,7 @@ def build(
             options.tokenizers,
             scheduler=options.scheduler,
             variant=options.variant,
+            parts=options.part_paths,
         )
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")

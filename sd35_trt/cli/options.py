@@ -104,9 +104,27 @@ variant_option = click.option(
 )
 
 
+def part_options(command: _Command) -> _Command:
+    """Parts in place of a model's own: ``clip_l``, ``clip_g``, ``t5`` and ``vae``."""
+    for option, title in reversed(_PARTS.items()):
+        command = click.option(
+            option,
+            type=click.Path(path_type=Path),
+            default=None,
+            metavar="FILE|DIR",
+            help=f"{title} in place of the model's own: a .safetensors file, or a folder that "
+            "diffusers or transformers saved.",
+        )(command)
+    return command
+
+
+_PARTS = {"--clip-l": "CLIP-L", "--clip-g": "CLIP-G", "--t5": "T5", "--vae": "Autoencoder"}
+
+
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model``, ``tokenizers``, ``scheduler`` and ``variant``."""
-    return model_option(tokenizers_option(scheduler_option(variant_option(command))))
+    """The checkpoint: ``model``, its parts, ``tokenizers``, ``scheduler`` and ``variant``."""
+    rest = tokenizers_option(scheduler_option(variant_option(command)))
+    return model_option(part_options(rest))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

@@ -16,6 +16,7 @@ from .options import (
     cache_dir_option,
     invocation,
     json_option,
+    part_options,
     steps_option,
     tokenizers_option,
 )
@@ -36,6 +37,7 @@ from .output import print_json
     metavar=MODELS,
     help="With --against half: the checkpoint behind BUNDLE. Default: mini, where it is.",
 )
+@part_options
 @tokenizers_option
 @click.option(
     "--prompts",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.given_parts import PartOptions
+
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """What ``sd35-trt plan`` takes.
+class PlanOptions(PartOptions):
+    """What ``sd35-trt plan`` takes; parts in place of the model's: see :class:`PartOptions`.
 
     Attributes:
         model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers

@@ -52,7 +52,10 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
         raise UsageError(f"--batch {options.batch} draws nothing", "use 1 or more")
     with requirement("planning", "build"):
         model = look_at_structure(
-            options.model, scheduler=options.scheduler, variant=options.variant
+            options.model,
+            scheduler=options.scheduler,
+            variant=options.variant,
+            parts=options.part_paths,
         )
         guided = decide_guidance(model.variant, options.guidance)
         size = options.size or model.variant.size
