@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from conformance_bench import Bench, Check, holds
 
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.progress import silent
 from sd35_trt.quality.engines import LayerSearch, compare_engines
@@ -19,7 +20,7 @@ def engines(bench: Bench, policies: Sequence[str]) -> Iterator[Check]:
         if not bench.has(policy):
             continue
         bundle = Bundle.open(bench.bundle(policy))
-        graphs = find_graphs(bundle, "mini", None, StageCache(bench.work / "cache"), silent)
+        graphs = find_graphs(bundle, ModelOptions(), StageCache(bench.work / "cache"), silent)
         comparison = compare_engines(bundle, graphs)
         notes = {search.component: _layer(search) for search in comparison.searches}
         for port in comparison.ports:

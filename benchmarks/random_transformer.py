@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.weights import Weights
 
 
 class RandomTransformer:
@@ -62,6 +62,12 @@ class StateWeights(Weights):
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._state[name].shape)
+
+    def dtype(self, name: str) -> str:
+        return "F32"
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        return sorted(self._state.keys() - set(names))
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._state[name]

@@ -14,6 +14,7 @@ from msgspec.structs import replace as replace_fields
 from sd35_trt import __version__
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.compat.requirement import requirement
 from sd35_trt.formats.calibration import (
     DESCRIPTION,
@@ -43,13 +44,10 @@ _PIXELS = 512 * 512
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
-    """What ``sd35-trt calibrate`` takes.
+class CalibrateOptions(ModelOptions):
+    """What ``sd35-trt calibrate`` takes; which model: see :class:`ModelOptions`.
 
     Attributes:
-        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers, scheduler, variant, without_t5: see
-            :class:`sd35_trt.build.options.BuildOptions`.
         policy: name or path.
         prompts: a prompt file; None takes the packaged one (mini has its own).
         limit: draw this many prompts, evenly chosen from the set; None draws all.
@@ -61,11 +59,6 @@ class CalibrateOptions:
         command: recorded as the command that made it.
     """
 
-    model: str = "mini"
-    tokenizers: Path | None = None
-    scheduler: Path | None = None
-    variant: str | None = None
-    without_t5: bool = False
     policy: str = "fp8"
     prompts: Path | None = None
     limit: int | None = None
@@ -142,13 +135,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
     """
     with requirement("calibrating", "build"):
         from .run import DrawingSettings, check_device
-    model = look(
-        options.model,
-        options.tokenizers,
-        scheduler=options.scheduler,
-        variant=options.variant,
-        without_t5=options.without_t5,
-    )
+    model = look(options)
     checkpoint, variant = model.checkpoint, model.variant
     prompts = _prompts(options, variant)
     sizes = options.sizes or (variant.size,)

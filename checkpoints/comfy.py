@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.calibration import E4M3_MAX
 
-from .diffusers import open_safetensors
 from .quantized import PLAIN, Quantized, quantized_weights, refusal, stored_fp8
 from .tensor_names import MODEL
+from .weights import open_safetensors
 from .wrappers import plain_name, plain_names
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class TensorFile:
         wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
 
     Attributes:
-        quantization: see :class:`~sd35_trt.checkpoints.diffusers.Weights`.
+        quantization: see :class:`~sd35_trt.checkpoints.weights.Weights`.
 
     Raises:
         CheckpointError: missing, something else, truncated or damaged.
@@ -69,6 +69,10 @@ class TensorFile:
     def dtype(self, name: str) -> str:
         """Type of a tensor as the header spells it, e.g. ``BF16`` or ``F8_E4M3``."""
         return str(self._handle.get_slice(self._stored[name]).get_dtype())
+
+    def value_dtype(self, name: str) -> str:
+        """Type of a tensor's values; see :meth:`sd35_trt.checkpoints.weights.Weights.dtype`."""
+        return "F32" if name in self._quantized else self.dtype(name)
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor as stored."""

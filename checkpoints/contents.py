@@ -80,6 +80,11 @@ def unfinished(path: Path) -> str | None:
     return None if path.is_file() else _local_download(path)
 
 
+def unfinished_name(name: str) -> str:
+    """The name that a file will have once its download has finished."""
+    return next((name.removesuffix(end) for end in _UNFINISHED if name.endswith(end)), name)
+
+
 def _local_download(path: Path) -> str | None:
     for root in list(path.parents)[:2]:
         downloads = root / ".cache" / "huggingface" / "download" / path.parent.relative_to(root)

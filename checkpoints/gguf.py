@@ -118,6 +118,10 @@ class GgufFile:
         """Type of a tensor as ggml calls it, e.g. ``BF16`` or ``Q4_K``."""
         return str(self._tensors[name].tensor_type.name)
 
+    def value_dtype(self, name: str) -> str:
+        """As :meth:`dtype`."""
+        return self.dtype(name)
+
     def values(self, name: str) -> torch.Tensor:
         """A tensor's values: F32, F16 and BF16 as stored, others in FP32 as ``gguf`` makes them."""
         import torch

@@ -10,15 +10,14 @@ from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 
+from .beside import ambiguous
 from .file_formats import file_header
+from .model_options import OPTIONS
 from .original import LAYOUTS
+from .part_names import SUFFIXES, is_published, names_after, rank, same_names
 from .repository import LICENCE, Repository
-from .single_file import FILE_NAMES
 from .tensor_names import Kind
 from .weight_files import weight_names
-
-#: Suffixes of models in one file.
-FILE_SUFFIXES = (".safetensors", ".gguf")
 
 _ID = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)"
@@ -54,7 +53,7 @@ def _is_local(path: Path, has_file: bool) -> bool:
     # A dangling link is here, and whoever opens it says where it leads.
     if path.exists() or path.is_symlink():
         return True
-    return Path(path.parts[0]).exists() if has_file else path.suffix.lower() in FILE_SUFFIXES
+    return Path(path.parts[0]).exists() if has_file else path.suffix.lower() in SUFFIXES
 
 
 def _fetch(repository: Repository, file: str | None) -> Path:
@@ -106,14 +105,16 @@ def model_files(names: Sequence[str]) -> list[str]:
 
 def model_names(names: Iterable[str]) -> list[str]:
     """Of a repository's files, those that may be a whole model: no part, nor in a part's folder."""
-    parts = {stem for stems in FILE_NAMES.values() for stem in stems}
     folders = {"text_encoders", "clip", "vae", *(row.part for row in COMPONENTS.values())}
+    files = [path for path in map(PurePosixPath, names) if path.suffix.lower() in SUFFIXES]
     return sorted(
-        name
-        for name in names
-        if PurePosixPath(name).suffix.lower() in FILE_SUFFIXES
-        and not folders & {*PurePosixPath(name).parts[:-1]}
-        and PurePosixPath(name).stem not in parts
+        str(file)
+        for file in files
+        if not folders & {*file.parts[:-1]}
+        and not any(
+            is_published(file, part) or any(names_after(model, file, part) for model in files)
+            for part in OPTIONS
+        )
     )
 
 
@@ -124,17 +125,25 @@ def part_files(file: str, names: Sequence[str], tensors: Iterable[str]) -> list[
         file: the model's.
         names: of the repository's files.
         tensors: names in the file.
+
+    Raises:
+        CheckpointError: several files could be a part.
     """
     present = set(tensors)
     tokenizers = {row.tokenizer for row in COMPONENTS.values() if row.tokenizer}
     files = [name for name in names if _folder(name) in tokenizers]
-    stems = {name: PurePosixPath(name).stem for name in names if name != file}
-    for part, preferred in FILE_NAMES.items():
+    others = [PurePosixPath(name) for name in names if name != file]
+    others = [path for path in others if path.suffix.lower() in SUFFIXES]
+    for part in OPTIONS:
         layout = LAYOUTS[part]
-        if any(prefix + layout.anchor in present for prefix in layout.prefixes):
+        if any(p + anchor in present for p in layout.prefixes for anchor in layout.anchors):
             continue
-        matching = (name for stem in preferred for name, own in stems.items() if own == stem)
-        files += [name for name in [next(matching, None)] if name is not None]
+        own = [path for path in others if names_after(PurePosixPath(file), path, part)]
+        matching = own or [path for path in others if is_published(path, part)]
+        best = [path for path in matching if rank(path) == min(map(rank, matching))]
+        if part != "vae" and not same_names(best):
+            raise ambiguous(file, part, map(str, best))
+        files += map(str, best[:1])
     return files
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import SizeLimits
+from sd35_trt.errors import UsageError
 from sd35_trt.store.model_names import hub_origin, model_name
 from sd35_trt.variants import Variant, recognise
 
+from .checks import check_parts, check_tokenizers
+from .findings import Findings
 from .gguf import LIBRARY
+from .given_parts import open_parts
 from .hub import resolve_model
+from .model_options import OPTIONS, ModelOptions
 from .scheduler import SchedulerSource, find_scheduler
 from .single_file import AnyCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
@@ -31,7 +35,8 @@ class Model(Generic[_Source]):
         variant: which model of the family it is.
         scheduler: that it is drawn with.
         sizes: of pictures, that it draws.
-        packaged: whether it is the mini that comes with this package.
+        notes: what of it stays unused, a sentence each.
+        packaged: whether it is the mini that comes with this package, with its own parts.
     """
 
     name: str
@@ -39,17 +44,18 @@ class Model(Generic[_Source]):
     variant: Variant
     scheduler: SchedulerSource
     sizes: SizeLimits
+    notes: tuple[str, ...] = ()
     packaged: bool = False
 
     @property
     def components(self) -> list[str]:
         """The components that can be made of it, in the contract's order."""
-        return [name for name, row in COMPONENTS.items() if self.checkpoint.has(row.part)]
+        return _components(self.checkpoint)
 
     @property
     def parts(self) -> list[str]:
         """The folders of its parts."""
-        return list(dict.fromkeys(COMPONENTS[name].part for name in self.components))
+        return _parts(self.checkpoint)
 
     @property
     def origin(self) -> str | None:
@@ -72,57 +78,62 @@ class Model(Generic[_Source]):
         return (LIBRARY,) if self.quantization else ()
 
 
-def look(
-    model: str,
-    tokenizers: Path | None = None,
-    *,
-    scheduler: Path | None = None,
-    variant: str | None = None,
-    without_t5: bool = False,
-) -> Model[AnyCheckpoint]:
-    """Look at a model.
-
-    Args:
-        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers: of a model in a file; see
-            :func:`sd35_trt.checkpoints.single_file.open_checkpoint`.
-        scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
-        variant: which model of the family it is; None asks its structure and its name.
-        without_t5: leave out T5, whether or not it is there.
+def look(options: ModelOptions) -> Model[AnyCheckpoint]:
+    """Look at a model: headers, configurations and tokenizers, but no values of tensors.
 
     Raises:
-        CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's.
-        UsageError: tokenizers for a directory, which has its own; no such scheduler; a variant
-            that the structure contradicts.
+        CheckpointError: no usable checkpoint: something is missing, truncated or not SD3.5's. It
+            has a line for each part that is not usable.
+        UsageError: tokenizers for a directory, which has its own; no such scheduler or part; a
+            variant that the structure contradicts.
     """
-    root = resolve_model(model)
-    checkpoint = open_checkpoint(root, tokenizers, without_t5)
-    name = model if model == "mini" else model_name(root)
-    result = _describe(name, checkpoint, scheduler, variant, model == "mini")
-    for part in result.parts:
-        checkpoint.config(part)
-        checkpoint.weights(part)  # opens every file
-    return result
+    return _look(options, tokenized=True)
 
 
-def look_at_structure(
-    model: str,
-    *,
-    scheduler: Path | None = None,
-    variant: str | None = None,
-    without_t5: bool = False,
-) -> Model[AnyCheckpoint | Structure]:
-    """As :func:`look`; the published models (:data:`PUBLISHED`) need no checkpoint."""
-    if model in PUBLISHED:
-        return _describe(model, Structure(model, without_t5), scheduler, variant)
-    return look(model, scheduler=scheduler, variant=variant, without_t5=without_t5)
+def look_at_structure(options: ModelOptions) -> Model[AnyCheckpoint | Structure]:
+    """As :func:`look`, without tokenizers; the published models (:data:`PUBLISHED`) need no
+    checkpoint.
+
+    Raises:
+        UsageError: see :func:`look`; also parts for a published model, which has no others.
+    """
+    if options.model not in PUBLISHED:
+        return _look(options, tokenized=False)
+    if options.parts:
+        option = OPTIONS[next(iter(options.parts))]
+        raise UsageError(
+            f"{option} needs a checkpoint; {options.model} is planned by its structure",
+            f"leave out {option}, or give a file or a folder as --model",
+        )
+    structure = Structure(options.model, options.without_t5)
+    scheduler = find_scheduler(structure, options.scheduler)
+    return _describe(options.model, structure, scheduler, options.variant)
+
+
+def _look(options: ModelOptions, tokenized: bool) -> Model[AnyCheckpoint]:
+    if options.without_t5 and options.t5 is not None:
+        raise UsageError("--no-t5 leaves out T5, and --t5 names one", "leave out one of them")
+    root, findings = resolve_model(options.model), Findings()
+    given = open_parts(options.parts)
+    checkpoint = open_checkpoint(root, options.tokenizers, options.without_t5, given)
+    configs = check_parts(checkpoint, _parts(checkpoint), findings)
+    notes: list[str] = []
+    if tokenized:
+        notes = check_tokenizers(checkpoint, _components(checkpoint), configs, findings)
+    with findings.part():
+        scheduler = find_scheduler(checkpoint, options.scheduler)
+    findings.tell()
+    mini = options.model == "mini"
+    name = options.model if mini else model_name(root)
+    return _describe(name, checkpoint, scheduler, options.variant, tuple(notes), mini and not given)
 
 
 def _describe(
     name: str,
     checkpoint: _Opened,
-    scheduler: Path | None,
+    scheduler: SchedulerSource,
     variant: str | None,
+    notes: tuple[str, ...] = (),
     packaged: bool = False,
 ) -> Model[_Opened]:
     transformer = checkpoint.config("transformer")
@@ -130,7 +141,16 @@ def _describe(
         name,
         checkpoint,
         recognise(transformer, checkpoint.hint, variant),
-        find_scheduler(checkpoint, scheduler),
+        scheduler,
         SizeLimits.of(transformer),
+        notes,
         packaged,
     )
+
+
+def _components(checkpoint: AnyCheckpoint | Structure) -> list[str]:
+    return [name for name, row in COMPONENTS.items() if checkpoint.has(row.part)]
+
+
+def _parts(checkpoint: AnyCheckpoint | Structure) -> list[str]:
+    return list(dict.fromkeys(COMPONENTS[name].part for name in _components(checkpoint)))

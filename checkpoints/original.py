@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from sd35_trt.components import LATENT_SCALE
 
+from .origin import Origin, Origins, third
 from .structure import published_config
+from .text_names import CLIP_ANCHORS, T5_ANCHOR, clip_l_origins, clip_origins, t5_origins
 
 if TYPE_CHECKING:
     import torch
@@ -27,32 +29,14 @@ _HEAD = 64
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A tensor made from one of the original layout, of any type.
-
-    Attributes:
-        source: the original's name.
-        take: from the original to the tensor.
-        scaled: whether the tensor's values scale with the original's.
-    """
-
-    source: str
-    take: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    scaled: bool = True
-
-
-#: From a diffusers name to its origin.
-Origins = Callable[[str], Origin]
-
-
-@dataclass(frozen=True)
 class Layout:
     """One part in the original layout.
 
     Attributes:
         title: what users call it.
         prefixes: in front of its tensors' names, in a file that holds several parts.
-        anchor: a tensor that every such part has.
+        alone: as ``prefixes``, in a file of its own.
+        anchors: tensors of which every such part has one, by spelling.
         origins: makes its :data:`Origins` from the names in the file, without prefix.
         configure: makes its configuration; raises ValueError or ZeroDivisionError for shapes that
             no SD3.5 has.
@@ -60,7 +44,8 @@ class Layout:
 
     title: str
     prefixes: tuple[str, ...]
-    anchor: str
+    alone: tuple[str, ...]
+    anchors: tuple[str, ...]
     origins: Callable[[Collection[str]], Origins]
     configure: Callable[[Weights], dict[str, Any]]
 
@@ -74,16 +59,6 @@ def _count(names: Collection[str] | Weights, pattern: str) -> int:
 
 
 # The MMDiT.
-
-
-def _third(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Queries, keys or values of a fused projection: a third of its rows."""
-
-    def take(tensor: torch.Tensor) -> torch.Tensor:
-        rows = tensor.shape[0] // 3
-        return tensor[index * rows : (index + 1) * rows]
-
-    return take
 
 
 def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,7 +83,7 @@ def _stream(ours: dict[str, str], theirs: str, attention: str) -> dict[str, Orig
     origins = {ours[name]: Origin(f"{theirs}.{name}") for name in ours if "attn" not in name}
     for index, letter in enumerate("qkv"):
         projection = ours["attn." + letter]
-        origins[projection] = Origin(f"{theirs}.{attention}.qkv", _third(index))
+        origins[projection] = Origin(f"{theirs}.{attention}.qkv", third(index))
     for name in ("proj", "ln_q", "ln_k"):
         origins[ours[f"attn.{name}"]] = Origin(f"{theirs}.{attention}.{name}")
     return origins
@@ -186,35 +161,11 @@ def _transformer_config(weights: Weights) -> dict[str, Any]:
     }
 
 
-# The text encoders, in transformers' own names.
-
-
-def _clip_l_origins(names: Collection[str]) -> Origins:
-    def find(name: str) -> Origin:
-        if name == "text_projection.weight":
-            # SD3.5 uses CLIP-L's pooled state as it is: the original's loaders leave out a
-            # projection that the file may have, and transformers' class has the identity there.
-            return Origin(_EMBEDDING, lambda t: t.new_ones(t.shape[1]).diag(), scaled=False)
-        return Origin(name)
-
-    return find
-
-
-def _plain_origins(names: Collection[str]) -> Origins:
-    return Origin
-
-
-def _t5_origins(names: Collection[str]) -> Origins:
-    tied = {"shared.weight", "encoder.embed_tokens.weight"}
-    source = next((name for name in sorted(tied) if name in names), "shared.weight")
-    return lambda name: Origin(source if name in tied else name)
-
-
-_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+# The text encoders.
 
 
 def _clip_config(part: str, weights: Weights) -> dict[str, Any]:
-    vocabulary, width = weights.shape(_EMBEDDING)
+    vocabulary, width = weights.shape(CLIP_ANCHORS[0])
     positions, _ = weights.shape("text_model.embeddings.position_embedding.weight")
     inner, _ = weights.shape("text_model.encoder.layers.0.mlp.fc1.weight")
     projection, _ = weights.shape("text_projection.weight")
@@ -309,40 +260,79 @@ def _vae_config(weights: Weights) -> dict[str, Any]:
     }
 
 
+# Of files that hold several encoders: ComfyUI's, diffusers', and those of SD 1 and XL.
+_CLIP_L_PREFIXES = (
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_l.",
+    "clip_l.transformer.",
+    "clip_l.",
+    "text_encoder.",
+    "conditioner.embedders.0.transformer.",
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+    "cond_stage_model.",
+)
+_CLIP_G_PREFIXES = (
+    "text_encoders.clip_g.transformer.",
+    "text_encoders.clip_g.model.",
+    "text_encoders.clip_g.",
+    "clip_g.transformer.",
+    "clip_g.",
+    "text_encoder_2.",
+    "conditioner.embedders.1.model.",
+)
+_T5_PREFIXES = (
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.t5xxl.",
+    "t5xxl.transformer.",
+    "t5xxl.",
+    "text_encoder_3.",
+)
+# Of a file with one CLIP.
+_CLIP_ALONE = (
+    "", "transformer.", "model.", "text.", "cond_stage_model.transformer.",
+    "cond_stage_model.model.", "cond_stage_model.",
+)  # fmt: skip
+
 #: Part → its layout.
 LAYOUTS = {
     "transformer": Layout(
         "transformer",
         ("model.diffusion_model.", "diffusion_model.", "model.", ""),
-        _QKV.format(0),
+        (),
+        (_QKV.format(0),),
         _transformer_origins,
         _transformer_config,
     ),
     "text_encoder": Layout(
         "CLIP-L",
-        ("text_encoders.clip_l.transformer.",),
-        _EMBEDDING,
-        _clip_l_origins,
+        _CLIP_L_PREFIXES,
+        _CLIP_ALONE,
+        CLIP_ANCHORS,
+        clip_l_origins,
         lambda weights: _clip_config("text_encoder", weights),
     ),
     "text_encoder_2": Layout(
         "CLIP-G",
-        ("text_encoders.clip_g.transformer.",),
-        _EMBEDDING,
-        _plain_origins,
+        _CLIP_G_PREFIXES,
+        _CLIP_ALONE,
+        CLIP_ANCHORS,
+        clip_origins,
         lambda weights: _clip_config("text_encoder_2", weights),
     ),
     "text_encoder_3": Layout(
         "T5",
-        ("text_encoders.t5xxl.transformer.",),
-        "encoder.block.0.layer.0.SelfAttention.q.weight",
-        _t5_origins,
+        _T5_PREFIXES,
+        ("", "transformer.", "model."),
+        (T5_ANCHOR,),
+        t5_origins,
         _t5_config,
     ),
     "vae": Layout(
         "autoencoder",
         ("first_stage_model.", "vae."),
-        "decoder.conv_in.weight",
+        ("",),
+        ("decoder.conv_in.weight",),
         _vae_origins,
         _vae_config,
     ),

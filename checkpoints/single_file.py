@@ -2,123 +2,32 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.store.model_names import telling_name
 
-from .comfy import TensorFile
-from .contents import describe, refusal, unfinished
-from .diffusers import Checkpoint, Weights, check_tokenizer, tokenizer_files, way_without
-from .file_formats import is_gguf
-from .gguf import SUFFIX, GgufFile
-from .original import LAYOUTS, Layout
+from .beside import find_beside
+from .contents import describe, refusal
+from .diffusers import Checkpoint, Part, check_tokenizer, tokenizer_files
+from .gguf import SUFFIX
+from .original import LAYOUTS
+from .part_files import (
+    SingleFileWeights,
+    configure,
+    file_kind,
+    find_prefix,
+    open_file,
+    open_own_file,
+)
 from .repository import fetch_tokenizers
-from .tensor_names import MODEL, Kind, tensors_kind
+from .tensor_names import MODEL
+from .weights import Weights
 from .wrappers import check_plain
-
-if TYPE_CHECKING:
-    import torch
-
-_FETCH = "download the file again"
-
-#: Part → the names its own file has, without suffix, the most precise first.
-FILE_NAMES = {
-    "text_encoder": ("clip_l",),
-    "text_encoder_2": ("clip_g",),
-    "text_encoder_3": (
-        "t5xxl_fp16",
-        "t5xxl_bf16",
-        "t5xxl",
-        "t5xxl_fp8_e4m3fn_scaled",
-        "t5xxl_fp8_e4m3fn",
-    ),
-    # Not "ae": that is FLUX's autoencoder, which has the same shapes.
-    "vae": ("sd3_vae", "sd3.5_vae", "sd35_vae"),
-}
-
-# Of GGUF files, in lower case: ComfyUI's, and those of llama.cpp's converter.
-_GGUF_T5 = re.compile(r"(t5xxl|t5-v1_1-xxl-encoder).*\.gguf")
-
-# Where they are, seen from the checkpoint: in Stability's repositories and in ComfyUI's folders.
-_TEXT_FOLDERS = (".", "text_encoders", "clip", "../text_encoders", "../clip")
-_VAE_FOLDERS = (".", "vae", "../vae")
-
-# In Stability's repositories, whose other folders are not the original layout's.
-_REPOSITORY_VAE = "vae/diffusion_pytorch_model.safetensors"
-
-
-class SingleFileWeights(Weights):
-    """A part's tensors by their diffusers names, each made when it is read.
-
-    Args:
-        file: what they are in.
-        prefix: in front of the part's names there.
-
-    Raises:
-        CheckpointError: a quantization that is not read here.
-    """
-
-    _advice = _FETCH
-
-    def __init__(self, file: TensorFile | GgufFile, prefix: str, layout: Layout) -> None:
-        self.folder = file.path
-        self.files = [file.path]
-        self.quantization = file.quantization
-        self._in = file
-        self._prefix = prefix
-        file.check(prefix)
-        names = {name.removeprefix(prefix) for name in file.names if name.startswith(prefix)}
-        self._origin = layout.origins(names)
-
-    def __contains__(self, name: str) -> bool:
-        return self.source(name) in self._in
-
-    def source(self, name: str) -> str:
-        """The name of the tensor in the file that a diffusers tensor is made from."""
-        return self._prefix + self._origin(name).source
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a diffusers tensor, from the header.
-
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        import torch
-
-        source = torch.empty(self._in.shape(self._stored_name(name)), device="meta")
-        return tuple(self._origin(name).take(source).shape)
-
-    def read(self, name: str) -> torch.Tensor:
-        """A diffusers tensor: a view of the file where it can be, FP32 where it was quantized.
-
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        return self._origin(name).take(self._in.values(self._stored_name(name)))
-
-    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See :meth:`Weights.fp8`. A fused projection has one scale for queries, keys, values."""
-        origin = self._origin(name)
-        pair = self._in.fp8(self._stored_name(name)) if origin.scaled else None
-        return None if pair is None else (origin.take(pair[0]), pair[1])
-
-    def input_amax(self, layer: str) -> float | None:
-        """The largest input magnitude by the file's input scale; None where it has none."""
-        return self._in.input_amax(self.source(f"{layer}.weight"))
-
-    def _stored_name(self, name: str) -> str:
-        source = self.source(name)
-        if source not in self._in:
-            raise CheckpointError(f"{self.folder} has no tensor {source!r}", _FETCH)
-        return source
-
-    def _file(self, name: str) -> Path:
-        return self.folder
 
 
 class SingleFileCheckpoint:
@@ -132,36 +41,55 @@ class SingleFileCheckpoint:
         tokenizers: a directory with the folders ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``;
             None looks beside the file, then on the hub.
         without_t5: leave out T5, whether or not it is there.
+        given: parts in place of those that are in the file or beside it.
 
     Raises:
-        CheckpointError: no SD3.5, a part that is not found, or a file that cannot be read.
+        CheckpointError: no SD3.5, or a file that cannot be read.
     """
 
     def __init__(
-        self, path: Path, tokenizers: Path | None = None, without_t5: bool = False
+        self,
+        path: Path,
+        tokenizers: Path | None = None,
+        without_t5: bool = False,
+        given: Mapping[str, Part] | None = None,
     ) -> None:
         self.root = path
+        self.given = dict(given or {})
         self._tokenizers = tokenizers
         self._without_t5 = without_t5
-        file = _open(path)
-        self._parts: dict[str, SingleFileWeights] = {}
-        for part, layout in LAYOUTS.items():
-            if without_t5 and part in OPTIONAL_PARTS:
-                continue
-            prefix = _prefix(file, layout.prefixes, layout)
-            if prefix is not None:
-                self._parts[part] = SingleFileWeights(file, prefix, layout)
-            elif part == "transformer":
-                raise refusal(path, kind=_kind(file))
-            elif place := _beside(path, part):
-                self._parts[part] = place
+        self._parts: dict[str, Weights] = {part: p.weights for part, p in self.given.items()}
+        self._configs = {part: dict(p.config) for part, p in self.given.items()}
+        file = open_file(path)
+        inside = {
+            part: prefix for part in LAYOUTS if (prefix := find_prefix(file, part)) is not None
+        }
+        if "transformer" not in inside:
+            raise refusal(path, kind=file_kind(file))
         check_plain(path, file.names, MODEL)
-        self._configs = {part: self._configure(part) for part in self._parts}
-        self._check_widths()
+        others = [prefix for part, prefix in inside.items() if part != "transformer"]
+        # What is wrong with a part is told when the part is asked for.
+        self._failures: dict[str, CheckpointError] = {}
+        for part, layout in LAYOUTS.items():
+            if part in self.given or (without_t5 and part in OPTIONAL_PARTS):
+                continue
+            try:
+                weights: SingleFileWeights | None
+                if part in inside:
+                    all_else = others if part == "transformer" else None
+                    weights = SingleFileWeights(file, inside[part], layout, all_else)
+                else:
+                    place = find_beside(path, part)
+                    weights = None if place is None else open_own_file(place, part)
+                if weights is not None:
+                    self._configs[part] = configure(weights, part)
+                    self._parts[part] = weights
+            except CheckpointError as error:
+                self._failures[part] = error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself.
-        return SingleFileCheckpoint, (self.root, self._tokenizers, self._without_t5)
+        return SingleFileCheckpoint, (self.root, self._tokenizers, self._without_t5, self.given)
 
     @property
     def hint(self) -> str:
@@ -170,14 +98,34 @@ class SingleFileCheckpoint:
 
     def has(self, part: str) -> bool:
         """Whether the part was found; only T5 may be missing."""
-        return part in self._parts
+        dropped = self._without_t5 and part in OPTIONAL_PARTS
+        return not dropped and (part in self._parts or part in self._failures)
+
+    def place(self, part: str) -> Path:
+        """The file with the part."""
+        return self.given[part].place if part in self.given else self._parts[part].folder
+
+    def class_name(self, part: str) -> str | None:
+        """The class that the part's configuration names; files name none."""
+        return self.given[part].class_name if part in self.given else None
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration."""
+        """The part's configuration.
+
+        Raises:
+            CheckpointError: see :meth:`weights`.
+        """
+        self.weights(part)
         return dict(self._configs[part])
 
-    def weights(self, part: str) -> SingleFileWeights:
-        """The part's tensors."""
+    def weights(self, part: str) -> Weights:
+        """The part's tensors.
+
+        Raises:
+            CheckpointError: the part is not found, or its file cannot be read.
+        """
+        if part in self._failures:
+            raise self._failures[part]
         return self._parts[part]
 
     def tokenizer(self, folder: str) -> Path:
@@ -200,7 +148,7 @@ class SingleFileCheckpoint:
         """
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
-        return self._parts[folder].files
+        return self.given[folder].files if folder in self.given else self.weights(folder).files
 
     def input_amax(self, layers: list[str]) -> dict[str, float]:
         """The largest input magnitudes that the file's input scales stand for.
@@ -217,7 +165,7 @@ class SingleFileCheckpoint:
         values = {}
         for key in layers:
             component, _, layer = key.partition("/")
-            amax = self._parts[COMPONENTS[component].part].input_amax(layer)
+            amax = self.weights(COMPONENTS[component].part).input_amax(layer)
             if amax is not None:
                 values[key] = amax
         without = [key for key in layers if key not in values]
@@ -233,51 +181,22 @@ class SingleFileCheckpoint:
     def _fetched(self) -> Path:
         return fetch_tokenizers(self.root)
 
-    def _configure(self, part: str) -> dict[str, Any]:
-        weights = self._parts[part]
-        try:
-            return LAYOUTS[part].configure(weights)
-        except (ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{weights.folder}: the shapes of its {LAYOUTS[part].title} are not those of an "
-                "SD3.5 model",
-                _FETCH,
-            ) from error
-
-    def _check_widths(self) -> None:
-        """Refuse parts of different models.
-
-        Raises:
-            CheckpointError: names what the transformer does not take.
-        """
-        configs, transformer = self._configs, self._configs["transformer"]
-        clips = [configs[part]["projection_dim"] for part in ("text_encoder", "text_encoder_2")]
-        widths = [
-            ("CLIP-L and CLIP-G together", sum(clips), transformer["pooled_projection_dim"]),
-            ("the autoencoder", configs["vae"]["latent_channels"], transformer["in_channels"]),
-        ]
-        if self.has("text_encoder_3"):
-            t5 = configs["text_encoder_3"]["d_model"]
-            widths.append(("T5", t5, transformer["joint_attention_dim"]))
-        for title, width, takes in widths:
-            if width != takes:
-                raise CheckpointError(
-                    f"{self.root}: {title} put out {width} channels, the transformer takes {takes}",
-                    "put the text encoders and the autoencoder of SD3.5 in the file or beside it",
-                )
-
 
 #: What :func:`open_checkpoint` gives.
 AnyCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
 
 
 def open_checkpoint(
-    path: Path, tokenizers: Path | None = None, without_t5: bool = False
+    path: Path,
+    tokenizers: Path | None = None,
+    without_t5: bool = False,
+    given: Mapping[str, Part] | None = None,
 ) -> AnyCheckpoint:
     """Open a diffusers model directory, or a file in the original layout.
 
     Args:
         tokenizers, without_t5: see :class:`SingleFileCheckpoint`.
+        given: parts in place of the model's own.
 
     Raises:
         CheckpointError: it is neither.
@@ -290,81 +209,8 @@ def open_checkpoint(
                 f"{path} is not a directory or a file here",
                 "give a diffusers model directory, a .safetensors or .gguf file or a hub id",
             )
-        return SingleFileCheckpoint(path, tokenizers, without_t5)
-    checkpoint = Checkpoint(path, without_t5)
+        return SingleFileCheckpoint(path, tokenizers, without_t5, given)
+    checkpoint = Checkpoint(path, without_t5, given)
     if tokenizers is not None:
         raise UsageError(f"{path} has tokenizers of its own", "leave out --tokenizers")
     return checkpoint
-
-
-def _open(path: Path, wanted: str = MODEL, instead: str | None = None) -> TensorFile | GgufFile:
-    """A file by its content, whatever it is called."""
-    return GgufFile(path) if is_gguf(path) else TensorFile(path, wanted, instead)
-
-
-def _kind(file: TensorFile | GgufFile) -> Kind | None:
-    """What a GGUF file's tensors are; of other files, their path tells."""
-    if isinstance(file, TensorFile):
-        return None
-    return tensors_kind({name: file.shape(name) for name in file.names})
-
-
-def _prefix(file: TensorFile | GgufFile, prefixes: tuple[str, ...], layout: Layout) -> str | None:
-    return next((prefix for prefix in prefixes if prefix + layout.anchor in file), None)
-
-
-def _gguf_t5(folder: Path) -> Path | None:
-    """The GGUF file of T5 beside a checkpoint; None where there is none.
-
-    Raises:
-        CheckpointError: there are several.
-    """
-    folders = [folder / name for name in _TEXT_FOLDERS if (folder / name).is_dir()]
-    files = {
-        file.resolve(): file
-        for place in folders
-        for file in sorted(place.iterdir())
-        if _GGUF_T5.fullmatch(file.name.lower()) and file.is_file()
-    }
-    if len(files) > 1:
-        listed = ", ".join(str(file) for file in files.values())
-        raise CheckpointError(f"{len(files)} files of T5 are there: {listed}", "leave one of them")
-    return next(iter(files.values()), None)
-
-
-def _beside(path: Path, part: str) -> SingleFileWeights | None:
-    """A part in a file of its own; None for one that may be missing.
-
-    Raises:
-        CheckpointError: it is missing, or holds something else.
-    """
-    layout = LAYOUTS[part]
-    folders = _VAE_FOLDERS if part == "vae" else _TEXT_FOLDERS
-    names = [f"{name}.safetensors" for name in FILE_NAMES[part]]
-    places = [path.parent / folder / name for name in names for folder in folders]
-    if part == "vae":
-        places.append(path.parent / _REPOSITORY_VAE)
-    place = next((place for place in places if place.is_file()), None)
-    if place is None and part == "text_encoder_3":
-        place = _gguf_t5(path.parent)
-    # A dangling link or half a download is what was meant, and says so when it is opened.
-    place = place or next((place for place in places if _is_broken(place)), None)
-    if place is None:
-        if part in OPTIONAL_PARTS:
-            return None
-        raise CheckpointError(
-            f"{path} has no {layout.title}, and there is no {' or '.join(names)} in {path.parent} "
-            f"or its {', '.join(folders[1:])}",
-            f"put {names[0]} beside it",
-        )
-    wanted = f"the model's {layout.title}"
-    file = _open(place, wanted, way_without(part))
-    prefix = _prefix(file, (*layout.prefixes, "", "model."), layout)
-    if prefix is None:
-        raise refusal(place, wanted, way_without(part), _kind(file))
-    check_plain(place, file.names, wanted)
-    return SingleFileWeights(file, prefix, layout)
-
-
-def _is_broken(place: Path) -> bool:
-    return place.is_symlink() or unfinished(place) is not None

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt.checkpoints.diffusers import Weights
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dialects import DIALECTS, ONNX, Dialect

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import unset_fake_temporarily
 from sd35_trt.components import LATENT_SCALE
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.export.graph_signature import InputKind
 
-from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, Call, Graph, Program
 from sd35_trt.programs.encoding import graph_data
 

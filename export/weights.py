@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.checkpoints.diffusers import Weights
+from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.errors import CheckpointError
 
 from .ir_values import value_dtype, value_name, value_shape

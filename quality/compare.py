@@ -67,10 +67,9 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> Report:
         open_reference(
             candidate,
             options.against,
-            options.model,
+            options.source,
             options.cache_dir,
             progress,
-            options.tokenizers,
         ) as reference,
     ):
         common = check_comparable(reference, candidate)

@@ -5,44 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd35_trt.backends import BACKENDS
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.compat.requirement import requirement
-from sd35_trt.errors import BundleError, UsageError
+from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.progress import Progress
 from sd35_trt.store.cache import StageCache
 
-from .reference import check_checkpoint
+from .reference import candidate_model, check_checkpoint
 
 
 def find_graphs(
     bundle: Bundle,
-    model: str | None,
-    tokenizers: Path | None,
+    source: ModelOptions | None,
     cache: StageCache,
     progress: Progress,
 ) -> dict[str, Path]:
     """The ONNX file of each component, in the form that the bundle's engines were made from.
 
     Args:
-        model: the checkpoint behind the bundle, from which the cache's graphs, or new ones, are
+        source: the checkpoint behind the bundle, from which the cache's graphs, or new ones, are
             taken. None takes the bundle's own graphs where its engines are such, else those of
             the cache, else mini's where the bundle was made from mini.
-        tokenizers: of a checkpoint in a file, as for ``sd35-trt build``.
 
     Raises:
         BundleError: the model is another one, or there are no graphs.
-        UsageError: tokenizers without a model.
         Sd35Error: they cannot be exported.
     """
     m = bundle.manifest
-    if model is None and tokenizers is not None:
-        raise UsageError("--tokenizers needs --model", "name the checkpoint with --model FILE")
-    if model is None and not BACKENDS[m.builder].needs_library:
+    if source is None and not BACKENDS[m.builder].needs_library:
         return {c.name: bundle.path(c.files[0].path) for c in m.components}
     with requirement("finding the graphs", "build"):
         from sd35_trt.build.graphs import cached_graphs, export_graphs
 
-        if model is None:
+        if source is None:
             graphs = cached_graphs(bundle, cache)
             lacking = [c.name for c in m.components if c.name not in graphs]
             if not lacking:
@@ -56,5 +52,5 @@ def find_graphs(
                     "--cache-dir DIR",
                 ) from error
         else:
-            check_checkpoint(bundle, model, cache)
-        return export_graphs(bundle, model or "mini", tokenizers, cache, progress)
+            check_checkpoint(bundle, source, cache)
+        return export_graphs(bundle, candidate_model(bundle, source), cache, progress)

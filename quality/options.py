@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd35_trt.checkpoints.model_options import ModelOptions
+
 from .gate import Thresholds
 from .reference import HALF
 
@@ -15,7 +17,7 @@ class VerifyOptions:
 
     Attributes:
         against: ``half`` or the reference's directory.
-        model, tokenizers: see :func:`sd35_trt.quality.reference.open_reference`.
+        source: see :func:`sd35_trt.quality.reference.open_reference`.
         prompts: a prompt file; None takes mini's held-out captions, or the packaged prompts.
         captions: how many of them; None takes 100 captions of mini, or all of a file.
         seed: of the first picture; the others count up.
@@ -25,8 +27,7 @@ class VerifyOptions:
 
     bundle: Path
     against: str = HALF
-    model: str | None = None
-    tokenizers: Path | None = None
+    source: ModelOptions | None = None
     prompts: Path | None = None
     captions: int | None = None
     seed: int = 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd35_trt.checkpoints.given_parts import open_parts
 from sd35_trt.checkpoints.hub import resolve_model
 from sd35_trt.checkpoints.identity import difference
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.scheduler import FOLDER as SCHEDULER
 from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.checkpoints.single_file import open_checkpoint
@@ -35,31 +37,30 @@ class Common:
 def open_reference(
     candidate: Bundle,
     against: str,
-    model: str | None,
+    source: ModelOptions | None,
     cache_dir: Path | None,
     progress: Progress,
-    tokenizers: Path | None = None,
 ) -> Iterator[Bundle]:
     """The reference for the time of the comparison.
 
     Args:
         against: ``half``, or a bundle's directory.
-        model: the checkpoint behind the candidate, as for ``sd35-trt build``; None looks whether
-            it is mini.
-        tokenizers: of a checkpoint in a file, as for ``sd35-trt build``.
+        source: the checkpoint behind the candidate; None looks whether it is mini. Its scheduler
+            and variant are the candidate's.
 
     Raises:
         BundleError: no bundle there, or the checkpoint is not the candidate's.
         Sd35Error: the twin cannot be built.
     """
     if against != HALF:
-        for option, value in (("--model", model), ("--tokenizers", tokenizers)):
-            if value is not None:
-                raise UsageError(f"{option} is for --against half", "leave it out")
+        if source is not None:
+            raise UsageError(
+                f"--against {against} needs no checkpoint", f"leave out {source.model_words}"
+            )
         yield Bundle.open(against, verify=True)
         return
     cache = StageCache(cache_dir or default_cache_dir())
-    check_checkpoint(candidate, model, cache)
+    check_checkpoint(candidate, source, cache)
     from sd35_trt.build import BuildOptions, build
 
     m = candidate.manifest
@@ -79,11 +80,7 @@ def open_reference(
             made_with = CalibrationExtract.of(candidate).calibration
             write_directory(calibration, DESCRIPTION, made_with.files())
         options = BuildOptions(
-            model=model or "mini",
-            tokenizers=tokenizers,
-            scheduler=scheduler,
-            variant=m.model.variant,
-            without_t5=_without_t5(candidate),
+            **candidate_model(candidate, source, scheduler).model_fields(),
             target=m.target,
             policy=HALF,
             builder=m.builder,
@@ -99,27 +96,47 @@ def open_reference(
         yield Bundle.open(build(options, report))
 
 
-def check_checkpoint(candidate: Bundle, model: str | None, cache: StageCache) -> None:
+def candidate_model(
+    candidate: Bundle, source: ModelOptions | None, scheduler: Path | None = None
+) -> ModelOptions:
+    """The checkpoint behind a bundle, with the variant and the parts that it was built with.
+
+    Args:
+        source: the checkpoint; None is mini.
+        scheduler: the candidate's, in a file; None takes the checkpoint's.
+    """
+    return replace(
+        source or ModelOptions(),
+        scheduler=scheduler,
+        variant=candidate.manifest.model.variant,
+        without_t5="t5" not in _components(candidate),
+    )
+
+
+def check_checkpoint(candidate: Bundle, source: ModelOptions | None, cache: StageCache) -> None:
     """Refuse a checkpoint whose files are not those that the candidate was made from.
 
     The scheduler may be another: its peer is given the candidate's.
 
     Args:
-        model: as for ``sd35-trt build``; None looks whether the candidate was made from mini.
+        source: the checkpoint; None looks whether the candidate was made from mini.
 
     Raises:
         BundleError: names the file that differs.
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
-    root = resolve_model(model or "mini")
+    options = candidate_model(candidate, source)
+    root = resolve_model(options.model)
     try:
-        checkpoint = open_checkpoint(root, without_t5=_without_t5(candidate))
+        given = open_parts(options.parts)
+        checkpoint = open_checkpoint(root, options.tokenizers, options.without_t5, given)
         reason = difference(checkpoint, _model_files(candidate), cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
     if reason is not None:
         raise BundleError(
-            f"{candidate.root} was not made from {model or 'the packaged mini'} ({reason})",
+            f"{candidate.root} was not made from "
+            f"{options.model if source else 'the packaged mini'} ({reason})",
             "name its checkpoint with --model DIR, or compare with --against BUNDLE",
         )
 
@@ -177,10 +194,6 @@ def _model_files(bundle: Bundle) -> dict[str, str]:
     """SHA-256 by name of what engines are made from; the scheduler is compared by its values."""
     files = bundle.manifest.model.files
     return {k: v for k, v in files.items() if not k.startswith(f"{SCHEDULER}/")}
-
-
-def _without_t5(bundle: Bundle) -> bool:
-    return "t5" not in _components(bundle)
 
 
 def _range(bounds: tuple[int, int]) -> str:

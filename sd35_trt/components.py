@@ -82,5 +82,8 @@ LATENT_SCALE = 8
 #: Parts that a checkpoint may lack: SD3.5 draws without T5, its text features then being zero.
 OPTIONAL_PARTS = ("text_encoder_3",)
 
+#: What users are told of a model that lacks it.
+NO_T5 = "no T5: prompts are read by CLIP alone"
+
 #: Components that are compiled: the step. All else runs once per picture, operator by operator.
 COMPILED = ("denoiser",)

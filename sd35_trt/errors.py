@@ -15,6 +15,8 @@ What a program calls wrongly, without a user's doing, is a TypeError or a ValueE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Sd35Error(Exception):
     """A failure explained in one line; the command line exits with status 1.
@@ -41,7 +43,17 @@ class UsageError(Sd35Error, ValueError):
 
 
 class CheckpointError(Sd35Error):
-    """A model directory that is missing, damaged, or not Stable Diffusion 3.5."""
+    """A model directory that is missing, damaged, or not Stable Diffusion 3.5.
+
+    A look at a model tells all that is wrong: one line a part, each as of one error.
+    """
+
+    @classmethod
+    def together(cls, errors: Sequence[CheckpointError]) -> CheckpointError:
+        """One error that has the lines of several; the fix is the first's."""
+        result = cls("", errors[0].fix)
+        result.args = ("\n".join(dict.fromkeys(map(str, errors))),)
+        return result
 
 
 class BundleError(Sd35Error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from sd35_trt.checkpoints.hub import resolve_model
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.quality.reference import check_checkpoint, check_comparable
@@ -39,7 +40,8 @@ def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Cont
             raise Sd35Error(
                 f"--against {options.against} needs {package}", "pip install 'sd35-trt[build]'"
             )
-    check_checkpoint(bundle, options.model, StageCache(default_cache_dir()))
+    source = None if options.model is None else ModelOptions(options.model)
+    check_checkpoint(bundle, source, StageCache(default_cache_dir()))
     checkpoint = resolve_model(options.model or "mini")
     if checkpoint.is_file():
         raise UsageError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dialects import DIALECTS, ONNX
@@ -44,13 +46,12 @@ def cached_graphs(bundle: Bundle, cache: StageCache) -> dict[str, Path]:
 
 
 def export_graphs(
-    bundle: Bundle, model: str, tokenizers: Path | None, cache: StageCache, progress: Progress
+    bundle: Bundle, source: ModelOptions, cache: StageCache, progress: Progress
 ) -> dict[str, Path]:
     """Graphs of a bundle's components by name, exported where the cache lacks them.
 
     Args:
-        model: the checkpoint that the bundle was made from, as for ``sd35-trt build``.
-        tokenizers: of a checkpoint in a file, likewise.
+        source: the checkpoint that the bundle was made from; the scheduler is the bundle's.
 
     Raises:
         CheckpointError: there is no such model, or it cannot be read.
@@ -61,9 +62,9 @@ def export_graphs(
     m = bundle.manifest
     with working_directory(cache.root / "references", ".tmp-") as folder:
         scheduler = write_scheduler(folder, m.scheduler)
-        source = look(model, tokenizers, scheduler=scheduler, variant=m.model.variant)
+        model = look(replace(source, scheduler=scheduler))
         decision = Decision(
-            model=source,
+            model=model,
             target=find_target(m.target),
             policy=_policy(m.policy),
             guided=m.guided,
@@ -72,7 +73,7 @@ def export_graphs(
             size_step=m.ranges.size_step,
             latent_channels=m.latent_channels,
         )
-        versions = tool_versions(*source.libraries)
+        versions = tool_versions(*model.libraries)
         calibration, dialect = _calibration(bundle), _dialect(bundle)
         export = export_model(decision, calibration, dialect, versions, cache, progress)
     return {c.name: export.components[c.name] / MODEL_FILE for c in m.components}

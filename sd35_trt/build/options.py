@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.model_options import ModelOptions
+
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What ``sd35-trt build`` takes.
+class BuildOptions(ModelOptions):
+    """What ``sd35-trt build`` takes; which model: see :class:`ModelOptions`.
 
     Attributes:
-        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
-        tokenizers: a directory with the tokenizers' folders, for a model in a file; None looks
-            beside it, then on the hub.
-        scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
-        variant: ``large``, ``large-turbo``, ``medium``, ``mini`` or ``custom``; None asks the
-            model's structure and its name.
-        without_t5: leave out T5, whether or not the model has it.
         target: a GPU family, a product, ``cpu`` or ``auto``; see :func:`sd35_trt.targets.targets`.
         policy: name or path; None takes the target's default.
         calibration: what ``sd35-trt calibrate`` wrote: scales for FP8, ranges for the guard. None
@@ -42,11 +36,6 @@ class BuildOptions:
         command: recorded as the command that made the bundle.
     """
 
-    model: str = "mini"
-    tokenizers: Path | None = None
-    scheduler: Path | None = None
-    variant: str | None = None
-    without_t5: bool = False
     target: str = "cpu"
     policy: str | None = None
     calibration: Path | None = None
@@ -63,15 +52,3 @@ class BuildOptions:
     jobs: int | None = None
     cache_dir: Path | None = None
     command: str = ""
-
-    @property
-    def model_words(self) -> str:
-        """The model as on the command line."""
-        options = {
-            "--model": self.model,
-            "--tokenizers": self.tokenizers,
-            "--scheduler": self.scheduler,
-            "--model-variant": self.variant,
-        }
-        words = [(name, str(value)) for name, value in options.items() if value is not None]
-        return shlex.join(word for pair in words for word in pair)

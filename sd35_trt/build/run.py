@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sd35_trt.checkpoints.look import look
@@ -13,6 +14,7 @@ from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import MANIFEST
 from sd35_trt.planning.calibration import decide_calibration
 from sd35_trt.planning.decide import check_dialect, decide, decide_policy
+from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
 from sd35_trt.store.disk import file_errors
@@ -25,8 +27,16 @@ from .facts import manifest_facts
 from .options import BuildOptions
 
 
-def build(options: BuildOptions, progress: Progress = silent) -> Path:
+def build(
+    options: BuildOptions,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Build a bundle.
+
+    Args:
+        progress: of the work.
+        tell: is given what the model was taken for, line by line, before any work.
 
     Returns:
         The bundle's directory.
@@ -51,13 +61,7 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
         version = builder.versions().get(backend)
         dialect = builder.backend.dialect(version)
         check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
-        model = look(
-            options.model,
-            options.tokenizers,
-            scheduler=options.scheduler,
-            variant=options.variant,
-            without_t5=options.without_t5,
-        )
+        model = look(options)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
         with file_errors(out, "free space, or choose another --out and --cache-dir"):
@@ -77,6 +81,8 @@ def build(options: BuildOptions, progress: Progress = silent) -> Path:
                 "--calibration DIR"
             )
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
+            for line in describe(decision):
+                tell(line)
             export = export_model(
                 decision, calibration, dialect, versions, cache, progress, options.jobs
             )

@@ -126,8 +126,13 @@ def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
         **arguments,
     )
     start = perf_counter()
+
+    def tell(line: str) -> None:
+        if not as_json:
+            click.echo(line, err=True)
+
     with StageBars(quiet=as_json) as progress:
-        out = build(options, progress)
+        out = build(options, progress, tell)
     seconds = perf_counter() - start
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     manifest = Bundle.open(out).manifest

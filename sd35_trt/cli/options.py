@@ -111,11 +111,29 @@ without_t5_option = click.option(
 )
 
 
+def part_options(command: _Command) -> _Command:
+    """Parts in place of a model's own: ``clip_l``, ``clip_g``, ``t5`` and ``vae``."""
+    for option, title in reversed(_PARTS.items()):
+        command = click.option(
+            option,
+            type=click.Path(path_type=Path),
+            default=None,
+            metavar="FILE|DIR",
+            help=f"{title} in place of the model's own: a .safetensors file, or a folder that "
+            "diffusers or transformers saved.",
+        )(command)
+    return command
+
+
+_PARTS = {"--clip-l": "CLIP-L", "--clip-g": "CLIP-G", "--t5": "T5", "--vae": "Autoencoder"}
+
+
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model``, ``tokenizers``, ``scheduler``, ``variant``, ``without_t5``."""
-    for option in (without_t5_option, variant_option, scheduler_option, tokenizers_option):
-        command = option(command)
-    return model_option(command)
+    """The checkpoint: ``model``, its parts, ``tokenizers``, ``scheduler``, ``variant`` and
+    ``without_t5``.
+    """
+    rest = tokenizers_option(scheduler_option(variant_option(command)))
+    return model_option(part_options(without_t5_option(rest)))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

@@ -11,6 +11,7 @@ from .options import (
     cache_dir_option,
     guided_option,
     json_option,
+    part_options,
     scheduler_option,
     size_option,
     variant_option,
@@ -28,6 +29,7 @@ from .output import print_json
     help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
     "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
 )
+@part_options
 @scheduler_option
 @variant_option
 @without_t5_option

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.units import format_bytes
 
@@ -16,6 +17,7 @@ from .options import (
     cache_dir_option,
     invocation,
     json_option,
+    part_options,
     steps_option,
     tokenizers_option,
 )
@@ -25,13 +27,12 @@ from .output import print_json
 ONNXRUNTIME = "onnxruntime"
 
 # What each kind of comparison takes.
-_OF_ENGINES = frozenset({"model", "tokenizers", "seed", "steps", "cache_dir", "device", "bisect"})
-_OF_PICTURES = frozenset(
-    {
-        "model", "tokenizers", "seed", "steps", "cache_dir", "prompts", "captions", "min_psnr",
-        "min_ssim", "max_latent_error", "max_accuracy_drop",
-    }
-)  # fmt: skip
+_OF_MODEL = frozenset({"model", "clip_l", "clip_g", "t5", "vae", "tokenizers"})
+_OF_BOTH = _OF_MODEL | {"seed", "steps", "cache_dir"}
+_OF_ENGINES = _OF_BOTH | {"device", "bisect"}
+_OF_PICTURES = _OF_BOTH | {
+    "prompts", "captions", "min_psnr", "min_ssim", "max_latent_error", "max_accuracy_drop",
+}  # fmt: skip
 
 
 @click.command()
@@ -50,6 +51,7 @@ _OF_PICTURES = frozenset(
     help="With --against half or onnxruntime: the checkpoint behind BUNDLE. Default: mini, where "
     "it is; with onnxruntime, first the graphs in the bundle or the cache.",
 )
+@part_options
 @tokenizers_option
 @click.option(
     "--prompts",
@@ -138,6 +140,12 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _source(arguments: dict[str, Any]) -> ModelOptions | None:
+    """The checkpoint that was named; None where none was."""
+    given = {n: v for n, v in arguments.items() if n in _OF_MODEL and v is not None}
+    return ModelOptions(**given) if given else None
+
+
 def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> None:
     """The part of ``verify`` that runs engines beside their graphs."""
     from dataclasses import asdict
@@ -155,7 +163,7 @@ def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> 
     contents = Bundle.open(bundle, verify=True)
     cache = StageCache(arguments["cache_dir"] or default_cache_dir())
     with CountBars(quiet=as_json) as progress:
-        graphs = find_graphs(contents, arguments["model"], arguments["tokenizers"], cache, progress)
+        graphs = find_graphs(contents, _source(arguments), cache, progress)
         comparison = compare_engines(
             contents,
             graphs,
@@ -189,13 +197,16 @@ def _compare(bundle: Path, against: str, as_json: bool, arguments: dict[str, Any
     from .tables.quality import print_quality
 
     bounds = {f.name: arguments.pop(f.name) for f in fields(Thresholds)}
+    source = _source(arguments)
+    rest = {name: value for name, value in arguments.items() if name not in _OF_MODEL}
     options = VerifyOptions(
         bundle,
         against,
-        seed=arguments.pop("seed") or 0,
+        source,
+        seed=rest.pop("seed") or 0,
         thresholds=Thresholds(**bounds),
         command=invocation(),
-        **arguments,
+        **rest,
     )
     with CountBars(quiet=as_json) as progress:
         report = verify(options, progress)

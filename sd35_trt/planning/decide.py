@@ -85,6 +85,11 @@ class Decision:
         tokens = (min(77, t5_tokens), max(512, t5_tokens))
         return Ranges(self.batch, self.size, self.size_step, tokens)
 
+    @property
+    def steps_and_guidance(self) -> tuple[int, float]:
+        """What a picture is drawn with where nothing else is asked for."""
+        return self.model.variant.steps, self.model.variant.guidance if self.guided else 1.0
+
     def defaults(self, t5_tokens: int) -> Defaults:
         """The manifest's: what a picture is drawn with where nothing else is asked for.
 
@@ -93,8 +98,8 @@ class Decision:
         """
         variant, (low, high) = self.model.variant, self.size
         width, height = (min(max(side, low), high) for side in variant.size)
-        guidance = variant.guidance if self.guided else 1.0
-        return Defaults(variant.steps, guidance, (width, height), "euler", t5_tokens)
+        steps, guidance = self.steps_and_guidance
+        return Defaults(steps, guidance, (width, height), "euler", t5_tokens)
 
 
 def decide(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.checkpoints.model_options import ModelOptions
+
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """What ``sd35-trt plan`` takes.
+class PlanOptions(ModelOptions):
+    """What ``sd35-trt plan`` takes; which model: see :class:`ModelOptions`. It may also be one of
+    ``large``, ``large-turbo`` and ``medium``, which need no checkpoint; tokenizers are not read.
 
     Attributes:
-        model: ``large``, ``large-turbo``, ``medium`` (no checkpoint needed), ``mini``, a diffusers
-            directory, a file in the original layout, or a hub id.
         target: see :func:`sd35_trt.targets.find_target`.
         policy: name or path; None takes the target's default.
         vram: bytes of device memory to stay within; None takes the target's.
@@ -21,11 +22,8 @@ class PlanOptions:
         guidance: whether both branches are computed; None asks the model variant.
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
-        scheduler, variant: see :class:`sd35_trt.build.options.BuildOptions`.
-        without_t5: leave out T5, whether or not the model has it.
     """
 
-    model: str = "mini"
     target: str = "cpu"
     policy: str | None = None
     vram: int | None = None
@@ -34,6 +32,3 @@ class PlanOptions:
     guidance: bool | None = None
     exact: bool = False
     cache_dir: Path | None = None
-    scheduler: Path | None = None
-    variant: str | None = None
-    without_t5: bool = False

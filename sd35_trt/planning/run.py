@@ -51,12 +51,7 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
     if options.batch < 1:
         raise UsageError(f"--batch {options.batch} draws nothing", "use 1 or more")
     with requirement("planning", "build"):
-        model = look_at_structure(
-            options.model,
-            scheduler=options.scheduler,
-            variant=options.variant,
-            without_t5=options.without_t5,
-        )
+        model = look_at_structure(options)
         guided = decide_guidance(model.variant, options.guidance)
         size = options.size or model.variant.size
         model.sizes.check(*size)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from sd35_trt.checkpoints.diffusers import Checkpoint, read_json
+from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
+from sd35_trt.checkpoints.weight_files import read_json
 from sd35_trt.components import COMPONENTS, LATENT_SCALE
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, T5_TOKENS, Bounds
 from sd35_trt.policies import Policy

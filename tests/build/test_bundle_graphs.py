@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from sd35_trt.build.graphs import cached_graphs, export_graphs
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, PolicyRecord
 from sd35_trt.progress import silent
@@ -101,7 +102,7 @@ def test_a_damaged_record_is_passed_over(bundle: Bundle, cache: StageCache, tmp_
 def test_exporting_takes_them_from_the_cache(bundle: Bundle, cache: StageCache) -> None:
     notes: dict[str, str] = {}
     graphs = export_graphs(
-        bundle, "mini", None, cache, lambda stage, done, total, note: notes.update({stage: note})
+        bundle, ModelOptions(), cache, lambda stage, done, total, note: notes.update({stage: note})
     )
     assert graphs == cached_graphs(bundle, cache)
     assert set(notes.values()) == {"unchanged"}
@@ -110,20 +111,20 @@ def test_exporting_takes_them_from_the_cache(bundle: Bundle, cache: StageCache) 
 
 def test_a_bundle_for_several_gpus(bundle: Bundle, cache: StageCache) -> None:
     several = replace(bundle.manifest, target="ada+blackwell", builder="tensorrt-rtx")
-    graphs = export_graphs(Bundle(bundle.root, several), "mini", None, cache, silent)
+    graphs = export_graphs(Bundle(bundle.root, several), ModelOptions(), cache, silent)
     assert graphs == cached_graphs(bundle, cache)
 
 
 def test_where_graphs_are_looked_for(bundle: Bundle, cache: StageCache, tmp_path: Path) -> None:
-    assert find_graphs(bundle, None, None, cache, silent) == _own(bundle)
+    assert find_graphs(bundle, None, cache, silent) == _own(bundle)
     in_cache = cached_graphs(bundle, cache)
-    assert find_graphs(bundle, "mini", None, cache, silent) == in_cache
+    assert find_graphs(bundle, ModelOptions(), cache, silent) == in_cache
     m = bundle.manifest
     plans = Bundle(bundle.root, replace(m, builder="tensorrt-rtx"))
-    assert find_graphs(plans, None, None, cache, silent) == in_cache
+    assert find_graphs(plans, None, cache, silent) == in_cache
     files = dict.fromkeys(m.model.files, "0" * 64)
     other = replace(m, builder="tensorrt-rtx", model=replace(m.model, files=files))
     with pytest.raises(BundleError, match=r"has no graph of clip_l that .* — name its checkpoint"):
-        find_graphs(Bundle(bundle.root, other), None, None, StageCache(tmp_path), silent)
+        find_graphs(Bundle(bundle.root, other), None, StageCache(tmp_path), silent)
     with pytest.raises(BundleError, match="was not made from mini"):
-        find_graphs(Bundle(bundle.root, other), "mini", None, cache, silent)
+        find_graphs(Bundle(bundle.root, other), ModelOptions(), cache, silent)

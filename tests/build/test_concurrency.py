@@ -12,6 +12,7 @@ import pytest
 from sd35_trt.build import BuildOptions, build, concurrency
 from sd35_trt.build.concurrency import count_jobs, run_stages
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import Bundle
@@ -103,5 +104,5 @@ def test_an_exporter_in_a_child_writes_the_same(
 def test_a_checkpoint_in_one_file_is_opened_again_elsewhere(tmp_path: Path) -> None:
     import pickle
 
-    checkpoint = look(str(checkpoint_path())).checkpoint
+    checkpoint = look(ModelOptions(str(checkpoint_path()))).checkpoint
     assert pickle.loads(pickle.dumps(checkpoint)).root == checkpoint.root  # noqa: S301

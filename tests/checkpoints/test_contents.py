@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sd35_trt.checkpoints.contents import describe, refusal
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.tensor_names import adapter_kind
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
@@ -25,7 +26,7 @@ Change = Callable[[Path], object]
 def refused(path: Path | str, **options: bool) -> str:
     """The one line that a look ends in."""
     with pytest.raises(CheckpointError) as caught:
-        look(str(path), **options)
+        look(ModelOptions(str(path), **options))
     message = str(caught.value)
     assert "\n" not in message
     assert " — " in message, "every refusal names what to do"

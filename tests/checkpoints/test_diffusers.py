@@ -36,8 +36,8 @@ def refused(tmp_path: Path, stage_cache: Path) -> Callable[..., None]:
         with pytest.raises(Sd35Error) as caught:
             build(BuildOptions(model=str(model), out=out, cache_dir=stage_cache, **options))  # type: ignore[arg-type]
         message = str(caught.value)
-        assert "\n" not in message
-        assert " — " in message, "every refusal names what to do"
+        for line in message.splitlines():
+            assert " — " in line, "every refusal names what to do"
         for word in words:
             assert word in message, message
         assert not list(folder.iterdir())
@@ -151,10 +151,12 @@ def test_a_tensor_beyond_fp16(
 def test_a_config_that_does_not_fit(checkpoint: Path, refused: Callable[..., None]) -> None:
     path = checkpoint / "transformer" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "caption_projection_dim": 128}))
-    refused(checkpoint, "has shape")
+    path.write_text(json.dumps({**config, "joint_attention_dim": 128}))
+    refused(checkpoint, "T5 put out 256 channels", "takes 128")
+    path.write_text(json.dumps({**config, "patch_size": 4}))
+    refused(checkpoint, "has shape", "the configuration asks for")
     path.write_text(json.dumps({k: v for k, v in config.items() if k != "pos_embed_max_size"}))
-    refused(checkpoint, "transformer", "pos_embed_max_size")
+    refused(checkpoint, "transformer", "pos_embed")
 
 
 def test_a_scheduler_option_that_is_not_computed(
@@ -168,7 +170,7 @@ def test_a_scheduler_option_that_is_not_computed(
 def test_a_damaged_tokenizer(checkpoint: Path, refused: Callable[..., None]) -> None:
     for path in (checkpoint / "tokenizer_3").iterdir():
         path.write_text("{]")
-    refused(checkpoint, "tokenizer_3", "no usable tokenizer")
+    refused(checkpoint, "tokenizer_3", "cannot be read")
 
 
 def test_a_hub_id_without_a_hub(

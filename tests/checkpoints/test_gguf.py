@@ -21,6 +21,7 @@ from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.gguf import GgufFile
 from sd35_trt.checkpoints.gguf_reader import Reader
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.errors import Sd35Error
 from sd35_trt.export.component import build_part, fake_tensors
@@ -181,9 +182,7 @@ def test_t5_beside_a_safetensors_model(
     place = tmp_path / "models" / "text_encoders" / "T5XXL_q8_0.GGUF"
     write_gguf(llama_names(t5), place, "Q8_0", "t5")
     checkpoint = open_checkpoint(file)
-    assert checkpoint.files("text_encoder_3") == [
-        place.parent.parent / "unet" / ".." / "text_encoders" / place.name
-    ]
+    assert checkpoint.files("text_encoder_3") == [place]
     save(t5, file.parent / "t5xxl_fp16.safetensors")
     assert open_checkpoint(file).files("text_encoder_3")[0].name == "t5xxl_fp16.safetensors"
 
@@ -283,7 +282,7 @@ def test_transformers(t5: Tensors, transformer: Tensors, source: Path, file: Pat
 
 def refused(model: Path, *words: str) -> None:
     with pytest.raises(Sd35Error) as caught:
-        look(str(model))
+        look(ModelOptions(str(model)))
     message = str(caught.value)
     assert "\n" not in message
     assert " — " in message
@@ -319,23 +318,23 @@ def test_several_t5(transformer: Tensors, t5: Tensors, file: Path) -> None:
     write_gguf(transformer, file)
     for name in (T5, "clip/t5xxl-q8_0.gguf"):
         write_gguf(llama_names(t5), file.parent / name, architecture="t5encoder")
-    refused(file, "2 files of T5", T5, "t5xxl-q8_0.gguf", "leave one")
+    refused(file, "2 files could be its T5", T5, "t5xxl-q8_0.gguf", "--t5 FILE")
     (file.parent / T5).unlink()
     (file.parent / T5).symlink_to("clip/t5xxl-q8_0.gguf")
-    assert look(str(file)).checkpoint.has("text_encoder_3")
+    assert look(ModelOptions(str(file))).checkpoint.has("text_encoder_3")
 
 
 def test_a_missing_part(transformer: Tensors, file: Path) -> None:
     write_gguf(transformer, file)
     (file.parent / "text_encoders" / "clip_l.safetensors").unlink()
-    refused(file, f"{file} has no CLIP-L", "put clip_l.safetensors beside it")
+    refused(file, f"{file} has no CLIP-L", "no clip_l.safetensors", "--clip-l FILE")
 
 
 def test_shards(transformer: Tensors, file: Path) -> None:
     write_gguf(transformer, file, extra=lambda w: w.add_uint16("split.count", 3))
     refused(file, str(file), "one of 3 shards", "--merge")
     write_gguf(transformer, file, extra=lambda w: w.add_uint16("split.count", 1))
-    assert look(str(file)).variant.name == "custom"
+    assert look(ModelOptions(str(file))).variant.name == "custom"
 
 
 def test_big_endian(transformer: Tensors, file: Path) -> None:
@@ -358,7 +357,7 @@ def test_integers_that_are_no_weights(transformer: Tensors, file: Path) -> None:
         writer.add_tensor("position_ids", ids)
 
     write_gguf(transformer, file, extra=extra)
-    assert look(str(file)).components
+    assert look(ModelOptions(str(file))).components
 
 
 def changed(file: Path, change: Callable[[bytes], bytes]) -> Path:
@@ -451,7 +450,7 @@ def test_without_the_library(
 def test_what_a_bundle_says(transformer: Tensors, t5: Tensors, file: Path) -> None:
     write_gguf(transformer, file, "Q4_K")
     write_gguf(llama_names(t5), file.parent / T5, "Q6_K", "t5encoder")
-    model = look(str(file))
+    model = look(ModelOptions(str(file)))
     assert model.libraries == ("gguf",)
     assert set(model.quantization) == {f"transformer/{file.name}", f"text_encoder_3/{T5}"}
     counts = dict(
@@ -459,7 +458,7 @@ def test_what_a_bundle_says(transformer: Tensors, t5: Tensors, file: Path) -> No
     )
     assert sum(map(int, counts.values())) == len(llama_names(t5))
     assert set(counts) == {"Q6_K", "F32", "F16", "Q8_0"}
-    assert look("mini").quantization == {}
+    assert look(ModelOptions()).quantization == {}
 
 
 @pytest.mark.nightly

@@ -14,6 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from sd35_trt.checkpoints.hub import model_files, part_files, resolve_model
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.store.model_names import hub_origin, model_name
@@ -93,12 +94,12 @@ def test_a_diffusers_model(hub: Hub) -> None:
     root = resolve_model("someone/sd35-turbo")
     assert not set(hub.fetched) & set(beside)
     assert {name for name in mini if name.endswith(".safetensors")} <= set(hub.fetched)
-    model = look("someone/sd35-turbo")
+    model = look(ModelOptions("someone/sd35-turbo"))
     assert model.name == "sd35-turbo"
     assert model.origin == f"someone/sd35-turbo@{REVISION}"
     assert model_name(root) == "sd35-turbo"
     # Given by its folder, it is the same model.
-    assert look(str(root)).origin == model.origin
+    assert look(ModelOptions(str(root))).origin == model.origin
     assert hub_origin(checkpoint_path()) is None
 
 
@@ -125,7 +126,7 @@ def test_only_a_variant(hub: Hub) -> None:
         name.replace(".safetensors", ".fp16.safetensors"): data for name, data in _mini().items()
     }
     hub.repositories["someone/fp16-only"] = files
-    assert look("someone/fp16-only").components == look("mini").components
+    assert look(ModelOptions("someone/fp16-only")).components == look(ModelOptions()).components
 
 
 def test_shards() -> None:

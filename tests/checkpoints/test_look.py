@@ -10,6 +10,7 @@ import pytest
 
 from sd35_trt.checkpoints.identity import difference, file_hashes
 from sd35_trt.checkpoints.look import look, look_at_structure
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import SizeLimits
 from sd35_trt.errors import CheckpointError, UsageError
@@ -26,23 +27,23 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_packaged_model(copy: Path) -> None:
-    model = look("mini")
+    model = look(ModelOptions())
     assert (model.name, model.variant.name, model.packaged) == ("mini", "mini", True)
     assert model.components == list(COMPONENTS)
     assert model.parts == [
         "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"
     ]  # fmt: skip
     # A folder of that name is another model.
-    other = look(str(copy))
+    other = look(ModelOptions(str(copy)))
     assert (other.name, other.packaged) == ("mini", False)
 
 
 def test_published_models_need_no_checkpoint() -> None:
-    model = look_at_structure("large-turbo")
+    model = look_at_structure(ModelOptions("large-turbo"))
     assert (model.name, model.variant.name) == ("large-turbo", "large-turbo")
     assert model.sizes == SizeLimits(unit=16, largest=192 * 16)
     with pytest.raises(CheckpointError):
-        look("large-turbo")
+        look(ModelOptions("large-turbo"))
 
 
 def test_the_variant_by_name(copy: Path) -> None:
@@ -53,15 +54,18 @@ def test_the_variant_by_name(copy: Path) -> None:
     folder = copy.parent / "turbo-tests"
     folder.mkdir()
     model = copy.rename(folder / "mini")
-    assert look(str(model)).variant.name == "mini"
+    assert look(ModelOptions(str(model))).variant.name == "mini"
     turbo = model.rename(folder / "mini-turbo")
-    assert (look(str(turbo)).variant.steps, look(str(turbo)).variant.guidance) == (4, 1.0)
-    assert look(str(turbo), variant="mini").variant.name == "mini"
+    assert (
+        look(ModelOptions(str(turbo))).variant.steps,
+        look(ModelOptions(str(turbo))).variant.guidance,
+    ) == (4, 1.0)
+    assert look(ModelOptions(str(turbo), variant="mini")).variant.name == "mini"
     with pytest.raises(UsageError, match=r"large has 38 blocks .* use: mini, custom"):
-        look(str(turbo), variant="large")
-    assert look_at_structure("large", variant="large-turbo").variant.steps == 4
+        look(ModelOptions(str(turbo), variant="large"))
+    assert look_at_structure(ModelOptions("large", variant="large-turbo")).variant.steps == 4
     with pytest.raises(UsageError, match="medium has 24 blocks"):
-        look_at_structure("large", variant="medium")
+        look_at_structure(ModelOptions("large", variant="medium"))
 
 
 def test_sizes_that_a_model_draws() -> None:
@@ -81,12 +85,12 @@ def test_a_truncated_file_is_noticed(copy: Path) -> None:
     (path,) = (copy / "vae").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
-        look(str(copy))
+        look(ModelOptions(str(copy)))
 
 
 def test_a_checkpoint_is_told_by_its_files(copy: Path, tmp_path: Path) -> None:
     cache = StageCache(tmp_path / "cache")
-    model = look(str(copy))
+    model = look(ModelOptions(str(copy)))
     hashes = file_hashes(model.checkpoint, model.parts, cache)
     assert hashes["vae/config.json"] == sha256_file(copy / "vae" / "config.json")
     assert {name.partition("/")[0] for name in hashes} == set(model.parts)
@@ -94,7 +98,7 @@ def test_a_checkpoint_is_told_by_its_files(copy: Path, tmp_path: Path) -> None:
     config = copy / "vae" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert difference(model.checkpoint, hashes, cache) == "vae/config.json differs"
-    without = look(str(copy), without_t5=True)
+    without = look(ModelOptions(str(copy), without_t5=True))
     assert difference(without.checkpoint, hashes, cache).startswith("text_encoder_3/")
     config.unlink()
     assert difference(model.checkpoint, hashes, cache) == "vae/config.json is missing"

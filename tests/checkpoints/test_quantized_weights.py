@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sd35_trt.checkpoints.comfy import TensorFile
-from sd35_trt.checkpoints.diffusers import FolderWeights
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
+from sd35_trt.checkpoints.weights import FolderWeights
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 
@@ -267,7 +268,7 @@ def test_a_quantized_text_encoder_of_a_folder(mini: Path) -> None:
         mini / "text_encoder_3",
         quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
     )
-    checkpoint = look(str(mini)).checkpoint
+    checkpoint = look(ModelOptions(str(mini))).checkpoint
     assert "quantization_config" not in checkpoint.config("text_encoder_3")
     weights = checkpoint.weights("text_encoder_3")
     assert values
@@ -279,5 +280,5 @@ def test_a_quantized_text_encoder_of_a_folder(mini: Path) -> None:
 def test_other_methods_are_named(method: str | None, mini: Path) -> None:
     _change_config(mini / "transformer", quantization_config={"quant_method": method})
     with pytest.raises(CheckpointError, match=str(method or "a method")) as caught:
-        look(str(mini))
+        look(ModelOptions(str(mini)))
     assert "transformer" in str(caught.value)

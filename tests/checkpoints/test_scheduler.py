@@ -16,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.look import look, look_at_structure
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.scheduler import find_scheduler, write_scheduler
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.bundle import Bundle, Scheduler, sha256_file
@@ -183,16 +184,16 @@ def listed(root: Path, entry: object) -> str:
 
 
 def test_the_models_own(copy: Path, tmp_path: Path) -> None:
-    own = look(str(copy)).scheduler
+    own = look(ModelOptions(str(copy))).scheduler
     assert own.values == Scheduler(3.0, 1000.0)
     assert own.file == copy / "scheduler" / "scheduler_config.json"
     digest = sha256_file(own.file)
     assert own.hashes(StageCache(tmp_path)) == {"scheduler/scheduler_config.json": digest}
     written(copy / "scheduler", shift=5.0)
-    assert look(str(copy)).scheduler.values == Scheduler(5.0, 1000.0)
+    assert look(ModelOptions(str(copy))).scheduler.values == Scheduler(5.0, 1000.0)
     (copy / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"scheduler_config\.json is missing .*--scheduler"):
-        look(str(copy))
+        look(ModelOptions(str(copy)))
 
 
 def test_the_class_is_the_indexs(copy: Path) -> None:
@@ -200,13 +201,13 @@ def test_the_class_is_the_indexs(copy: Path) -> None:
     heun = "FlowMatchHeunDiscreteScheduler"
     for entry in (["diffusers", heun], ["my_scheduler", EULER], heun, [heun]):
         with pytest.raises(CheckpointError, match=r"model_index\.json lists .* not computed here"):
-            look(listed(copy, entry))
+            look(ModelOptions(listed(copy, entry)))
     (copy / "scheduler" / "scheduler_config.json").write_text('{"shift": 2.0}')
     model = listed(copy, ["diffusers", EULER])
-    assert look(model).scheduler.values.shift == 2.0
+    assert look(ModelOptions(model)).scheduler.values.shift == 2.0
     for entry in (None, [None, None]):
         with pytest.raises(CheckpointError, match="names no scheduler"):
-            look(listed(copy, entry))
+            look(ModelOptions(listed(copy, entry)))
 
 
 def test_another_in_its_place(copy: Path, tmp_path: Path) -> None:
@@ -217,14 +218,14 @@ def test_another_in_its_place(copy: Path, tmp_path: Path) -> None:
     renamed = shutil.copy(file, tmp_path / "mine.json")
     shutil.copytree(other, tmp_path / "whole" / "scheduler")
     for path in (file, other, renamed, tmp_path / "whole"):
-        source = look(model, scheduler=path).scheduler
+        source = look(ModelOptions(model, scheduler=path)).scheduler
         assert source.values == Scheduler(1.5, 1000.0)
         digest = {"scheduler/scheduler_config.json": sha256_file(file)}
         assert source.hashes(StageCache(tmp_path / "cache")) == digest
-    assert look_at_structure("large", scheduler=file).scheduler.values.shift == 1.5
+    assert look_at_structure(ModelOptions("large", scheduler=file)).scheduler.values.shift == 1.5
     for path, words in ((tmp_path / "none", "none is missing"), (copy, "has no scheduler_config")):
         with pytest.raises(UsageError, match=f"{words}.* — give a scheduler_config.json"):
-            look(model, scheduler=path)
+            look(ModelOptions(model, scheduler=path))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_model_without_one_is_drawn_as_the_published() -> None:
-    source = look_at_structure("medium").scheduler
+    source = look_at_structure(ModelOptions("medium")).scheduler
     assert (source.values, source.file) == (Scheduler(3.0, 1000.0), None)
 
 
@@ -254,6 +255,6 @@ def test_in_the_bundle_and_in_its_twin(
     assert (manifest.model.variant, manifest.defaults.guidance) == ("custom", 4.5)
     digest = sha256_file(scheduler / "scheduler_config.json")
     assert manifest.model.files["scheduler/scheduler_config.json"] == digest
-    with open_reference(bundle, "half", model, stage_cache, lambda *_: None) as twin:
+    with open_reference(bundle, "half", ModelOptions(model), stage_cache, lambda *_: None) as twin:
         check_comparable(twin, bundle)
         assert twin.manifest.scheduler == manifest.scheduler

@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate
 from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.original import LAYOUTS
 from sd35_trt.checkpoints.single_file import SingleFileCheckpoint, open_checkpoint
 from sd35_trt.checkpoints.structure import PUBLISHED, Structure
@@ -282,7 +283,8 @@ def test_half_is_built_of_the_same_file(
 
     monkeypatch.setattr("sd35_trt.build.build", build)
     folder = sources["large"]
-    with open_reference(bundle, "half", model, stage_cache, lambda *_: None, folder):
+    source = ModelOptions(model, tokenizers=folder)
+    with open_reference(bundle, "half", source, stage_cache, lambda *_: None):
         pass
     assert [(o.model, o.tokenizers, o.policy) for o in requests] == [(model, folder, "half")]
     path = tmp_path / f"{STEM}.safetensors"
@@ -293,7 +295,7 @@ def test_half_is_built_of_the_same_file(
         write_single(sources["medium"], path, parts)
         with (
             pytest.raises(BundleError, match=rf"was not made from .*{words}"),
-            open_reference(bundle, "half", str(path), stage_cache, lambda *_: None),
+            open_reference(bundle, "half", ModelOptions(str(path)), stage_cache, lambda *_: None),
         ):
             pass
     assert len(requests) == 1
@@ -489,8 +491,7 @@ def refused(tmp_path: Path, stage_cache: Path) -> Callable[..., None]:
         with pytest.raises(Sd35Error) as caught:
             build(BuildOptions(model=str(model), out=out, cache_dir=stage_cache, **options))
         message = str(caught.value)
-        assert "\n" not in message
-        assert " — " in message
+        assert all(" — " in line for line in message.splitlines())
         for word in words:
             assert word in message, message
         assert not out.exists()

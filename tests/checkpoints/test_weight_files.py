@@ -13,9 +13,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from sd35_trt.checkpoints.diffusers import FolderWeights
 from sd35_trt.checkpoints.look import look, look_at_structure
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.weight_files import weight_files
+from sd35_trt.checkpoints.weights import FolderWeights
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
@@ -246,14 +247,14 @@ ABSENT = {remove: "is missing", hollow: "is an empty folder", unlink: "a danglin
 def test_listed_but_absent(part: str, absent, model: Path) -> None:  # type: ignore[no-untyped-def]
     absent(model / part)
     with pytest.raises(CheckpointError) as caught:
-        look(str(model))
+        look(ModelOptions(str(model)))
     message = str(caught.value)
     assert f"{model / part} {ABSENT[absent]}" in message or (
         f"{model / part} is {ABSENT[absent]}" in message
     )
     assert ("--no-t5" in message) == part.endswith("_3")
     if part.endswith("_3"):
-        assert "t5" not in look(str(model), without_t5=True).components
+        assert "t5" not in look(ModelOptions(str(model), without_t5=True)).components
 
 
 @pytest.mark.parametrize("name", ["vae/config.json", "tokenizer/vocab.json", "tokenizer_3/x.json"])
@@ -263,18 +264,18 @@ def test_small_files_that_are_broken(name: str, model: Path) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to("/mnt/gone")
     with pytest.raises(CheckpointError, match=f"{path} is a dangling link to /mnt/gone"):
-        look(str(model))
+        look(ModelOptions(str(model)))
     path.unlink()
     path.write_text("version https://git-lfs.github.com/spec/v1\nsize 900\n")
     with pytest.raises(CheckpointError, match=f"{path} is a Git LFS pointer to 900 B"):
-        look(str(model))
+        look(ModelOptions(str(model)))
 
 
 def test_t5_without_its_weights(model: Path) -> None:
     (model / "text_encoder_3" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds no \.safetensors file .*--no-t5"):
-        look(str(model))
-    assert "t5" not in look(str(model), without_t5=True).components
+        look(ModelOptions(str(model)))
+    assert "t5" not in look(ModelOptions(str(model), without_t5=True)).components
 
 
 @pytest.mark.parametrize("value", [None, [None, None]])
@@ -282,24 +283,24 @@ def test_not_listed(value: object, model: Path) -> None:
     """Without T5, whether or not its folder is there."""
     relist(model, text_encoder_3=value, tokenizer_3=value)
     components = [name for name in COMPONENTS if name != "t5"]
-    assert look(str(model)).components == components
+    assert look(ModelOptions(str(model))).components == components
     remove(model / "text_encoder_3")
     remove(model / "tokenizer_3")
-    assert look(str(model)).components == components
+    assert look(ModelOptions(str(model))).components == components
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer_2", "tokenizer_3"])
 def test_a_part_that_must_be_listed(part: str, model: Path) -> None:
     relist(model, **{part: [None, None]})
     with pytest.raises(CheckpointError, match=rf"model_index\.json lists no {part} — "):
-        look(str(model))
+        look(ModelOptions(str(model)))
 
 
 def test_t5_is_left_out_on_request() -> None:
-    assert "t5" in look("mini").components
-    assert "t5" not in look("mini", without_t5=True).components
-    assert "t5" in look_at_structure("large").components
-    assert "t5" not in look_at_structure("large", without_t5=True).components
+    assert "t5" in look(ModelOptions()).components
+    assert "t5" not in look(ModelOptions(without_t5=True)).components
+    assert "t5" in look_at_structure(ModelOptions("large")).components
+    assert "t5" not in look_at_structure(ModelOptions("large", without_t5=True)).components
 
 
 @pytest.mark.parametrize(
@@ -334,11 +335,11 @@ def test_pipelines_of_the_same_model(task: str, model: Path) -> None:
     name = f"StableDiffusion3{task}Pipeline"
     assert hasattr(diffusers, name)
     relist(model, _class_name=name)
-    assert look(str(model)).components == list(COMPONENTS)
+    assert look(ModelOptions(str(model))).components == list(COMPONENTS)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusion3", "FluxPipeline", "StableDiffusion3PAG", 3])
 def test_pipelines_of_another_model(name: object, model: Path) -> None:
     relist(model, _class_name=name)
     with pytest.raises(CheckpointError, match=f"is a {name} in diffusers' layout, not Stable"):
-        look(str(model))
+        look(ModelOptions(str(model)))

@@ -12,9 +12,10 @@ from originals import PARTS, PREFIXES, Tensors, part_tensors, save, write_single
 from random_checkpoints import Layout, kept_checkpoint
 from safetensors.torch import load_file, save_file
 
-from sd35_trt.checkpoints.diffusers import FolderWeights
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.single_file import open_checkpoint
+from sd35_trt.checkpoints.weights import FolderWeights
 from sd35_trt.checkpoints.wrappers import common_prefix, plain_name
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
@@ -148,7 +149,7 @@ def test_an_adapter_beside_the_weights(
     change(file, layers, **{PREFIXES["transformer"] + name: torch.zeros(4, 4)})
     for path in (model, file):
         with pytest.raises(CheckpointError) as caught:
-            look(str(path))
+            look(ModelOptions(str(path)))
         message = str(caught.value)
         assert "beside its weights" in message
         assert name in message
@@ -160,12 +161,12 @@ def test_a_lora_in_place_of_a_part(model: Path, source: Path, tmp_path: Path) ->
     name = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     save_file({name: torch.zeros(4, 4)}, weight_file(model, "transformer"))
     with pytest.raises(CheckpointError, match="holds a LoRA in diffusers' names, not transformer"):
-        look(str(model))
+        look(ModelOptions(str(model)))
     file = write_single(source, tmp_path / "sd3.5.safetensors", ("transformer",))
     beside = file.parent / "text_encoders" / "clip_l.safetensors"
     save({"lora_te1_text_model.lora_up.weight": torch.zeros(4, 4)}, beside)
     with pytest.raises(CheckpointError, match="a LoRA in kohya's names, not the model's CLIP-L"):
-        look(str(file))
+        look(ModelOptions(str(file)))
 
 
 def test_two_tensors_of_one_name(model: Path) -> None:
@@ -173,7 +174,7 @@ def test_two_tensors_of_one_name(model: Path) -> None:
     name = "decoder.conv_in.bias"
     change(weight_file(model, "vae"), str, **{f"module.{name}": tensors[name] + 1})
     with pytest.raises(CheckpointError, match=f"'{name}' and 'module.{name}', which are one"):
-        look(str(model))
+        look(ModelOptions(str(model)))
 
 
 def test_no_name_of_the_model_is_changed() -> None:
@@ -197,5 +198,5 @@ def test_t5_beside_a_file_that_is_broken(broken: str, source: Path, tmp_path: Pa
     else:
         t5.rename(t5.with_name(t5.name + ".part"))
     with pytest.raises(CheckpointError, match=r"t5xxl_fp16.*--no-t5"):
-        look(str(file))
-    assert "t5" not in look(str(file), without_t5=True).components
+        look(ModelOptions(str(file)))
+    assert "t5" not in look(ModelOptions(str(file), without_t5=True)).components

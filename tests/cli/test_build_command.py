@@ -35,3 +35,12 @@ def test_build_reports_json(run, stage_cache: Path, mini_bundle: Path) -> None: 
     assert data["bytes"] > 1e6
     manifest = json.loads(Path("bundles/mini-cpu/bundle.json").read_text())
     assert manifest["command"].startswith("sd35-trt build")
+
+
+def test_build_says_what_it_took_the_model_for(  # type: ignore[no-untyped-def]
+    run, stage_cache: Path, mini_bundle: Path
+) -> None:
+    status, out, err = run("build", "--cache-dir", stage_cache)
+    assert status == 0
+    assert out.startswith("bundles/mini-cpu")
+    assert err.startswith("model        mini, taken for mini: 28 steps, guidance 3, shift 3\n")

@@ -22,11 +22,13 @@ def test_inspect(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def
 def test_what_a_gguf_file_held(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     write_bundle(tmp_path)
     manifest = read_json(tmp_path)
-    assert "made from" not in run("inspect", tmp_path)[1]
-    manifest["model"]["quantization"] = {"transformer/model.gguf": "310 Q4_K, 120 F16"}
+    name = "transformer/model.gguf"
+    manifest["model"]["files"] = {name: "ab" * 32, "transformer/config.json": "0" * 64}
+    manifest["model"]["quantization"] = {name: "310 Q4_K, 120 F16"}
     sign(tmp_path, json.dumps(manifest))
     _, out, _ = run("inspect", tmp_path)
-    assert "transformer/model.gguf: 310 Q4_K, 120 F16" in out
+    assert f"{name} (abababababab, 310 Q4_K, 120 F16)" in out
+    assert "config.json" not in out
 
 
 def test_engines(run, mini_bundle: Path) -> None:  # type: ignore[no-untyped-def]
@@ -53,3 +55,14 @@ def test_what_cannot_be_seen_is_said_once(run, tmp_path: Path, monkeypatch) -> N
     words = " ".join(out.split())
     assert "vae_decoder, vae_encoder: TensorRT for RTX is not installed" in words
     assert "pip install 'sd35-trt[rtx]'" in words
+
+
+def test_the_files_of_each_part(run, mini_bundle: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = run("inspect", mini_bundle)
+    files = json.loads((mini_bundle / "bundle.json").read_text())["model"]["files"]
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        name = f"{part}/model.safetensors"
+        assert f"{name} ({files[name][:12]})" in out
+    assert "no T5" not in out
+    write_bundle(tmp_path)  # without T5
+    assert "no T5: prompts are read by CLIP alone" in run("inspect", tmp_path)[1]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sd35_trt.checkpoints.look import Model, look
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.dialects import DIALECTS
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import UsageError
@@ -17,7 +18,7 @@ from sd35_trt.variants import VARIANTS
 
 @pytest.fixture(scope="module")
 def mini() -> Model[Any]:
-    return look("mini")
+    return look(ModelOptions())
 
 
 def choose(model: Model[Any], **wishes: Any) -> Any:

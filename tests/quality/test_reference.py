@@ -9,6 +9,7 @@ import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
+from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.dimensions import Ranges
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.formats.bundle import Bundle, Scheduler
@@ -69,7 +70,13 @@ def test_half_needs_the_checkpoint(candidate: Bundle, tmp_path: Path) -> None:
     for model, words in ((None, "the packaged mini"), (str(tmp_path), f"{tmp_path} (")):
         with (
             pytest.raises(BundleError, match="name its checkpoint with --model DIR") as caught,
-            open_reference(other, "half", model, tmp_path / "cache", lambda *a: counted.append(a)),
+            open_reference(
+                other,
+                "half",
+                model and ModelOptions(model),
+                tmp_path / "cache",
+                lambda *a: counted.append(a),
+            ),
         ):
             pass
         assert words in str(caught.value)
@@ -78,8 +85,8 @@ def test_half_needs_the_checkpoint(candidate: Bundle, tmp_path: Path) -> None:
 
 def test_model_is_for_half(candidate: Bundle, mini_bundle: Path) -> None:
     with (
-        pytest.raises(UsageError, match="--model is for --against half"),
-        open_reference(candidate, str(mini_bundle), "mini", None, lambda *_: None),
+        pytest.raises(UsageError, match="needs no checkpoint — leave out --model mini"),
+        open_reference(candidate, str(mini_bundle), ModelOptions(), None, lambda *_: None),
     ):
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sd35_trt.components import NO_T5
 from sd35_trt.formats.bundle import Bundle, Manifest, Port
 from sd35_trt.units import format_bytes
 
@@ -23,6 +24,19 @@ def _target(manifest: Manifest) -> str:
     ]
     name = f"{manifest.target} ({sm})" if sm else manifest.target
     return ", ".join([name, f"by {manifest.builder}", *features])
+
+
+def _sources(manifest: Manifest) -> str:
+    """The files of each part, a line each."""
+    model = manifest.model
+    lines = []
+    for name, digest in model.files.items():
+        if not name.startswith("tokenizer") and not name.endswith("/config.json"):
+            types = model.quantization.get(name)
+            lines.append(f"{name} ({digest[:12]}{f', {types}' if types else ''})")
+    if manifest.component("t5") is None:
+        lines.append(NO_T5)
+    return "\n".join(lines)
 
 
 def print_manifest(bundle: Bundle) -> None:
@@ -48,9 +62,7 @@ def print_manifest(bundle: Bundle) -> None:
     }
     if m.model.origin:
         facts["from the hub"] = m.model.origin
-    if m.model.quantization:
-        files = "\n".join(f"{name}: {types}" for name, types in m.model.quantization.items())
-        facts["made from"] = files
+    facts["made from"] = _sources(m)
     console.print(fact_table(facts))
     sizes = {"weights": [format_bytes(c.weight_bytes) for c in m.components]}
     if all(c.activation_bytes is not None for c in m.components):

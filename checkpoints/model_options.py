@@ -1,0 +1,69 @@
+"""What names a model: its place, parts in place of its own, and what overrides its facts."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+#: Part → the option that names its file.
+OPTIONS = {
+    "text_encoder": "--clip-l",
+    "text_encoder_2": "--clip-g",
+    "text_encoder_3": "--t5",
+    "vae": "--vae",
+}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is looked at.
+
+    Attributes:
+        model: ``mini``, a diffusers directory, a file in the original layout, or a hub id.
+        clip_l, clip_g, t5, vae: what replaces a part of it; None takes its own. A
+            ``.safetensors`` file in original or transformers' names, a ``.gguf`` file, a folder
+            that diffusers or transformers saved, or a model directory with such a folder.
+        without_t5: leave out T5, whether or not the model has it.
+        tokenizers: a directory with the tokenizers' folders, for a model in a file; None looks
+            beside it, then on the hub.
+        scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
+        variant: ``large``, ``large-turbo``, ``medium``, ``mini`` or ``custom``; None asks the
+            model's structure and its name.
+    """
+
+    model: str = "mini"
+    _: KW_ONLY
+    clip_l: Path | None = None
+    clip_g: Path | None = None
+    t5: Path | None = None
+    vae: Path | None = None
+    without_t5: bool = False
+    tokenizers: Path | None = None
+    scheduler: Path | None = None
+    variant: str | None = None
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Part → what replaces it."""
+        paths = (self.clip_l, self.clip_g, self.t5, self.vae)
+        pairs = zip(OPTIONS, paths, strict=True)
+        return {part: path for part, path in pairs if path is not None}
+
+    @property
+    def model_words(self) -> str:
+        """The model as on the command line."""
+        options = {
+            "--model": self.model,
+            **{OPTIONS[part]: path for part, path in self.parts.items()},
+            "--tokenizers": self.tokenizers,
+            "--scheduler": self.scheduler,
+            "--model-variant": self.variant,
+        }
+        words = [word for name, value in options.items() if value for word in (name, str(value))]
+        return shlex.join([*words, *(["--no-t5"] if self.without_t5 else [])])
+
+    def model_fields(self) -> dict[str, Any]:
+        """What of it says which model, for other options that do."""
+        return {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
