@@ -185,5 +185,5 @@ def _other(file: TensorFile | GgufFile, part: str) -> Kind | None:
     """The part that a file holds in place of another."""
     for other, layout in LAYOUTS.items():
         if other != part and find_prefix(file, other, alone=True) is not None:
-            return Kind(layout.title, "")
+            return Kind(f"a file of {layout.title}", "")
     return None

@@ -14,7 +14,6 @@ from sd35_trt.store.model_names import telling_name
 from .beside import find_beside
 from .contents import describe, refusal
 from .diffusers import Checkpoint, Part, check_tokenizer, tokenizer_files
-from .gguf import SUFFIX
 from .original import LAYOUTS
 from .part_files import (
     SingleFileWeights,
@@ -203,10 +202,9 @@ def open_checkpoint(
         UsageError: tokenizers for a directory, which has its own.
     """
     if not path.is_dir():
-        is_named_so = path.suffix.lower() in (".safetensors", SUFFIX)
-        if describe(path).title == "missing" and not is_named_so:
+        if describe(path).title == "missing":
             raise CheckpointError(
-                f"{path} is not a directory or a file here",
+                f"{path} is missing",
                 "give a diffusers model directory, a .safetensors or .gguf file or a hub id",
             )
         return SingleFileCheckpoint(path, tokenizers, without_t5, given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policies import Policy
 
@@ -42,7 +43,7 @@ class LayerEntry:
     bytes: int
 
 
-def inventory(checkpoint: AnyCheckpoint, policy: Policy) -> list[LayerEntry]:
+def inventory(checkpoint: AnyCheckpoint | Structure, policy: Policy) -> list[LayerEntry]:
     """List every layer of the checkpoint's components; no weight is loaded.
 
     Raises:

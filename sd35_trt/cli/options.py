@@ -136,6 +136,19 @@ def model_options(command: _Command) -> _Command:
     return model_option(part_options(without_t5_option(rest)))
 
 
+def structure_options(command: _Command) -> _Command:
+    """The checkpoint, of which weights are not read: ``model``, its parts, ``without_t5``."""
+    option = click.option(
+        "--model",
+        default="mini",
+        show_default=True,
+        metavar=f"large|large-turbo|medium|{MODELS}",
+        help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
+        "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
+    )
+    return option(part_options(without_t5_option(command)))
+
+
 def guided_option(text: str) -> Callable[[_Command], _Command]:
     """``guidance``: whether the denoiser computes both branches; None asks the model.
 

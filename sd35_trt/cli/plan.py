@@ -11,28 +11,18 @@ from .options import (
     cache_dir_option,
     guided_option,
     json_option,
-    part_options,
     scheduler_option,
     size_option,
+    structure_options,
     variant_option,
-    without_t5_option,
 )
 from .output import print_json
 
 
 @click.command()
-@click.option(
-    "--model",
-    default="mini",
-    show_default=True,
-    metavar="large|large-turbo|medium|mini|DIR|FILE|HUB_ID",
-    help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
-    "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
-)
-@part_options
+@structure_options
 @scheduler_option
 @variant_option
-@without_t5_option
 @click.option(
     "--gpu",
     "target",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import json_option, model_options
+from .options import json_option, structure_options
 from .output import print_json
 
 
@@ -21,7 +21,7 @@ def command() -> None:
 
 
 @command.command()
-@model_options
+@structure_options
 @click.option(
     "--policy",
     "name",
@@ -47,10 +47,10 @@ def show(name: str, as_json: bool, **model: Any) -> None:
 
     policy = load_policy(name)
     with requirement("showing a policy's layers", "build"):
-        from sd35_trt.checkpoints.look import look
+        from sd35_trt.checkpoints.look import look_at_structure
         from sd35_trt.export.inventory import inventory
 
-    entries = inventory(look(ModelOptions(**model)).checkpoint, policy)
+    entries = inventory(look_at_structure(ModelOptions(**model)).checkpoint, policy)
     if as_json:
         print_json(entries)
         return

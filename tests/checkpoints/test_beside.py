@@ -187,7 +187,7 @@ def test_contents_decide(model: Path) -> None:
     assert find_beside(model, L) == source
     from sd35_trt.checkpoints.part_files import open_own_file
 
-    with pytest.raises(CheckpointError, match="holds no CLIP-L but CLIP-G"):
+    with pytest.raises(CheckpointError, match="is a file of CLIP-G, not the model's CLIP-L"):
         open_own_file(source, L)
 
 

@@ -442,7 +442,7 @@ def test_a_full_size_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """26 GB of weights, of which the headers alone are read."""
     opened = open_safetensors
     monkeypatch.setattr(
-        "sd35_trt.checkpoints.diffusers.open_safetensors", lambda *args: Header(opened(*args))
+        "sd35_trt.checkpoints.weights.open_safetensors", lambda *args: Header(opened(*args))
     )
     for part, shards in (
         ("text_encoder", 1), ("text_encoder_2", 2), ("text_encoder_3", 2), ("transformer", 3),

@@ -78,7 +78,7 @@ BROKEN: dict[str, tuple[bytes | str | Change, tuple[str, ...]]] = {
     "LFS pointer": (LFS, ("a Git LFS pointer to 16.5 GB", "git lfs pull")),
     "older LFS pointer": (LFS.replace("git-lfs.github", "hawser.github"), ("a Git LFS pointer",)),
     "git-annex pointer": ("/annex/objects/SHA256E-s1--0.safetensors\n", ("git annex get",)),
-    "nothing": (lambda path: None, ("is missing", "hf download")),
+    "nothing": (lambda path: None, ("is missing — give a diffusers model",)),
     "empty": (b"", ("is an empty file", "again")),
     "dangling link": (dangling, ("a dangling link to ../../blobs/0123", "mend the link")),
     "link to itself": (lambda path: path.symlink_to(path.name), ("a dangling link",)),
@@ -156,9 +156,9 @@ def test_a_link_above(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sd3.5", "sd3.5_large", "sd/large/"])
 def test_nothing_there(name: str, tmp_path: Path) -> None:
     message = refused(tmp_path / name)
-    assert "is not a directory or a file here" in message
+    assert "is missing — give a diffusers model directory" in message
     (tmp_path / "file").write_text("")
-    assert "is not a directory or a file here" in refused(tmp_path / "file" / name)
+    assert "is missing — give a diffusers model directory" in refused(tmp_path / "file" / name)
 
 
 def test_a_name_like_a_hub_id_is_a_path_where_one_is_there(

@@ -102,8 +102,8 @@ def test_what_is_no_such_part(source: Path, tmp_path: Path) -> None:
     )
     refused(UsageError, "--vae: .* has no config.json", vae=tmp_path)
     lora = save({"lora_te.weight": torch.zeros(3)}, tmp_path / "lora.safetensors")
-    refused(CheckpointError, "lora.safetensors holds no T5", t5=lora)
-    refused(CheckpointError, "holds no T5 but autoencoder", t5=save(
+    refused(CheckpointError, "lora.safetensors is a LyCORIS adapter, not the model's T5", t5=lora)
+    refused(CheckpointError, "is a file of autoencoder, not the model's T5", t5=save(
         original(source, "vae"), tmp_path / "vae.safetensors"))  # fmt: skip
     refused(CheckpointError, "is a T5EncoderModel, not a CLIPTextModelWithProjection",
             clip_g=source / "text_encoder_3")  # fmt: skip

@@ -316,7 +316,7 @@ def test_the_option(
 ) -> None:
     wishes = []
 
-    def stop(options: Any, progress: object) -> None:
+    def stop(options: Any, *report: object) -> None:
         wishes.append(options.without_t5)
         raise CheckpointError("enough")
 
