@@ -169,11 +169,8 @@ def _choice(config: Mapping[str, Any], key: str, values: Collection[Any]) -> Ite
 def _check_transformer(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _choice(config, "qk_norm", ("rms_norm", None))
     dual = config["dual_attention_layers"]
-    blocks = range(config["num_layers"])
-    if not isinstance(dual, list | tuple) or any(block not in blocks for block in dual):
-        yield (
-            f"has dual_attention_layers = {_shown(dual)}, not a list of its {len(blocks)} blocks"
-        )
+    if not isinstance(dual, list | tuple) or not all(type(block) is int for block in dual):
+        yield f"has dual_attention_layers = {_shown(dual)}, not a list of numbers of blocks"
     width = config["num_attention_heads"] * config["attention_head_dim"]
     text = config["caption_projection_dim"]
     if width != text:

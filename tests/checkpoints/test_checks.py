@@ -106,7 +106,7 @@ def test_settings_that_no_encoder_reads(part: str, model: Path) -> None:
         ("transformer", {"num_layers": 10**12}, "num_layers"),
         ("transformer", {"num_attention_heads": None}, "num_attention_heads = null"),
         ("transformer", {"qk_norm": "layer_norm"}, 'qk_norm = "layer_norm"'),
-        ("transformer", {"dual_attention_layers": [6]}, "dual_attention_layers = [6]"),
+        ("transformer", {"dual_attention_layers": ["0"]}, "dual_attention_layers = [\"0\"]"),
         ("transformer", {"caption_projection_dim": 128}, "caption_projection_dim = 128"),
         ("transformer", {"in_channels": 33}, "33 input channels"),
         ("text_encoder", {"hidden_act": "sigmoid"}, 'hidden_act = "sigmoid"'),
