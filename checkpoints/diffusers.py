@@ -13,10 +13,10 @@ from sd35_trt.store.model_names import telling_name
 
 from .configuration import class_name, complete
 from .contents import describe, refusal
-from .quantized import check_method
+from .quantized_weight import check_method
 from .tensor_names import SD35
 from .weight_files import read_json, weight_files
-from .weights import FolderWeights, Weights, respelled
+from .weights import Weights, folder_weights
 
 # Pipelines of one and the same model. A ControlNet among their parts is not part of a bundle.
 _PIPELINES = frozenset(
@@ -145,11 +145,7 @@ class Checkpoint:
         """
         if part in self.given:
             return self.given[part].weights
-        return respelled(part, FolderWeights(self.root / part, way_without(part)))
-
-    def input_amax(self, layers: list[str]) -> dict[str, float]:
-        """Input magnitudes by ``component/layer`` that the weights' files hold: none do."""
-        return {}
+        return folder_weights(part, self.root / part, way_without(part))
 
     def tokenizer(self, folder: str) -> Path:
         """The directory of a tokenizer.
@@ -206,9 +202,7 @@ def read_config(part: str, path: Path, data: Mapping[str, Any]) -> dict[str, Any
     Raises:
         CheckpointError: it names a quantization that is not read.
     """
-    quantization = data.get("quantization_config")
-    if isinstance(quantization, dict):
-        check_method(path, quantization)
+    check_method(path, data)
     return complete(part, {k: v for k, v in data.items() if k != "quantization_config"})
 
 

@@ -68,7 +68,8 @@ _OTHER = "take a GGUF of Q8_0, Q4_0 to Q6_K, F16 or BF16, or the model's .safete
 
 
 class GgufFile:
-    """A GGUF file; its interface is that of :class:`~sd35_trt.checkpoints.comfy.TensorFile`.
+    """A GGUF file; its interface is that of
+    :class:`~sd35_trt.checkpoints.tensor_values.TensorValues`.
 
     Args:
         path: the file; it is mapped, and tensors that are not quantized are views of it.
@@ -118,10 +119,6 @@ class GgufFile:
         """Type of a tensor as ggml calls it, e.g. ``BF16`` or ``Q4_K``."""
         return str(self._tensors[name].tensor_type.name)
 
-    def value_dtype(self, name: str) -> str:
-        """As :meth:`dtype`."""
-        return self.dtype(name)
-
     def values(self, name: str) -> torch.Tensor:
         """A tensor's values: F32, F16 and BF16 as stored, others in FP32 as ``gguf`` makes them."""
         import torch
@@ -144,6 +141,10 @@ class GgufFile:
 
     def input_amax(self, name: str) -> None:
         """There are no input scales in GGUF."""
+
+    def file(self, name: str) -> Path:
+        """The file."""
+        return self.path
 
     def check(self, prefix: str) -> None:
         """Refuse types that ``gguf`` does not dequantize among the tensors with a prefix.

@@ -14,7 +14,7 @@ from .findings import Findings
 from .model_options import OPTIONS
 from .part_files import configure, open_own_file
 from .weight_files import read_json
-from .weights import FolderWeights, respelled
+from .weights import folder_weights
 
 
 def open_part(part: str, path: Path) -> Part:
@@ -40,7 +40,7 @@ def open_part(part: str, path: Path) -> Part:
             f"give a file, or a folder of {title} that diffusers or transformers saved",
         )
     place = folder / "config.json"
-    data, stored = read_json(place), FolderWeights(folder, way_without(part))
+    data, weights = read_json(place), folder_weights(part, folder, way_without(part))
     name = class_name(data)
     return Part(
         part,
@@ -49,8 +49,8 @@ def open_part(part: str, path: Path) -> Part:
         place,
         None if name is None else str(name),
         read_config(part, place, data),
-        respelled(part, stored),
-        [place, *stored.files],
+        weights,
+        [place, *weights.files],
     )
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
+from sd35_trt.components import OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.store.model_names import telling_name
 
@@ -16,16 +16,16 @@ from .contents import describe, refusal
 from .diffusers import Checkpoint, Part, check_tokenizer, tokenizer_files
 from .original import LAYOUTS
 from .part_files import (
-    SingleFileWeights,
     configure,
     file_kind,
     find_prefix,
     open_file,
     open_own_file,
+    own_weights,
 )
 from .repository import fetch_tokenizers
 from .tensor_names import MODEL
-from .weights import Weights
+from .weights import PartWeights, Weights
 from .wrappers import check_plain
 
 
@@ -73,10 +73,10 @@ class SingleFileCheckpoint:
             if part in self.given or (without_t5 and part in OPTIONAL_PARTS):
                 continue
             try:
-                weights: SingleFileWeights | None
+                weights: PartWeights | None
                 if part in inside:
                     all_else = others if part == "transformer" else None
-                    weights = SingleFileWeights(file, inside[part], layout, all_else)
+                    weights = own_weights(file, inside[part], layout, all_else)
                 else:
                     place = find_beside(path, part)
                     weights = None if place is None else open_own_file(place, part)
@@ -148,33 +148,6 @@ class SingleFileCheckpoint:
         if folder.startswith("tokenizer"):
             return tokenizer_files(self.tokenizer(folder))
         return self.given[folder].files if folder in self.given else self.weights(folder).files
-
-    def input_amax(self, layers: list[str]) -> dict[str, float]:
-        """The largest input magnitudes that the file's input scales stand for.
-
-        Args:
-            layers: ``component/layer``.
-
-        Returns:
-            By layer; empty where the file has none of them.
-
-        Raises:
-            CheckpointError: the file has some of them.
-        """
-        values = {}
-        for key in layers:
-            component, _, layer = key.partition("/")
-            amax = self.weights(COMPONENTS[component].part).input_amax(layer)
-            if amax is not None:
-                values[key] = amax
-        without = [key for key in layers if key not in values]
-        if values and without:
-            more = f" and {len(without) - 1} more" if len(without) > 1 else ""
-            raise CheckpointError(
-                f"{self.root} has input scales, but none for {without[0]}{more}",
-                f"measure them: sd35-trt calibrate --model {self.root} --out DIR",
-            )
-        return values
 
     @cached_property
     def _fetched(self) -> Path:

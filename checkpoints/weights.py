@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING
 
 from sd35_trt.errors import CheckpointError
 
-from .contents import refusal, unfinished
-from .file_formats import AGAIN, has_header
-from .origin import Origins
-from .quantized import quantized_weights, stored_fp8
-from .tensor_names import MODEL
+from .file_formats import AGAIN
+from .gguf import GgufFile
+from .origin import Origin, Origins
+from .tensor_files import TensorFiles
+from .tensor_values import TensorValues
 from .text_names import clip_origins, t5_origins
 from .weight_files import weight_files
-from .wrappers import check_plain, common_prefix, plain_names
+from .wrappers import check_plain, common_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -107,195 +105,119 @@ class Weights(abc.ABC):
         """The file that a tensor is in."""
 
 
-class FolderTensors:
-    """Tensors as the safetensors files of a folder have them, without wrappers and common prefix.
+class PartWeights(Weights):
+    """A part's tensors by their diffusers names, each made when it is read.
 
     Args:
-        folder: for messages.
-        files: in it.
-        instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
+        tensors: what they are in.
+        files: that these are in.
+        prefix: in front of the part's names there.
+        origins: makes the origins of diffusers' names from the names there, without prefix.
+        others: prefixes of the other parts in the file, where all else is the part's; None where
+            only what has the prefix is.
+        advice: see :class:`Weights`; None keeps it.
 
     Raises:
-        CheckpointError: a file that is truncated or damaged, or an adapter.
+        CheckpointError: a quantization that is not read here.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path], instead: str | None = None) -> None:
-        self.path = folder
-        # Headers are read without torch: a build that finds its stages done never imports it.
-        wanted = "a file of weights"
-        self._headers = {path: open_safetensors(path, "np", wanted, instead) for path in files}
-        self._handles: dict[Path, Any] = {}
-        file_of = {name: path for path, header in self._headers.items() for name in header.keys()}  # noqa: SIM118 (not a dict)
-        check_plain(folder, file_of, folder.name)
-        plain = plain_names(folder, file_of)
-        prefix = common_prefix(plain)
-        self._place = {
-            name.removeprefix(prefix): (file_of[stored], stored) for name, stored in plain.items()
-        }
-
-    @property
-    def names(self) -> Collection[str]:
-        """Of all tensors, scales too."""
-        return self._place.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
-        return tuple(self._entry(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """Type of a tensor as the header spells it, e.g. ``BF16`` or ``F8_E4M3``."""
-        return str(self._entry(name).get_dtype())
-
-    def stored(self, name: str) -> torch.Tensor:
-        """A tensor as stored, a view of the file."""
-        path, stored = self._place[name]
-        if path not in self._handles:
-            self._handles[path] = open_safetensors(path)
-        tensor: torch.Tensor = self._handles[path].get_tensor(stored)
-        return tensor
-
-    def file(self, name: str) -> Path:
-        """The file that a tensor is in."""
-        return self._place[name][0]
-
-    def _entry(self, name: str) -> Any:
-        path, stored = self._place[name]
-        return self._headers[path].get_slice(stored)
-
-
-class FolderWeights(Weights):
-    """The tensors in the safetensors files of a part's folder.
-
-    Args:
-        folder: the part's folder; see :func:`sd35_trt.checkpoints.weight_files.weight_files`.
-        instead: another way out where it has none, for the message.
-
-    Raises:
-        CheckpointError: no safetensors there, one that is truncated or damaged, an adapter, or
-            a quantization that is not read.
-    """
-
-    def __init__(self, folder: Path, instead: str | None = None) -> None:
-        self.folder = folder
-        self.files = weight_files(folder, instead)
-        self._in = FolderTensors(folder, self.files, instead)
-        self._quantized = quantized_weights(self._in)
-        beside = (weight.beside for weight in self._quantized.values())
-        self.names = self._quantized.keys() | set(self._in.names).difference(*beside)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """See :meth:`Weights.shape`."""
-        weight = self._quantized.get(name)
-        return self._in.shape(name) if weight is None else weight.shape
-
-    def dtype(self, name: str) -> str:
-        """See :meth:`Weights.dtype`."""
-        return "F32" if name in self._quantized else self._in.dtype(name)
-
-    def unused(self, names: Iterable[str]) -> list[str]:
-        """See :meth:`Weights.unused`."""
-        return sorted(self.names - set(names))
-
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor's values: as stored, a view of the file; those of a quantized one.
-
-        Raises:
-            CheckpointError: names the tensor that is not there.
-        """
-        if name not in self:
-            raise CheckpointError(f"{self.folder} has no tensor {name!r}", AGAIN)
-        weight = self._quantized.get(name)
-        return self._in.stored(name) if weight is None else weight.values()
-
-    def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See :meth:`Weights.fp8`."""
-        return stored_fp8(self._in, name, self._quantized)
-
-    def _file(self, name: str) -> Path:
-        stored = name in self._in.names
-        return self._in.file(name if stored else min(self._quantized[name].beside))
-
-
-class RespelledWeights(Weights):
-    """Tensors of a folder whose files spell them in another way.
-
-    Args:
-        weights: by the names in the files.
-        origins: from diffusers' or transformers' names to those.
-    """
-
-    def __init__(self, weights: Weights, origins: Origins) -> None:
-        self.folder, self.files = weights.folder, weights.files
-        self._in, self._origin = weights, origins
+    def __init__(
+        self,
+        tensors: TensorValues | GgufFile,
+        files: Sequence[Path],
+        prefix: str,
+        origins: Callable[[Collection[str]], Origins],
+        others: Collection[str] | None = None,
+        advice: str | None = None,
+    ) -> None:
+        self.folder = tensors.path
+        self.files = list(files)
+        self.quantization = tensors.quantization
+        self.advice = advice or self.advice
+        self._in = tensors
+        self._prefix = prefix
+        tensors.check(prefix)
+        names = {name.removeprefix(prefix) for name in tensors.names if name.startswith(prefix)}
+        self._origin = origins(names)
+        if others is None:
+            self._own = {prefix + name for name in names}
+        else:
+            self._own = {name for name in tensors.names if not name.startswith(tuple(others))}
 
     def __contains__(self, name: str) -> bool:
         return self.source(name) in self._in
 
     def source(self, name: str) -> str:
         """See :meth:`Weights.source`."""
-        return self._origin(name).source
+        return self._prefix + self._origin(name).source
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
-        return self._origin(name).shape(self._in.shape(self.source(name)))
+        """Shape of a diffusers tensor, from the header.
+
+        Raises:
+            CheckpointError: names the tensor that is not there.
+        """
+        return self._origin(name).shape(self._in.shape(self._stored_name(name)))
 
     def dtype(self, name: str) -> str:
         """See :meth:`Weights.dtype`."""
-        return self._in.dtype(self.source(name))
+        return self._in.dtype(self._stored_name(name))
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """See :meth:`Weights.unused`."""
-        return self._in.unused({self.source(name) for name in names})
+        return sorted(self._own - {self.source(name) for name in names})
 
     def read(self, name: str) -> torch.Tensor:
-        """See :meth:`Weights.read`."""
-        return self._origin(name).take(self._in.read(self.source(name)))
+        """A diffusers tensor: a view of the file where it can be, FP32 where it was quantized.
+
+        Raises:
+            CheckpointError: names the tensor that is not there.
+        """
+        return self._origin(name).take(self._in.values(self._stored_name(name)))
 
     def fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """See :meth:`Weights.fp8`."""
+        """See :meth:`Weights.fp8`. A fused projection has one scale for queries, keys, values."""
         origin = self._origin(name)
-        pair = self._in.fp8(origin.source) if origin.scaled else None
+        pair = self._in.fp8(self._stored_name(name)) if origin.scaled else None
         return None if pair is None else (origin.take(pair[0]), pair[1])
 
+    def input_amax(self, layer: str) -> float | None:
+        """See :meth:`Weights.input_amax`."""
+        return self._in.input_amax(self.source(f"{layer}.weight"))
+
+    def _stored_name(self, name: str) -> str:
+        source = self.source(name)
+        if source not in self._in:
+            raise CheckpointError(f"{self.folder} has no tensor {source!r}", AGAIN)
+        return source
+
     def _file(self, name: str) -> Path:
-        return self._in._file(self.source(name))
+        return self._in.file(self._stored_name(name))
 
 
-def respelled(part: str, weights: FolderWeights) -> Weights:
-    """The weights of a part's folder by transformers' names, whatever its files call them."""
-    spellings = {
-        "text_encoder": clip_origins,
-        "text_encoder_2": clip_origins,
-        "text_encoder_3": t5_origins,
-    }
-    if part not in spellings:
-        return weights
-    return RespelledWeights(weights, spellings[part](weights.names))
+# Part → how the names of its files are read; of others, they are diffusers' own.
+_SPELLINGS: Mapping[str, Callable[[Collection[str]], Origins]] = {
+    "text_encoder": clip_origins,
+    "text_encoder_2": clip_origins,
+    "text_encoder_3": t5_origins,
+}
 
 
-def open_safetensors(
-    path: Path, framework: str = "pt", wanted: str = MODEL, instead: str | None = None
-) -> Any:
-    """A safetensors file, mapped.
+def folder_weights(part: str, folder: Path, instead: str | None = None) -> PartWeights:
+    """The tensors in the safetensors files of a part's folder.
 
     Args:
-        framework: ``pt``, or ``np`` to read its header without torch.
-        wanted, instead: see :func:`sd35_trt.checkpoints.contents.refusal`.
+        part: which one it is.
+        folder: see :func:`sd35_trt.checkpoints.weight_files.weight_files`.
+        instead: another way out where it has none, for the message.
 
     Raises:
-        CheckpointError: missing, not readable, something else, truncated or damaged.
+        CheckpointError: no safetensors there, one that is truncated or damaged, an adapter, or a
+            quantization that is not read.
     """
-    # aria2 gives a file its full length before it has the data.
-    if not path.is_file() or unfinished(path):
-        raise refusal(path, wanted, instead)
-    try:
-        return safe_open(path, framework=framework)
-    except OSError as error:
-        raise refusal(path, wanted, instead) from error
-    except (SafetensorError, ValueError) as error:
-        if not has_header(path):
-            raise refusal(path, wanted, instead) from error
-        raise CheckpointError(f"{path} is truncated or damaged ({error})", AGAIN) from error
+    files = weight_files(folder, instead)
+    tensors = TensorFiles(folder, files, "a file of weights", instead)
+    check_plain(folder, tensors.names, folder.name)
+    tensors.strip(common_prefix(tensors.names))
+    origins = _SPELLINGS.get(part, lambda names: Origin)
+    return PartWeights(TensorValues(tensors), files, "", origins)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sd35_trt.checkpoints.identity import file_hashes
+from sd35_trt.checkpoints.input_scales import stored_magnitudes
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.errors import UsageError
@@ -57,7 +58,7 @@ def _stored_scales(
     from sd35_trt.export.component import fp8_layers
 
     linears, attentions = fp8_layers(model.checkpoint, model.components, policy)
-    amax = model.checkpoint.input_amax(linears)
+    amax = stored_magnitudes(model.checkpoint, linears)
     if attentions or not amax:
         return None
     provenance = Provenance(

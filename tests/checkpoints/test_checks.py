@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.structure import published_config
+from sd35_trt.checkpoints.tensor_files import open_safetensors
 from sd35_trt.checkpoints.tensors import tensor_shapes
-from sd35_trt.checkpoints.weights import open_safetensors
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.store.cache import StageCache
@@ -106,7 +106,7 @@ def test_settings_that_no_encoder_reads(part: str, model: Path) -> None:
         ("transformer", {"num_layers": 10**12}, "num_layers"),
         ("transformer", {"num_attention_heads": None}, "num_attention_heads = null"),
         ("transformer", {"qk_norm": "layer_norm"}, 'qk_norm = "layer_norm"'),
-        ("transformer", {"dual_attention_layers": ["0"]}, "dual_attention_layers = [\"0\"]"),
+        ("transformer", {"dual_attention_layers": ["0"]}, 'dual_attention_layers = ["0"]'),
         ("transformer", {"caption_projection_dim": 128}, "caption_projection_dim = 128"),
         ("transformer", {"in_channels": 33}, "33 input channels"),
         ("text_encoder", {"hidden_act": "sigmoid"}, 'hidden_act = "sigmoid"'),
@@ -442,7 +442,7 @@ def test_a_full_size_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """26 GB of weights, of which the headers alone are read."""
     opened = open_safetensors
     monkeypatch.setattr(
-        "sd35_trt.checkpoints.weights.open_safetensors", lambda *args: Header(opened(*args))
+        "sd35_trt.checkpoints.tensor_files.open_safetensors", lambda *args: Header(opened(*args))
     )
     for part, shards in (
         ("text_encoder", 1), ("text_encoder_2", 2), ("text_encoder_3", 2), ("transformer", 3),

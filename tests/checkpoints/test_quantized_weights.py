@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sd35_trt.checkpoints.comfy import TensorFile
 from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ModelOptions
-from sd35_trt.checkpoints.weights import FolderWeights
+from sd35_trt.checkpoints.origin import Origin
+from sd35_trt.checkpoints.tensor_files import TensorFiles
+from sd35_trt.checkpoints.tensor_values import TensorValues
+from sd35_trt.checkpoints.weights import PartWeights, folder_weights
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 
@@ -118,6 +120,27 @@ def _nf4(dtype: torch.dtype = torch.bfloat16, nested: bool = False) -> tuple[tor
     return values.to(dtype), {WEIGHT: packed, **{f"{WEIGHT}.{k}": v for k, v in state.items()}}
 
 
+def _groups() -> tuple[torch.Tensor, Tensors]:
+    """13 columns have a scale for each row."""
+    scale = torch.linspace(0.001, 0.01, ROWS * 10).reshape(ROWS, 10)
+    values, tensors = _fp8(scale, scale.repeat_interleave(13, 1))
+    return values, {**tensors, f"{LAYER}.weight_scale": scale}
+
+
+def _exponents() -> tuple[torch.Tensor, Tensors]:
+    exponents = torch.tensor([[-7, -5], [-6, -4]])
+    wide = torch.exp2(exponents.float()).repeat_interleave(128, 0).repeat_interleave(128, 1)
+    values, tensors = _fp8(exponents, wide[:ROWS, :COLUMNS])
+    scale = (exponents + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+    return values, {**tensors, f"{LAYER}.weight_scale_inv": scale}
+
+
+def _contained(kind: torch.dtype) -> tuple[torch.Tensor, Tensors]:
+    """Packed numbers in the bits of a floating-point type, as bitsandbytes does for FSDP."""
+    values, tensors = _nf4()
+    return values, {**tensors, WEIGHT: tensors[WEIGHT].reshape(-1).view(kind)[:, None]}
+
+
 READ = {
     "scale_weight": _per_tensor("scale_weight"),
     "weight_scale": _per_tensor("weight_scale"),
@@ -128,51 +151,59 @@ READ = {
     "int8, rows": _int8_rows,
     "LLM.int8": _llm_int8,
     "quanto": _quanto,
+    "groups of columns": _groups,
+    "powers of two": _exponents,
     "nf4": _nf4,
+    "nf4 in bf16": lambda: _contained(torch.bfloat16),
+    "nf4 in fp32": lambda: _contained(torch.float32),
     "nf4 of fp32": lambda: _nf4(torch.float32),
     "nf4, double": lambda: _nf4(torch.float16, nested=True),
 }
 
-OPENERS = {
-    "folder": lambda file: FolderWeights(file.parent),
-    "single file": TensorFile,
+
+def _in_a_file(file: Path) -> PartWeights:
+    return PartWeights(TensorValues(TensorFiles(file, [file])), [file], "", lambda names: Origin)
+
+
+OPENERS: dict[str, Callable[[Path], PartWeights]] = {
+    "folder": lambda file: folder_weights("transformer", file.parent),
+    "single file": _in_a_file,
 }
+
+Opener = Callable[..., PartWeights]
 
 
 @pytest.fixture(params=list(OPENERS))
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Tensors], object]:
-    def write(tensors: Tensors) -> FolderWeights | TensorFile:
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    def write(tensors: Tensors, metadata: dict[str, str] | None = None) -> PartWeights:
         file = tmp_path / "diffusion_pytorch_model.safetensors"
         # In a part there are other tensors too, which stay as they are.
         other = torch.arange(4, dtype=torch.bfloat16)
         own = {name: tensor.clone() for name, tensor in tensors.items()}
-        save_file({"blocks.1.bias": other, **own}, file)
-        weights: FolderWeights | TensorFile = OPENERS[request.param](file)
-        if isinstance(weights, TensorFile):
-            weights.check("")
-        return weights
+        save_file({"blocks.1.bias": other, **own}, file, metadata)
+        return OPENERS[request.param](file)
 
     return write
 
 
 @pytest.mark.parametrize("spelling", READ)
-def test_values(spelling: str, opened: Callable[[Tensors], object]) -> None:
+def test_values(spelling: str, opened: Opener) -> None:
     values, tensors = READ[spelling]()
     weights = opened(tensors)
-    assert WEIGHT in weights  # type: ignore[operator]
-    assert weights.shape(WEIGHT) == (ROWS, COLUMNS)  # type: ignore[attr-defined]
-    read = weights.values if isinstance(weights, TensorFile) else weights.read  # type: ignore[attr-defined]
-    actual = read(WEIGHT)
+    assert WEIGHT in weights
+    assert weights.shape(WEIGHT) == (ROWS, COLUMNS)
+    assert weights.unused([WEIGHT, "blocks.1.bias"]) == []
+    actual = weights.read(WEIGHT)
     assert actual.dtype == values.dtype
     assert torch.equal(actual, values)
-    assert torch.equal(read("blocks.1.bias"), torch.arange(4, dtype=torch.bfloat16))
+    assert torch.equal(weights.read("blocks.1.bias"), torch.arange(4, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("spelling", READ)
-def test_what_can_be_taken_over(spelling: str, opened: Callable[[Tensors], object]) -> None:
+def test_what_can_be_taken_over(spelling: str, opened: Opener) -> None:
     """E4M3 with one scale; rows and blocks have many."""
     values, tensors = READ[spelling]()
-    pair = opened(tensors).fp8(WEIGHT)  # type: ignore[attr-defined]
+    pair = opened(tensors).fp8(WEIGHT)
     assert (pair is not None) == ("scale" in spelling)
     if pair is not None:
         assert torch.equal(pair[0].float() * pair[1], values)
@@ -189,6 +220,25 @@ REFUSED = {
     "another scale": (_cast(torch.float8_e4m3fn, scale=ONE), "scale"),
     "another scale below": (
         {**_cast(torch.float8_e4m3fn), f"{WEIGHT}.scale": ONE}, "scale"),
+    "a scale that smooths": (
+        _cast(torch.float8_e4m3fn, weight_scale=ONE, pre_quant_scale=torch.ones(4)),
+        "F8_E4M3 with pre_quant_scale"),
+    "an unknown tensor": (_cast(torch.float8_e4m3fn, weight_scale=ONE, hadamard=ONE), "hadamard"),
+    "an unknown tensor of a cast": (_cast(torch.float8_e4m3fn, rotation=ONE), "rotation"),
+    "an unknown scale of a float": (_cast(torch.bfloat16, absmax=ONE), "BF16 with absmax"),
+    "a bias in int8": (
+        _cast(torch.float8_e4m3fn, bias=torch.zeros(8, dtype=torch.int8)), "I8 in bias"),
+    "a fused projection's scale": (
+        {f"{LAYER}.in_proj_weight": torch.zeros(8, 4).to(torch.float8_e4m3fn),
+         f"{LAYER}.in_proj_weight_scale": ONE}, "F8_E4M3 with in_proj_weight_scale"),
+    "HQQ": (
+        {f"{LAYER}.W_q": torch.zeros(8, 4, dtype=torch.uint8), f"{LAYER}.scale": ONE}, "U8 in W_q"),
+    "AQLM": (
+        {f"{LAYER}.codes": torch.zeros(8, 4, dtype=torch.int16),
+         f"{LAYER}.codebooks": ONE}, "I16 in codes, with codebooks"),
+    "quanto int4 of blocks": (
+        {f"{WEIGHT}._data": torch.zeros(8, 2, dtype=torch.uint8), f"{WEIGHT}._shift": ONE},
+        "quanto's U8"),
     "two scales": (
         _cast(torch.float8_e4m3fn, weight_scale=ONE, scale_weight=ONE), "scale_weight and weight"),
     "a scale of a float": (_cast(torch.bfloat16, weight_scale=ONE), "BF16 with weight_scale"),
@@ -215,7 +265,12 @@ REFUSED = {
         "quanto's U8"),
     "nf4 without absmax": (
         {k: v for k, v in _nf4()[1].items() if not k.endswith("absmax")}, "nf4 without"),
-    "nf4, cut": ({**_nf4()[1], WEIGHT: torch.zeros(10, 1, dtype=torch.uint8)}, "of 10 bytes"),
+    "nf4 with codes for absmax": (
+        {**_nf4()[1], f"{WEIGHT}.absmax": torch.zeros(407, dtype=torch.uint8)}, "absmax in U8"),
+    "nf4 with few blocks": (
+        {**_nf4()[1], f"{WEIGHT}.absmax": torch.zeros(3)}, "nf4 with absmax"),
+    "nf4, cut": (
+        {**_nf4()[1], WEIGHT: torch.zeros(10, 1, dtype=torch.uint8)}, "nf4 in U8, 10 bytes"),
     "nf4, no state": (
         {**_nf4()[1], f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)},
         "unreadable"),
@@ -223,7 +278,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_read_is_refused(case: str, opened: Callable[[Tensors], object]) -> None:
+def test_what_is_not_read_is_refused(case: str, opened: Opener) -> None:
     tensors, words = REFUSED[case]
     with pytest.raises(CheckpointError) as caught:
         opened(tensors)
@@ -234,10 +289,61 @@ def test_what_is_not_read_is_refused(case: str, opened: Callable[[Tensors], obje
     assert "\n" not in message
 
 
-def test_a_cast_alone_is_read(opened: Callable[[Tensors], object]) -> None:
+def _described(**more: object) -> torch.Tensor:
+    text = json.dumps({"format": "float8_e4m3fn", **more})
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("where", ["beside", "metadata"])
+@pytest.mark.parametrize(
+    ("kind", "entry", "words"),
+    [
+        (torch.float8_e4m3fn, {"convrot": True}, "float8_e4m3fn with convrot"),
+        (torch.float8_e4m3fn, {"format": "mxfp8"}, "mxfp8"),
+        (torch.float8_e4m3fn, {"format": None}, "None"),
+        (torch.int8, {}, "float8_e4m3fn in I8"),
+        (torch.bfloat16, {}, "float8_e4m3fn in BF16"),
+        (torch.int8, {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256},
+         "int8_tensorwise with convrot, convrot_groupsize"),
+        (torch.float8_e4m3fn, None, "unreadable"),
+    ],
+)  # fmt: skip
+def test_descriptions_of_comfyui(
+    kind: torch.dtype, entry: dict[str, object] | None, words: str, where: str, opened: Opener
+) -> None:
+    one = {} if kind == torch.bfloat16 else {"weight_scale": ONE}
+    tensors, metadata = _cast(kind, **one), None
+    description = None if entry is None else {"format": "float8_e4m3fn", **entry}
+    if where == "metadata":
+        metadata = {"_quantization_metadata": json.dumps({"layers": {LAYER: description}})}
+    else:
+        text = list(json.dumps(description).encode())
+        tensors[f"{LAYER}.comfy_quant"] = torch.tensor(text, dtype=torch.uint8)
+    with pytest.raises(CheckpointError) as caught:
+        opened(tensors, metadata)
+    assert LAYER in str(caught.value)
+    assert f"({words})" in str(caught.value) or words in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{}, {"full_precision_matrix_mult": True}, {"convrot": False}])
+def test_descriptions_that_change_no_value(more: dict[str, object], opened: Opener) -> None:
+    tensors = _cast(torch.float8_e4m3fn, weight_scale=ONE, comfy_quant=_described(**more))
+    assert WEIGHT in opened(tensors)
+
+
+def test_input_scales(opened: Opener) -> None:
+    """Of files and of folders alike: what an input is divided by, times E4M3's largest number."""
+    scale = torch.tensor(0.5)
+    for name, amax in (("input_scale", 224.0), ("scale_input", 224.0)):
+        weights = opened(_cast(torch.float8_e4m3fn, weight_scale=ONE, **{name: scale}))
+        assert weights.input_amax(LAYER) == amax
+    assert opened(_cast(torch.float8_e4m3fn, weight_scale=ONE)).input_amax(LAYER) is None
+
+
+def test_a_cast_alone_is_read(opened: Opener) -> None:
     """E4M3 without any scale, with an input scale too."""
     for tensors in (_cast(torch.float8_e4m3fn), _cast(torch.float8_e4m3fn, input_scale=ONE)):
-        assert WEIGHT in opened(tensors)  # type: ignore[operator]
+        assert WEIGHT in opened(tensors)
 
 
 @pytest.fixture
@@ -282,3 +388,17 @@ def test_other_methods_are_named(method: str | None, mini: Path) -> None:
     with pytest.raises(CheckpointError, match=str(method or "a method")) as caught:
         look(ModelOptions(str(mini)))
     assert "transformer" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("nf4", "quantization_config is no JSON object"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, r"blocks of \[64, 64\]"),
+    ],
+)
+def test_configurations_that_are_not_read(value: object, words: str, mini: Path) -> None:
+    _change_config(mini / "transformer", quantization_config=value)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        look(ModelOptions(str(mini)))
+    assert "config.json" in str(caught.value)

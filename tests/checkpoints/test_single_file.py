@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate
 from sd35_trt.checkpoints.diffusers import Checkpoint
+from sd35_trt.checkpoints.input_scales import stored_magnitudes
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.original import LAYOUTS
 from sd35_trt.checkpoints.single_file import SingleFileCheckpoint, open_checkpoint
@@ -369,7 +370,7 @@ def fp8_parameters(
     """
     checkpoint, folder = open_checkpoint(file), COMPONENTS[component].part
     names, _ = fp8_layers(checkpoint, [component], policy)
-    inputs = checkpoint.input_amax(names) if amax is None else dict.fromkeys(names, amax)
+    inputs = stored_magnitudes(checkpoint, names) if amax is None else dict.fromkeys(names, amax)
     assert set(inputs) == set(names)
     scales = Scales.of(Calibration(inputs, {}, {}, Provenance()), folder)
     with fake_tensors():

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from sd35_trt.checkpoints.look import look, look_at_structure
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.weight_files import weight_files
-from sd35_trt.checkpoints.weights import FolderWeights
+from sd35_trt.checkpoints.weights import folder_weights
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
@@ -84,7 +84,7 @@ ONE, TWO = "00001-of-00002", "00002-of-00002"
 def test_spellings(names: tuple[str, ...], folder: Path) -> None:
     expected = fill(folder, *names)
     assert weight_files(folder) == expected
-    assert all(f"tensor{i}" in FolderWeights(folder) for i in range(len(expected)))
+    assert all(f"tensor{i}" in folder_weights(folder.name, folder) for i in range(len(expected)))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_same_as_diffusers_and_transformers(folder: Path) -> None:
             shutil.copy(path, folder)
     assert len(list(shards.glob("*-of-*"))) > 1
     model = kind.from_pretrained(folder)
-    weights = FolderWeights(folder)
+    weights = folder_weights(folder.name, folder)
     for name, tensor in model.state_dict().items():
         if name in weights:
             assert torch.equal(weights.read(name), tensor), name

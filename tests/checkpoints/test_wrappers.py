@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.single_file import open_checkpoint
-from sd35_trt.checkpoints.weights import FolderWeights
+from sd35_trt.checkpoints.weights import folder_weights
 from sd35_trt.checkpoints.wrappers import common_prefix, plain_name
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
@@ -86,7 +86,7 @@ def change(path: Path, rename: Rename, **more: torch.Tensor) -> Tensors:
 def test_folders(part: str, case: str, tmp_path: Path) -> None:
     shutil.copytree(checkpoint_path() / part, tmp_path / part)
     tensors = change(weight_file(tmp_path, part), (WRAPPERS | PREFIXED)[case])
-    weights = FolderWeights(tmp_path / part)
+    weights = folder_weights(part, tmp_path / part)
     for name, tensor in tensors.items():
         assert name in weights
         assert weights.shape(name) == tuple(tensor.shape)

@@ -1,0 +1,39 @@
+"""Input scales that a checkpoint's own files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sd35_trt.components import COMPONENTS
+from sd35_trt.errors import CheckpointError
+
+from .single_file import AnyCheckpoint
+
+
+def stored_magnitudes(checkpoint: AnyCheckpoint, layers: Iterable[str]) -> dict[str, float]:
+    """The largest input magnitudes that a checkpoint's input scales stand for.
+
+    Args:
+        layers: ``component/layer``.
+
+    Returns:
+        By layer; empty where the checkpoint has none of them.
+
+    Raises:
+        CheckpointError: it has some of them.
+    """
+    values, without = {}, []
+    for key in layers:
+        component, _, layer = key.partition("/")
+        amax = checkpoint.weights(COMPONENTS[component].part).input_amax(layer)
+        if amax is None:
+            without.append(key)
+        else:
+            values[key] = amax
+    if values and without:
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.root} has input scales, but none for {without[0]}{more}",
+            f"measure them: sd35-trt calibrate --model {checkpoint.root} --out DIR",
+        )
+    return values
