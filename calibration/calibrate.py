@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from sd35_trt.formats.calibration import (
 from sd35_trt.policies import load_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
+from sd35_trt.store.disk import CACHE_BY_VARIABLE, file_errors
 from sd35_trt.store.replacement import check_destination
 from sd35_trt.variants import Variant
 
@@ -83,11 +85,18 @@ def calibrate(options: CalibrateOptions, progress: Progress = silent) -> Calibra
     """
     policy = load_policy(options.policy)
     check_destination(options.out, DESCRIPTION, "calibration")
-    settings, provenance = prepare(options)
-    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
-    from .run import calibrate as run
+    with _file_errors(options):
+        settings, provenance = prepare(options)
+        identity = PolicyIdentity(policy.name, policy.digest())
+        from .run import calibrate as run
 
-    return run(settings, policy, provenance, options.out, progress)
+        made_for = replace_fields(provenance, policy=identity)
+        return run(settings, policy, made_for, options.out, progress)
+
+
+def _file_errors(options: CalibrateOptions) -> AbstractContextManager[None]:
+    advice = "free space, or choose another --out; the same command goes on where this one was"
+    return file_errors(options.out, advice, {default_cache_dir(): CACHE_BY_VARIABLE})
 
 
 #: Prompts that a sensitivity analysis draws where no limit is given.
@@ -116,13 +125,15 @@ def analyse_sensitivity(
     check_destination(options.out, "sensitivity.json", "sensitivity analysis")
     if options.limit is None:
         options = replace(options, limit=SENSITIVITY_PROMPTS)
-    settings, provenance = prepare(options)
-    provenance = replace_fields(provenance, policy=PolicyIdentity(policy.name, policy.digest()))
-    from .sensitivity import measure, plot, write
-
-    result = measure(settings, policy, budget, progress)
     drawable = importlib.util.find_spec("matplotlib") is not None
-    write(result, policy, provenance, options.out, plot if drawable else None)
+    with _file_errors(options):
+        settings, provenance = prepare(options)
+        identity = PolicyIdentity(policy.name, policy.digest())
+        from .sensitivity import measure, plot, write
+
+        result = measure(settings, policy, budget, progress)
+        made_for = replace_fields(provenance, policy=identity)
+        write(result, policy, made_for, options.out, plot if drawable else None)
     return result, [] if drawable else ["no plot — for one: pip install 'sd35-trt[report]'"]
 
 

@@ -18,6 +18,7 @@ from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.band import LatentStatistics
 from sd35_trt.formats.calibration import Provenance
 from sd35_trt.formats.reading import Count, Name, Positive, read_document
+from sd35_trt.store.disk import written_in
 
 _PROGRESS, _LOCK = "progress.json", "lock"
 
@@ -142,5 +143,6 @@ def calibration_state(out: Path, identity: Identity) -> Iterator[State]:
             raise Sd35Error(
                 f"another process is calibrating to {out}", "wait for it, or choose another --out"
             ) from error
-        yield State(folder, identity)
+        with written_in(folder):
+            yield State(folder, identity)
         shutil.rmtree(folder)

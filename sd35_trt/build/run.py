@@ -17,7 +17,7 @@ from sd35_trt.planning.decide import check_dialect, decide, decide_policy
 from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
-from sd35_trt.store.disk import file_errors
+from sd35_trt.store.disk import CACHE, file_errors
 from sd35_trt.store.replacement import check_destination
 from sd35_trt.targets import choose_builder, find_target
 
@@ -64,7 +64,7 @@ def build(
         model = look(options)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
-        with file_errors(out, "free space, or choose another --out and --cache-dir"):
+        with file_errors(out, "free space, or choose another --out", {cache.root: CACHE}):
             decision = decide(
                 model,
                 target,

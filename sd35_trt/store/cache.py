@@ -18,6 +18,7 @@ from typing import Any
 
 from sd35_trt.formats.bundle import sha256_file
 
+from .disk import written_in
 from .lock import exclusive
 
 
@@ -59,7 +60,8 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
     path.chmod(0o755)
     try:
-        yield path
+        with written_in(path):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -121,8 +123,13 @@ class StageCache:
         except (OSError, ValueError):
             digest = ""  # not hashed before, or the note of it is damaged
         digest = sha256_file(path)
-        self._hashes.mkdir(parents=True, exist_ok=True)
         partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(digest, "ascii")
-        partial.replace(memo)
+        # A cache that cannot be written, or is full, still has finished stages.
+        with contextlib.suppress(OSError):
+            self._hashes.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(digest, "ascii")
+                partial.replace(memo)
+            finally:
+                partial.unlink(missing_ok=True)
         return digest

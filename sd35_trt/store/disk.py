@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd35_trt.errors import Sd35Error
@@ -14,27 +17,86 @@ from sd35_trt.errors import Sd35Error
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@contextlib.contextmanager
-def file_errors(out: Path, advice: str) -> Iterator[None]:
-    """Explain a file that cannot be read or written inside.
+@dataclass(frozen=True)
+class Place:
+    """A folder that files are written in.
 
-    Args:
-        out: what is being made; it stands for a file that the error does not name.
+    Attributes:
+        title: what it is to users, with its article.
         advice: what to do where there is no room, or no access.
+    """
+
+    title: str
+    advice: str
+
+
+#: Of what this machine keeps for the time of a command.
+TEMPORARY = Place("the folder for temporary files", "free space, or point TMPDIR to another disk")
+
+#: The stage cache.
+CACHE = Place("the cache", "free space, or choose another --cache-dir")
+
+
+#: The same of commands without that option.
+CACHE_BY_VARIABLE = Place("the cache", "free space, or set SD35_TRT_CACHE to another folder")
+
+
+@contextlib.contextmanager
+def written_in(folder: Path) -> Iterator[None]:
+    """Give errors of a full disk the folder that was written in, where they name no file.
+
+    Libraries that write have exceptions of their own; the system's words are in them.
 
     Raises:
-        Sd35Error: names the file and what is the matter with it.
+        OSError: no room.
     """
     try:
         yield
     except OSError as error:
-        path, reason = error.filename or out, error.strerror or error
+        if error.errno in _FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
+    except Exception as error:
+        for number in _FULL:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
+
+
+@contextlib.contextmanager
+def file_errors(
+    out: Path, advice: str, others: Mapping[Path, Place] | None = None
+) -> Iterator[None]:
+    """Explain a file that cannot be read or written inside.
+
+    Args:
+        out: what is being made; it stands for a file that the error does not name.
+        advice: what to do where there is no room for it, or no access to it.
+        others: folders that are written in besides.
+
+    Raises:
+        Sd35Error: names the file, what is the matter with it, and which of the folders it is in.
+    """
+    try:
+        yield
+    except OSError as error:
+        places = {
+            Path(tempfile.gettempdir()): TEMPORARY,
+            **(others or {}),
+            out.absolute().parent: Place("", advice),
+        }
+        path = Path(os.fsdecode(error.filename or out)).absolute()
+        around = [folder for folder in places if path.is_relative_to(folder.absolute())]
+        deepest = max(around, key=lambda folder: len(folder.absolute().parts), default=None)
+        place = places[deepest] if deepest is not None else Place("", advice)
+        shown = f"{error.filename or out}" + (f", in {place.title}" if place.title else "")
+        reason = error.strerror or error
         if error.errno in _FULL:
-            free = shutil.disk_usage(existing_parent(out)).free
-            message = f"cannot write {path}: {reason} ({free / 1e9:.1f} GB free there)"
+            free = shutil.disk_usage(existing_parent(path)).free
+            message = f"cannot write {shown}: {reason} ({free / 1e9:.1f} GB free there)"
         else:
-            message = f"cannot use {path}: {reason}"
-        raise Sd35Error(message, advice) from error
+            message = f"cannot use {shown}: {reason}"
+        raise Sd35Error(message, place.advice) from error
 
 
 def existing_parent(path: Path) -> Path:
