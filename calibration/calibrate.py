@@ -95,7 +95,7 @@ def calibrate(options: CalibrateOptions, progress: Progress = silent) -> Calibra
 
 
 def _file_errors(options: CalibrateOptions) -> AbstractContextManager[None]:
-    advice = "free space, or choose another --out; the same command goes on where this one was"
+    advice = "choose another --out; the same command goes on where this one was"
     return file_errors(options.out, advice, {default_cache_dir(): CACHE_BY_VARIABLE})
 
 

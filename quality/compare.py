@@ -61,7 +61,7 @@ def verify(options: VerifyOptions, progress: Progress = silent) -> Report:
     options.thresholds.check(examples is not None)
     _check_request(options, candidate)
     with (
-        file_errors(candidate.root / FOLDER, "free space, or make the bundle writable"),
+        file_errors(candidate.root / FOLDER, "copy the bundle to another place"),
         replacement(candidate.root / FOLDER, JSON_FILE) as work,
         tempfile.TemporaryDirectory(dir=work) as spool,
         open_reference(

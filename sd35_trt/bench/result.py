@@ -46,7 +46,7 @@ def save_result(result: Mapping[str, Any], out: Path) -> None:
         Sd35Error: the file cannot be written.
     """
     partial = out.with_name(f".{out.name}.{os.getpid()}")
-    with file_errors(out, "free space, or choose another --out"):
+    with file_errors(out, "choose another --out"):
         try:
             partial.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
             partial.replace(out)

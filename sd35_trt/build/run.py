@@ -64,7 +64,7 @@ def build(
         model = look(options)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
-        with file_errors(out, "free space, or choose another --out", {cache.root: CACHE}):
+        with file_errors(out, "choose another --out", {cache.root: CACHE}):
             decision = decide(
                 model,
                 target,

@@ -16,6 +16,9 @@ from sd35_trt.errors import Sd35Error
 # There is no more room, or no more of it is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# It may not be written.
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -23,22 +26,22 @@ class Place:
 
     Attributes:
         title: what it is to users, with its article.
-        advice: what to do where there is no room, or no access.
+        way: how to do without it: "choose another --out".
     """
 
     title: str
-    advice: str
+    way: str
 
 
 #: Of what this machine keeps for the time of a command.
-TEMPORARY = Place("the folder for temporary files", "free space, or point TMPDIR to another disk")
+TEMPORARY = Place("the folder for temporary files", "point TMPDIR to another disk")
 
 #: The stage cache.
-CACHE = Place("the cache", "free space, or choose another --cache-dir")
+CACHE = Place("the cache", "choose another --cache-dir")
 
 
 #: The same of commands without that option.
-CACHE_BY_VARIABLE = Place("the cache", "free space, or set SD35_TRT_CACHE to another folder")
+CACHE_BY_VARIABLE = Place("the cache", "set SD35_TRT_CACHE to another folder")
 
 
 @contextlib.contextmanager
@@ -64,14 +67,12 @@ def written_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def file_errors(
-    out: Path, advice: str, others: Mapping[Path, Place] | None = None
-) -> Iterator[None]:
+def file_errors(out: Path, way: str, others: Mapping[Path, Place] | None = None) -> Iterator[None]:
     """Explain a file that cannot be read or written inside.
 
     Args:
         out: what is being made; it stands for a file that the error does not name.
-        advice: what to do where there is no room for it, or no access to it.
+        way: what to do where there is no room for it, or no access to it, besides making some.
         others: folders that are written in besides.
 
     Raises:
@@ -83,20 +84,21 @@ def file_errors(
         places = {
             Path(tempfile.gettempdir()): TEMPORARY,
             **(others or {}),
-            out.absolute().parent: Place("", advice),
+            out.absolute().parent: Place("", way),
         }
         path = Path(os.fsdecode(error.filename or out)).absolute()
         around = [folder for folder in places if path.is_relative_to(folder.absolute())]
         deepest = max(around, key=lambda folder: len(folder.absolute().parts), default=None)
-        place = places[deepest] if deepest is not None else Place("", advice)
+        place = places[deepest] if deepest is not None else Place("", way)
         shown = f"{error.filename or out}" + (f", in {place.title}" if place.title else "")
         reason = error.strerror or error
         if error.errno in _FULL:
             free = shutil.disk_usage(existing_parent(path)).free
             message = f"cannot write {shown}: {reason} ({free / 1e9:.1f} GB free there)"
-        else:
-            message = f"cannot use {shown}: {reason}"
-        raise Sd35Error(message, place.advice) from error
+            raise Sd35Error(message, f"free space, or {place.way}") from error
+        closed = error.errno in _CLOSED
+        advice = f"make it writable, or {place.way}" if closed else place.way
+        raise Sd35Error(f"cannot use {shown}: {reason}", advice) from error
 
 
 def existing_parent(path: Path) -> Path:

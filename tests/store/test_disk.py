@@ -22,11 +22,11 @@ from sd35_trt.store.stages import Stage, run_stage
 
 def test_a_full_disk(tmp_path: Path) -> None:
     out = tmp_path / "not" / "there"
-    with pytest.raises(Sd35Error) as caught, file_errors(out, "free space"):
+    with pytest.raises(Sd35Error) as caught, file_errors(out, "look"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2): it names no file
     message = str(caught.value)
     assert message.startswith(f"cannot write {out}: No space left on device (")
-    assert message.endswith(" GB free there) — free space")
+    assert message.endswith(" GB free there) — free space, or look")
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -44,7 +44,10 @@ def test_which_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for path, words in (
         (cache / "t5" / "a", r"t5/a, in the cache: .* — free space, or choose another --cache-dir"),
         (tmp_path / "tmp" / "a", r"a, in the folder for temporary files: .* TMPDIR"),
-        (out.parent / ".mini.building-1" / "a", r"a: No space left on device \(.* — make room"),
+        (
+            out.parent / ".mini.building-1" / "a",
+            r"a: No space left on device \(.* — free space, or make room",
+        ),
     ):
         with (
             pytest.raises(Sd35Error, match=f"cannot write .*{words}"),
@@ -76,6 +79,14 @@ def test_writers_that_name_no_file(tmp_path: Path) -> None:
         assert f"cannot write {work}" in str(caught.value)
         assert "in the cache: File too large" in str(caught.value)
         assert not list(tmp_path.glob("cache/t5/*"))
+
+
+def test_what_may_not_be_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Sd35Error, match=r"cannot use .*: Read-only .* — make it writable, or look"),
+        file_errors(tmp_path / "out", "look"),
+    ):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "a"))
 
 
 def test_errors_of_another_kind_stay(tmp_path: Path) -> None:
