@@ -21,8 +21,9 @@ demo: $(STAMP)
 	@echo "the picture is $(CURDIR)/demo.png; bundles/mini-ada is for GPUs with compute capability 8.9"
 
 # Two at a time, each with one thread: most tests are Python, and they share a cache of stages.
+# Files in their order: by xdist's own, the fullest come first, and one of few but long tests last.
 test test-all: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --prepare $(SELECTED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --prepare $(SELECTED)
 
 test: SELECTED := -m "not nightly"
 
