@@ -1,5 +1,5 @@
 # make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
-# make test: install what the tests need, check style, types, imports and pages, run the daily tests.
+# make test: install what the tests need, run the daily tests and check style, types, imports and pages.
 # make test-all: the same with all tests, which takes an hour.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
@@ -11,7 +11,7 @@ PACKAGE := .[build,onnxruntime,rtx,test,docs]
 TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality mini
 
-.PHONY: demo test test-all lint calibration clean
+.PHONY: demo test test-all tests lint calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -21,8 +21,13 @@ demo: $(STAMP)
 	@echo "the picture is $(CURDIR)/demo.png; bundles/mini-ada is for GPUs with compute capability 8.9"
 
 # Two at a time, each with one thread: most tests are Python, and they share a cache of stages.
-test test-all: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --prepare $(SELECTED)
+# Files in their order: by xdist's own, the fullest come first, and one of few but long tests last.
+tests: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --prepare $(SELECTED)
+
+# The checks keep one processor busy: beside the tests, they take little time of their own.
+test test-all: $(STAMP)
+	@$(MAKE) --no-print-directory -j 2 lint tests SELECTED='$(SELECTED)'
 
 test: SELECTED := -m "not nightly"
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 
+from sd35_trt.compat.torch import onnx_functions_kept
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.dialects import Dialect
 
@@ -119,7 +120,7 @@ def trace(module: ComponentModule, dialect: Dialect) -> ir.Model:
     """
     opset, ir_version = dialect.onnx_versions()
     program = trace_program(module)
-    with _quiet():
+    with _quiet(), onnx_functions_kept():
         onnx_program = torch.onnx.export(
             program, dynamo=True, opset_version=opset, optimize=False, verbose=False
         )

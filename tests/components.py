@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -18,6 +20,7 @@ from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, read_program
 from sd35_trt.policies import Policy, load_policy
@@ -36,17 +39,31 @@ def export(
     policy: Policy | str,
     calibration: Calibration | None = None,
     dialect: str = "opset23",
+    guided: bool = False,
 ) -> Path:
-    """Export components without guidance; each goes to ``root / name``."""
+    """Export components; each goes to ``root / name``."""
     policy = load_policy(policy) if isinstance(policy, str) else policy
     for name in names:
         scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
         (root / name).mkdir(parents=True)
         opened = open_checkpoint(checkpoint)
         tokens = opened.config(COMPONENTS[name].part).get("max_position_embeddings", 77)
-        options = ExportOptions(clip_tokens=tokens, guided=False, dialect=dialect)
+        options = ExportOptions(clip_tokens=tokens, guided=guided, dialect=dialect)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root
+
+
+def taken_from(bundle: Path, name: str, root: Path) -> Path:
+    """A copy of a bundle's component, in ``root / name`` as :func:`export` would write it."""
+    component = Bundle.open(bundle).manifest.component(name)
+    assert component is not None
+    folder = Path(shutil.copytree(bundle / name, root / name))
+    ports = {
+        key: [msgspec.to_builtins(port) for port in getattr(component, key)]
+        for key in ("inputs", "outputs")
+    }
+    (folder / "component.json").write_text(json.dumps(ports))
+    return folder
 
 
 def run_ort(folder: Path, feeds: Arrays, extra: Iterable[str] = ()) -> Arrays:

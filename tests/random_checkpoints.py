@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from mini.training.model import build_pipeline
+from sd35_trt.mini import checkpoint_path
 from sd35_trt.store.cache import StageCache
 from sd35_trt.store.code import code_digest
 
@@ -65,7 +66,11 @@ _VAE: dict[str, Any] = {
 @functools.cache
 def _untrained() -> Diffusers:
     """What checkpoints take their tokenizers and autoencoder from; they change copies of it."""
-    return build_pipeline(seed=0)
+    pipe = build_pipeline(seed=0)
+    # As mini's, so that builds share the graphs of its autoencoder.
+    latents = AutoencoderKL.load_config(checkpoint_path() / "vae")
+    pipe.vae.register_to_config(**{k: latents[k] for k in ("scaling_factor", "shift_factor")})
+    return pipe
 
 
 def write_checkpoint(root: Path, structure: str, layout: Layout | None = None) -> Path:

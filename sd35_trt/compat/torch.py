@@ -17,6 +17,7 @@ __all__ = [
     "clear_cublas_workspaces",
     "lerp_each",
     "multiply_each",
+    "onnx_functions_kept",
     "recompile_limit",
     "scaled_mm",
     "storage_key",
@@ -39,6 +40,33 @@ def recompile_limit(count: int) -> Iterator[None]:
     config: Any = torch._dynamo.config
     with config.patch(recompile_limit=count):
         yield
+
+
+#: By version of ONNX's operators: what ``torch.onnx.export`` translates operators to.
+_onnx_functions: dict[int, Any] = {}
+
+
+@contextlib.contextmanager
+def onnx_functions_kept() -> Iterator[None]:
+    """Let ``torch.onnx.export`` read what it translates operators to once: it takes a second.
+
+    Not for calls with a ``custom_translation_table``: what that adds would stay.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry: Any = ONNXRegistry
+    method, read = vars(registry)["from_torchlib"], registry.from_torchlib
+
+    def from_torchlib(opset_version: int) -> Any:
+        if opset_version not in _onnx_functions:
+            _onnx_functions[opset_version] = read(opset_version)
+        return _onnx_functions[opset_version]
+
+    registry.from_torchlib = staticmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = method
 
 
 def lerp_each(targets: list[torch.Tensor], ends: list[torch.Tensor], weight: float) -> None:

@@ -156,7 +156,7 @@ def test_they_take_turns(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert order == [0, 1, 0, 1, 1, 0, 0, 1, 1, 0]
 
 
-def test_wrong_use(run, mini_bundle: Path, large_bundle: Path, large_checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_use(run, mini_bundle: Path, medium_bundle: Path, large_checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
     cases: list[tuple[list[object], int, str]] = [
         (["--size", "100x100"], 2, "the nearest is 128x128"),
         (["--steps", 0], 2, "steps must be 1 to 1000, not 0"),
@@ -168,7 +168,7 @@ def test_wrong_use(run, mini_bundle: Path, large_bundle: Path, large_checkpoint:
         (["--model", "mini"], 2, "--model is for --against diffusers"),
         (["--model", "mini", "--against", mini_bundle], 2, "--model is for --against diffusers"),
         (["--against", "nowhere"], 1, "nowhere is not a bundle"),
-        (["--against", large_bundle], 1, "are of different models"),
+        (["--against", medium_bundle], 1, "are of different models"),
         (["--against", "diffusers", "--model", large_checkpoint], 1, "was not made from"),
         (["--against", "diffusers", "--model", "nowhere"], 1, "was not made from"),
         (["--out", "no/such/file.json"], 2, "is not a writable directory"),
@@ -179,7 +179,7 @@ def test_wrong_use(run, mini_bundle: Path, large_bundle: Path, large_checkpoint:
         assert (status, out) == (expected, ""), arguments
         assert words in one_error_line(err)
     assert list(Path().iterdir()) == []
-    status, _, err = run("bench", large_bundle, "--against", "diffusers")
+    status, _, err = run("bench", medium_bundle, "--against", "diffusers")
     assert status == 1
     assert "was not made from the packaged mini" in one_error_line(err)
     status, _, err = run("bench", "nowhere")

@@ -11,6 +11,7 @@ from sd35_trt.compat.torch import (
     add_each,
     lerp_each,
     multiply_each,
+    onnx_functions_kept,
     recompile_limit,
     scaled_mm,
     storage_key,
@@ -48,6 +49,31 @@ def test_storage_keys_are_equal_for_shared_memory_alone() -> None:
             x, y = torch.ones(4), torch.ones(4)
             assert storage_key(x) == storage_key(x[1:]) == storage_key(x.view(2, 2))
             assert storage_key(x) != storage_key(y)
+
+
+def test_the_exporter_reads_its_functions_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    monkeypatch.setattr("sd35_trt.compat.torch._onnx_functions", {})
+    read = ONNXRegistry.from_torchlib
+    versions: list[int] = []
+
+    def watch(opset_version: int) -> ONNXRegistry:
+        versions.append(opset_version)
+        return read(opset_version)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", watch)
+    program = torch.export.export(torch.nn.Tanh(), (torch.ones(2),))
+    models = []
+    for opset in (23, 23, 21):
+        with onnx_functions_kept():
+            exported = torch.onnx.export(program, opset_version=opset, verbose=False)
+        assert exported is not None
+        models.append(exported.model)
+    assert versions == sorted({*versions}, reverse=True), "each version once"
+    assert versions[0] == 23
+    assert [[node.op_type for node in model.graph] for model in models] == [["Tanh"]] * 3
+    assert ONNXRegistry.from_torchlib is watch
 
 
 def test_the_limit_of_compilations_is_set_and_restored() -> None:

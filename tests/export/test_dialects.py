@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from components import Arrays, export, run_ort
+from components import Arrays, export, run_ort, taken_from
 from conftest import relative_error
 
 from sd35_trt.components import COMPONENTS
@@ -52,14 +53,17 @@ def _inputs(folder: Path, seed: int) -> Arrays:
 
 
 @pytest.mark.parametrize(("component", "policy"), _PAIRS)
-def test_both_compute_the_same(component: str, policy: str, tmp_path: Path) -> None:
+def test_both_compute_the_same(
+    component: str, policy: str, tmp_path: Path, make_bundle: Callable[..., Path]
+) -> None:
     calibration = Calibration.load(calibration_path()) if policy == "fp8" else None
+    older = export(
+        tmp_path / "opset21", checkpoint_path(), [component], policy, calibration, "opset21",
+        guided=True,
+    )  # fmt: skip
     folders = {
-        name: export(
-            tmp_path / name, checkpoint_path(), [component], policy, calibration, dialect=name
-        )
-        / component
-        for name in ("opset23", "opset21")
+        "opset23": taken_from(make_bundle(policy=policy), component, tmp_path / "opset23"),
+        "opset21": older / component,
     }
     for name, folder in folders.items():
         model = onnx.load(folder / "model.onnx", load_external_data=False)

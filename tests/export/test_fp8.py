@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from calibrations import calibrate, load_transformer, save, transformer_inputs
-from components import export, run_ort, velocity
+from components import export, run_ort, taken_from, velocity
 from conftest import psnr, relative_error
 from onnx import numpy_helper
 from safetensors.torch import load_file
@@ -55,11 +55,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     policy = Policy("exact", "", tuple(rules))
     wide = dataclasses.replace(calibration, activations=ranges)
     root = tmp_path_factory.mktemp(request.param)
-    return Case(
-        checkpoint,
-        calibration,
-        export(root / "fp32", checkpoint, ["conditioner", "denoiser"], policy, wide),
-    )
+    # The conditioner has no FP8 layers.
+    taken_from(request.getfixturevalue(f"{request.param}_bundle"), "conditioner", root)
+    return Case(checkpoint, calibration, export(root, checkpoint, ["denoiser"], policy, wide))
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
