@@ -110,6 +110,20 @@ class Renderer:
             for anomaly in guard.anomalies.values():
                 logger.warning("%s: %s", self.bundle.root, anomaly)
 
+    def _check_finite(self, job: Job, part: slice, guard: Guard) -> None:
+        """End a job with an image that is not finite."""
+        anomaly = next((a for a in guard.within(part) if not a.finite), None)
+        if anomaly is None:
+            return
+        what = f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed})"
+        if all(rule.precision == "fp32" for rule in self._manifest.policy.rules):
+            job.outcome = NotFinite(what, "lower the guidance; the weights may be damaged, too")
+        else:
+            job.outcome = NotFinite(
+                f"{what}: the model overflows in this precision",
+                "build the bundle with: --policy fp32",
+            )
+
     def _draw_parts(
         self, request: Request, parts: Sequence[tuple[Job, slice]], guard: Guard, clock: Clock
     ) -> None:
@@ -130,7 +144,7 @@ class Renderer:
             guard.look(step.index, step.sigma, step.latents)
             for job, part in parts:
                 if job.outcome is None:
-                    _check_finite(job, part, guard)
+                    self._check_finite(job, part, guard)
                 if job.outcome is None:
                     job.after_step(replace(step, latents=step.latents[part]))
             return any(job.outcome is None for job, _ in parts)
@@ -219,14 +233,3 @@ def _result(
         (*unique, *map(str, job.anomalies)),
         tuple(job.anomalies),
     )
-
-
-def _check_finite(job: Job, part: slice, guard: Guard) -> None:
-    """End a job with an image that is not finite."""
-    anomaly = next((a for a in guard.within(part) if not a.finite), None)
-    if anomaly is not None:
-        job.outcome = NotFinite(
-            f"the latents are not finite after step {anomaly.step + 1} (seed {anomaly.seed}): the "
-            "model overflows in this precision",
-            "build the bundle with: --policy fp32",
-        )

@@ -103,7 +103,7 @@ class _Fake:
 
 
 def overflow(what: str = "onnxruntime") -> Sd35Error:
-    return Sd35Error(f"denoiser failed in {what}", "try a smaller size or batch")
+    return Sd35Error(f"denoiser failed in {what}", "look into it")
 
 
 def same(one: Any, other: Any) -> None:

@@ -35,6 +35,7 @@ from sd35_trt.programs.torch_version import check_version
 from sd35_trt.runtime.devices.device import Buffer, Device
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 
+from .failure import engine_failure
 from .session import SessionOptions, working_bytes
 
 logger = logging.getLogger("sd35_trt")
@@ -178,10 +179,7 @@ class InductorSession:
             ) from error
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
-            raise Sd35Error(
-                f"{name} failed in PyTorch {torch.__version__}: {reason}",
-                "try a smaller size or batch",
-            ) from error
+            raise engine_failure(name, f"PyTorch {torch.__version__}", reason) from error
 
     def _tensor(self, buffer: Buffer) -> torch.Tensor:
         """A tensor on the buffer's memory."""

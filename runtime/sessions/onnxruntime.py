@@ -11,11 +11,11 @@ from typing import Any
 import onnxruntime as ort
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.compat.onnxruntime import is_out_of_memory
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
 
+from .failure import engine_failure, lacks_memory
 from .session import SessionOptions
 
 # Level of what ONNX Runtime prints.
@@ -94,7 +94,7 @@ class OnnxRuntimeSession:
         try:
             self._session = ort.InferenceSession(path, options, providers)
         except Exception as error:
-            if is_out_of_memory(error):
+            if lacks_memory(error):
                 raise OutOfMemory(
                     f"{device.name} has no room for {name}", "load with a vram_budget"
                 ) from error
@@ -125,10 +125,7 @@ class OnnxRuntimeSession:
             # and then frees it in a callback of CUDA, which ends the process.
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            kind = OutOfMemory if is_out_of_memory(error) else Sd35Error
-            raise kind(
-                f"{self._name} failed in onnxruntime: {error}", "try a smaller size or batch"
-            ) from error
+            raise engine_failure(self._name, "ONNX Runtime", error) from error
 
     def close(self) -> None:
         """Release the engine's memory."""

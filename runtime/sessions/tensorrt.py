@@ -19,6 +19,7 @@ from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 
+from .failure import engine_failure, lacks_memory
 from .session import SessionOptions
 
 
@@ -40,7 +41,7 @@ class TensorRTSession:
         path = bundle.path(component.files[0].path)
         self._runtime = trt.Runtime(self._log)
         self._engine = _deserialize(self._runtime, path)
-        if self._engine is None and "out of memory" in self._log.reasons().lower():
+        if self._engine is None and lacks_memory(self._log.reasons()):
             raise OutOfMemory(
                 f"{device.name} has no room for {component.name}", "load with a vram_budget"
             )
@@ -100,7 +101,7 @@ class TensorRTSession:
         if shapes != self._shapes:
             for name, shape in shapes.items():
                 if not context.set_input_shape(name, shape):
-                    raise self._refusal(f"refuses {name} as {list(shape)}")
+                    raise self._failure(f"it refuses {name} as {list(shape)}")
             self._scratch_bytes = int(context.update_device_memory_size_for_shapes())
             self._shapes = shapes
         if self._scratch_bytes:
@@ -109,15 +110,12 @@ class TensorRTSession:
             )
         for name, buffer in (*inputs.items(), *outputs.items()):
             if not context.set_tensor_address(name, self._device.pointer(buffer)):
-                raise self._refusal(f"has no {name}")
+                raise self._failure(f"it has no {name}: {self._log.reasons()}")
         if not context.execute_async_v3(self._device.stream):
-            raise self._refusal("failed")
+            raise self._failure(self._log.reasons())
 
-    def _refusal(self, what: str) -> Sd35Error:
-        return Sd35Error(
-            f"{self._name} {what} in {self._backend.title}: {self._log.reasons()}",
-            "try a smaller size or batch",
-        )
+    def _failure(self, reason: str) -> Sd35Error:
+        return engine_failure(self._name, self._backend.title, reason)
 
     def close(self) -> None:
         """Release the engine's memory, and keep the kernels that were finished for this GPU."""

@@ -51,7 +51,8 @@ class CommandGroup(click.Group):
         if debug:
             options = [word for word in words[:end] if word != "--debug"]
             words = ["--debug", *options, *words[end:]]
-        kwargs["standalone_mode"] = False
+        # Messages name the command, however it was started.
+        kwargs = {"prog_name": "sd35-trt", **kwargs, "standalone_mode": False}
         try:
             result = super().main(words, *rest, **kwargs)
             # Outside standalone mode, click returns the status of --help, --version and exit().

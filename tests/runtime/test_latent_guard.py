@@ -7,6 +7,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from poison import poisoned
 
 from sd35_trt.errors import BundleError, Cancelled, NotFinite
-from sd35_trt.formats.bundle import Bundle, Manifest, write_manifest
+from sd35_trt.formats.bundle import Bundle, Manifest, PolicyRecord, PolicyRule, write_manifest
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.mini import calibration_path
 from sd35_trt.runtime import Pipeline, PipelinePool
@@ -172,7 +173,7 @@ def test_healthy_images_are_not_anomalous(calibrated: Path) -> None:
 def test_nan_stops_at_its_step(broken: dict[str, Path], log: list[str]) -> None:
     steps: list[int] = []
     with Pipeline.load(broken["nan"], threads=1) as pipe:
-        with pytest.raises(NotFinite, match=r"not finite after step 1 \(seed 5\).*--policy fp32"):
+        with pytest.raises(NotFinite, match=r"not finite after step 1 \(seed 5\) — lower"):
             pipe.generate("a star", seed=5, callback=lambda s: steps.append(s.index), **QUICK)
         assert pipe.anomalies == 1
         assert not pipe.on_fallback
@@ -246,7 +247,8 @@ def test_only_two_in_a_row_switch(tiny_bundle: Path) -> None:
         assert pipe.on_fallback
 
 
-def test_what_the_fallback_cannot_draw_raises(tiny_bundle: Path) -> None:
+def test_what_the_fallback_cannot_draw_raises(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What is advised is a more precise policy, where there is one."""
     engines = FakeEngines()
 
     def explode(latents: np.ndarray, outputs: Any) -> None:
@@ -259,6 +261,11 @@ def test_what_the_fallback_cannot_draw_raises(tiny_bundle: Path) -> None:
     ):
         pipe.generate("a star", **QUICK)
     assert pipe.anomalies == 2
+    for precision, words in (("half", "--policy fp32"), ("fp32", "lower the guidance")):
+        record = PolicyRecord("own", "0" * 64, (PolicyRule("*", "*", precision, ""),))
+        bundle = edited(tiny_bundle, tmp_path / precision, partial(replace, policy=record))
+        with engines.pipeline(bundle) as pipe, pytest.raises(NotFinite, match=words):
+            pipe.generate("a star", **QUICK)
 
 
 @pytest.mark.parametrize("with_fallback", [True, False])
