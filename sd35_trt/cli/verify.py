@@ -143,6 +143,8 @@ def _option(name: str) -> str:
 def _source(arguments: dict[str, Any]) -> ModelOptions | None:
     """The checkpoint that was named; None where none was."""
     given = {n: v for n, v in arguments.items() if n in _OF_MODEL and v is not None}
+    if "tokenizers" in given and "model" not in given:
+        raise UsageError("--tokenizers needs --model", "name the checkpoint with --model FILE")
     return ModelOptions(**given) if given else None
 
 

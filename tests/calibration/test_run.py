@@ -409,7 +409,7 @@ def test_an_older_calibration_is_replaced_and_nothing_else(options: CalibrateOpt
     ("change", "error", "words"),
     [
         ({"policy": "fp9"}, UsageError, "unknown policy 'fp9'"),
-        ({"model": "/nowhere"}, CheckpointError, "/nowhere is not a directory"),
+        ({"model": "/nowhere"}, CheckpointError, "/nowhere is missing"),
         ({"prompts": Path("/nowhere.txt")}, UsageError, "cannot read prompt file"),
         ({"device": "cuda:99"}, UsageError, "device 'cuda:99' cannot be used: .* --device cpu"),
         ({"device": "abacus"}, UsageError, "device 'abacus' cannot be used"),

@@ -239,13 +239,11 @@ def test_buffers_are_no_weights(model: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool])
 def test_a_tensor_without_numbers(kind: torch.dtype, model: Path) -> None:
-    name = "encoder.conv_in.bias"
-
     def edit(tensors: Tensors) -> None:
-        tensors[name] = tensors[name].to(kind)
+        tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"].to(kind)
 
     change(model, "vae", edit)
-    one_line(model, str(model / "vae"), name)
+    one_line(model, str(model / "vae"), "encoder.conv_in")
 
 
 # Widths.
@@ -435,7 +433,7 @@ class Header:
     """A mapped file that gives away no values."""
 
     def __init__(self, handle: Any) -> None:
-        self.keys, self.get_slice = handle.keys, handle.get_slice
+        self.keys, self.get_slice, self.metadata = handle.keys, handle.get_slice, handle.metadata
 
 
 def test_a_full_size_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
 
 
 def test_not_a_model_directory(tmp_path: Path, refused: Callable[..., None]) -> None:
-    refused(tmp_path / "nothing", "is not a directory")
+    refused(tmp_path / "nothing", "is missing")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "is an empty folder")
     (tmp_path / "empty" / "README.md").write_text("a model")

@@ -11,8 +11,8 @@ from conftest import one_error_line
 def test_wrong_use_of_build(run) -> None:  # type: ignore[no-untyped-def]
     cases: list[tuple[list[object], int, str]] = [
         (["--gpu", "voodoo"], 2, "known: cpu, turing"),
-        (["--model", "./none"], 1, "is not a directory"),
-        (["--model", "none/"], 1, "is not a directory"),
+        (["--model", "./none"], 1, "is missing"),
+        (["--model", "none/"], 1, "is missing"),
         (["--policy", "fp7"], 2, "unknown policy"),
         (["--batch", "4:1"], 2, "--batch 4:1"),
         (["--size", "big"], 2, "is not MIN:MAX"),

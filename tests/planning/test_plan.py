@@ -346,4 +346,4 @@ def test_wrong_use_of_plan(run) -> None:  # type: ignore[no-untyped-def]
         assert words in one_error_line(err)
     status, _, err = run("plan", "--gpu", "ada", "--model", "./none")
     assert status == 1
-    assert "is not a directory" in one_error_line(err)
+    assert "is missing" in one_error_line(err)
