@@ -1,13 +1,16 @@
-"""A weight that is quantized, and how one that is not read is refused."""
+"""A weight that is quantized, what belongs to it, and how one that is not read is refused."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd35_trt.errors import CheckpointError
+
+from .tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +20,9 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 
 #: Types whose numbers are values without a scale; the 8-bit ones are a cast alone.
 FLOATS = (*PLAIN, "F8_E4M3", "F8_E5M2")
+
+# Of a tensor that describes a layer, in bytes.
+_LONGEST = 1 << 16
 
 # What ``quantization_config`` may name.
 _METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "fp8", "quanto")
@@ -59,6 +65,35 @@ def refusal(path: Path, layer: str, kind: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: {layer!r} is quantized in a way that is not read here ({kind})", _WAYS
     )
+
+
+def described_bytes(tensors: TensorFiles, name: str) -> bytes | None:
+    """A small tensor of bytes, which describes a layer; None for one of another type, or long."""
+    if tensors.dtype(name) != "U8" or math.prod(tensors.shape(name)) > _LONGEST:
+        return None
+    return bytes(tensors.stored(name).reshape(-1).numpy())
+
+
+def check_scales(path: Path, layer: str, word: str, scales: torch.Tensor) -> None:
+    """Refuse scales that make no weight of what they multiply.
+
+    A row of zeros may have the scale 0. A whole tensor of zeros is no layer's.
+
+    Args:
+        word: what they are called.
+        scales: floating-point, of any shape.
+
+    Raises:
+        CheckpointError: one is negative, infinite or no number, or the only one is 0.
+    """
+    if not scales.numel():
+        return
+    least, most = (float(value) for value in scales.aminmax())
+    if scales.numel() == 1 and most == 0:
+        raise refusal(path, layer, f"{word} of 0")
+    if not (least >= 0 and math.isfinite(most)):
+        worst = most if least >= 0 else least
+        raise refusal(path, layer, f"{word} with {worst:g} among its values")
 
 
 def block_values(
