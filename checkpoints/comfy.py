@@ -9,7 +9,8 @@ layer:
 
 An input scale is what the layer's input is divided by before it is rounded to E4M3.
 
-Sources: ComfyUI's ``quant_ops.QUANT_ALGOS`` and ``ops.mixed_precision_ops``.
+Sources: ComfyUI's ``quant_ops.QUANT_ALGOS``, ``ops.mixed_precision_ops`` and
+``utils.convert_old_quants``; transformers' ``finegrained_fp8.FP8Linear``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 #: Last words of tensors that describe, and have no part in a weight's value.
 MARKS = ("comfy_quant", "scaled_fp8")
 
-#: Last words of input scales, older spelling first.
-INPUT_SCALES = ("scale_input", "input_scale")
+#: Last words of input scales, and what each is where nothing was measured. The last one is of
+#: transformers' FP8.
+INPUT_SCALES = {"scale_input": 1.0, "input_scale": None, "activation_scale": 1.0}
 
 # Format → type of its weights.
 _FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8"}
@@ -86,13 +88,13 @@ def check_descriptions(
 def input_amax(tensors: TensorFiles, weight: str) -> float | None:
     """The largest input magnitude of a weight's layer by its input scale; None without one.
 
-    Inputs of a weight in another type than E4M3 are divided by something else. The older spelling
-    has a 1 where nothing was measured.
+    Inputs of a weight in another type than E4M3 are divided by something else. Where nothing
+    was measured, most spellings have a 1.
     """
     if weight not in tensors.names or tensors.dtype(weight) not in (*PLAIN, "F8_E4M3"):
         return None
     layer = weight.removesuffix(".weight")
-    for word, unmeasured in zip(INPUT_SCALES, (1.0, None), strict=True):
+    for word, unmeasured in INPUT_SCALES.items():
         if f"{layer}.{word}" in tensors.names:
             scale = float(_scalar(tensors, f"{layer}.{word}"))
             return None if scale == unmeasured else scale * E4M3_MAX

@@ -5,7 +5,8 @@ for each row, or one for each block. What is not one of the spellings here is re
 numbers without the scales would be taken for weights; and so is a quantized weight beside a tensor
 that is not known, which may change its value.
 
-Sources: the ``weight_scale_inv`` of DeepSeek-V3 and transformers' ``finegrained_fp8``; ComfyUI's
+Sources: the ``weight_scale_inv`` of DeepSeek-V3 and transformers' ``finegrained_fp8``; the
+``weight_scale`` of compressed-tensors, FBGEMM and modelopt's ``export``; ComfyUI's
 ``scaled_fp8`` and :mod:`.comfy`; the ``state_dict`` of optimum-quanto's ``WeightQBytesTensor``;
 :mod:`.bitsandbytes`.
 """
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 # Beside a weight: what multiplies it. The last one's name means that it divided.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 
-# Beside a weight with a scale: what changes no value.
+# Beside any weight, and beside one with a scale: what changes no value. FBGEMM bounds inputs.
 _IDLE = (*INPUT_SCALES, *MARKS)
+_SCALED_IDLE = (*_IDLE, "output_scale", "input_scale_ub")
 
 # Side of the blocks that have a scale each.
 _BLOCK = 128
@@ -203,7 +205,7 @@ def _scaled(
         check_scales(tensors.path, layer, word, scales)
         return scales
 
-    beside = frozenset([scale, *(f"{layer}.{w}" for w in _IDLE if f"{layer}.{w}" in names)])
+    beside = frozenset([scale, *(f"{layer}.{w}" for w in _SCALED_IDLE if f"{layer}.{w}" in names)])
     if math.prod(form) == 1:
         scaling()
         return QuantizedWeight(
