@@ -5,7 +5,8 @@ for each row, or one for each block. What is not one of the spellings here is re
 numbers without the scales would be taken for weights; and so is a quantized weight beside a tensor
 that is not known, which may change its value.
 
-Sources: the ``weight_scale_inv`` of DeepSeek-V3 and transformers' ``finegrained_fp8``; ComfyUI's
+Sources: the ``weight_scale_inv`` of DeepSeek-V3 and transformers' ``finegrained_fp8``; the
+``weight_scale`` of compressed-tensors, FBGEMM and modelopt's ``export``; ComfyUI's
 ``scaled_fp8`` and :mod:`.comfy`; the ``state_dict`` of optimum-quanto's ``WeightQBytesTensor``;
 :mod:`.bitsandbytes`.
 """
@@ -19,7 +20,14 @@ from typing import TYPE_CHECKING
 
 from .bitsandbytes import BITS8, four_bits, four_bits_state, int8
 from .comfy import INPUT_SCALES, MARKS, check_descriptions
-from .quantized_weight import FLOATS, PLAIN, QuantizedWeight, block_values, refusal
+from .quantized_weight import (
+    FLOATS,
+    PLAIN,
+    QuantizedWeight,
+    block_values,
+    check_scales,
+    refusal,
+)
 from .tensor_files import TensorFiles
 
 if TYPE_CHECKING:
@@ -27,6 +35,10 @@ if TYPE_CHECKING:
 
 # Beside a weight: what multiplies it. The last one's name means that it divided.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
+
+# Beside any weight, and beside one with a scale: what changes no value. FBGEMM bounds inputs.
+_IDLE = (*INPUT_SCALES, *MARKS)
+_SCALED_IDLE = (*_IDLE, "output_scale", "input_scale_ub")
 
 # Side of the blocks that have a scale each.
 _BLOCK = 128
@@ -48,8 +60,8 @@ _TELLING = ("scale", "absmax", "amax", "zero", "scb", "quant")
 
 
 def quantized_weights(tensors: TensorFiles, prefix: str = "") -> dict[str, QuantizedWeight]:
-    """The quantized weights among the tensors with a prefix, by name; from headers alone, but for
-    descriptions of a few bytes.
+    """The quantized weights among the tensors with a prefix, by name; from headers, descriptions
+    and scales; those of groups and of 4 bits, which are many, are checked when they are read.
 
     Raises:
         CheckpointError: names a layer whose weight is stored in a way that is not read, has a
@@ -57,7 +69,7 @@ def quantized_weights(tensors: TensorFiles, prefix: str = "") -> dict[str, Quant
     """
     names = frozenset(name for name in tensors.names if name.startswith(prefix))
     weights = dict(_weights(tensors, names))
-    check_descriptions(tensors, prefix)
+    check_descriptions(tensors, prefix, weights)
     beside = {name for weight in weights.values() for name in weight.beside}
     weighted = {name.removesuffix(".weight") for name in names | weights.keys()}
     layers: dict[str, list[str]] = {}
@@ -67,7 +79,26 @@ def quantized_weights(tensors: TensorFiles, prefix: str = "") -> dict[str, Quant
         # A model's own tensors at the top are no layer's.
         if layer:
             _check_layer(tensors, layer, sorted(own), weights, beside)
+    _check_casts(tensors, names, weights)
     return weights
+
+
+def _check_casts(
+    tensors: TensorFiles, names: Collection[str], weights: Mapping[str, QuantizedWeight]
+) -> None:
+    """Refuse FP8 without a scale where the same layer of another block has one."""
+    scaled = {_kind(name): w for name, w in weights.items() if w.spelling in _SCALES}
+    for name in sorted(names):
+        weight = scaled.get(_kind(name))
+        if weight is not None and name not in weights and tensors.dtype(name).startswith("F8_"):
+            layer = name.rpartition(".")[0]
+            without = f"{tensors.dtype(name)} without {weight.spelling}, which other blocks have"
+            raise refusal(tensors.path, layer, without)
+
+
+def _kind(name: str) -> str:
+    """A name without its block's number."""
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)
 
 
 def _layer(name: str, weighted: Collection[str]) -> str:
@@ -97,11 +128,8 @@ def _check_layer(
         and not _NO_WEIGHTS.search(name)
     ]
     others = [name.removeprefix(f"{layer}.") for name in names if name != weight]
-    unknown = [
-        word
-        for word in others
-        if f"{layer}.{word}" not in beside and word not in ("bias", *INPUT_SCALES, *MARKS)
-    ]
+    known = ("bias",) if weight in weights else ("bias", *_IDLE)
+    unknown = [word for word in others if f"{layer}.{word}" not in beside and word not in known]
     if codes or not (is_read or stored is None):
         first = codes[0].removeprefix(f"{layer}.") if codes else "weight"
         kind = f"{tensors.dtype(f'{layer}.{first}')} in {first}"
@@ -154,10 +182,12 @@ def _weights(tensors: TensorFiles, names: frozenset[str]) -> Iterator[tuple[str,
         elif f"{layer}.{BITS8}" in names:
             yield name, int8(tensors, names, layer)
         elif scales:
-            yield name, _scaled(tensors, name, scales)
+            yield name, _scaled(tensors, names, name, scales)
 
 
-def _scaled(tensors: TensorFiles, name: str, scales: list[str]) -> QuantizedWeight:
+def _scaled(
+    tensors: TensorFiles, names: Collection[str], name: str, scales: list[str]
+) -> QuantizedWeight:
     """A weight with one of :data:`_SCALES`."""
     layer, scale = name.rpartition(".")[0], scales[0]
     word = scale.rpartition(".")[2]
@@ -171,15 +201,13 @@ def _scaled(tensors: TensorFiles, name: str, scales: list[str]) -> QuantizedWeig
         raise refusal(tensors.path, layer, f"{word} in {tensors.dtype(scale)}")
 
     def scaling() -> torch.Tensor:
-        import torch
+        scales = tensors.stored(scale).float()
+        check_scales(tensors.path, layer, word, scales)
+        return scales
 
-        stored = tensors.stored(scale)
-        if tensors.dtype(scale) != _EXPONENT:
-            return stored.float()
-        return torch.exp2(stored.view(torch.uint8).float() - 127)
-
-    beside = frozenset([scale])
+    beside = frozenset([scale, *(f"{layer}.{w}" for w in _SCALED_IDLE if f"{layer}.{w}" in names)])
     if math.prod(form) == 1:
+        scaling()
         return QuantizedWeight(
             word,
             beside,
@@ -187,8 +215,9 @@ def _scaled(tensors: TensorFiles, name: str, scales: list[str]) -> QuantizedWeig
             lambda: tensors.stored(name).float() * scaling().reshape(()),
             lambda: scaling().reshape(()),
         )
-    rows = (shape[0], *[1] * (len(shape) - 1))
+    rows = (*shape[:1], *[1] * (len(shape) - 1))
     if form in (shape[:1], rows):
+        scaling()
         return QuantizedWeight(
             word, beside, shape, lambda: tensors.stored(name).float() * scaling().reshape(rows)
         )
@@ -196,6 +225,8 @@ def _scaled(tensors: TensorFiles, name: str, scales: list[str]) -> QuantizedWeig
         in_squares = form == tuple(-(-length // _BLOCK) for length in shape)
         in_groups = form[0] == shape[0] and form[1] > 0 and shape[1] % form[1] == 0
         sides = (_BLOCK, _BLOCK) if in_squares else (1, shape[1] // max(form[1], 1))
+        if in_squares:
+            scaling()
         if in_squares or in_groups:
 
             def by_blocks() -> torch.Tensor:
@@ -211,12 +242,15 @@ def _quanto(tensors: TensorFiles, names: frozenset[str], weight: str) -> Quantiz
     """Optimum-quanto's 8-bit weight: ``_data``, and a ``_scale`` for each row."""
     data, scale, layer = f"{weight}._data", f"{weight}._scale", weight.rpartition(".")[0]
     shape = tensors.shape(data)
-    rows = (shape[0], *[1] * (len(shape) - 1))
-    if scale not in names or tensors.dtype(data) not in ("I8", "F8_E4M3"):
+    rows = (*shape[:1], *[1] * (len(shape) - 1))
+    if scale not in names or weight in names or tensors.dtype(data) not in ("I8", "F8_E4M3"):
         raise refusal(tensors.path, layer, f"quanto's {tensors.dtype(data)}")
+    if tensors.dtype(scale) not in PLAIN:
+        raise refusal(tensors.path, layer, f"quanto's scales in {tensors.dtype(scale)}")
     if tensors.shape(scale) != rows:
         form = list(tensors.shape(scale))
         raise refusal(tensors.path, layer, f"quanto's scales of shape {form}")
+    check_scales(tensors.path, layer, "quanto's scale", tensors.stored(scale).float())
     scales = {f"{layer}.input_scale", f"{layer}.output_scale"} & names
     return QuantizedWeight(
         "quanto",

@@ -1,13 +1,16 @@
-"""A weight that is quantized, and how one that is not read is refused."""
+"""A weight that is quantized, what belongs to it, and how one that is not read is refused."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd35_trt.errors import CheckpointError
+
+from .tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +21,32 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 #: Types whose numbers are values without a scale; the 8-bit ones are a cast alone.
 FLOATS = (*PLAIN, "F8_E4M3", "F8_E5M2")
 
+# Of a tensor that describes a layer, in bytes.
+_LONGEST = 1 << 16
+
 # What ``quantization_config`` may name.
-_METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "fp8", "quanto")
+_METHODS = (
+    "bitsandbytes",
+    "bitsandbytes_4bit",
+    "bitsandbytes_8bit",
+    "compressed-tensors",
+    "fbgemm_fp8",
+    "fp8",
+    "modelopt",
+    "quanto",
+)
+
+# Its keys; the second one is of older compressed-tensors.
+_KEYS = ("quantization_config", "compression_config")
+
+# What bitsandbytes' first versions say in place of a method.
+_LOADS = ("load_in_8bit", "load_in_4bit")
+
+# Of modelopt: one scale a tensor.
+_ALGORITHM = "FP8"
+
+# Of compressed-tensors: weights that are rotated, or whose zeros are left out.
+_CHANGES = ("transform_config", "sparsity_config")
 
 # Of ``fp8``: what blocks are taken for.
 _BLOCKS = ([128, 128], (128, 128), None)
@@ -61,6 +88,35 @@ def refusal(path: Path, layer: str, kind: str) -> CheckpointError:
     )
 
 
+def described_bytes(tensors: TensorFiles, name: str) -> bytes | None:
+    """A small tensor of bytes, which describes a layer; None for one of another type, or long."""
+    if tensors.dtype(name) != "U8" or math.prod(tensors.shape(name)) > _LONGEST:
+        return None
+    return bytes(tensors.stored(name).reshape(-1).numpy())
+
+
+def check_scales(path: Path, layer: str, word: str, scales: torch.Tensor) -> None:
+    """Refuse scales that make no weight of what they multiply.
+
+    A row of zeros may have the scale 0. A whole tensor of zeros is no layer's.
+
+    Args:
+        word: what they are called.
+        scales: floating-point, of any shape.
+
+    Raises:
+        CheckpointError: one is negative, infinite or no number, or the only one is 0.
+    """
+    if not scales.numel():
+        return
+    least, most = (float(value) for value in scales.aminmax())
+    if scales.numel() == 1 and most == 0:
+        raise refusal(path, layer, f"{word} of 0")
+    if not (least >= 0 and math.isfinite(most)):
+        worst = most if least >= 0 else least
+        raise refusal(path, layer, f"{word} with {worst:g} among its values")
+
+
 def block_values(
     numbers: torch.Tensor, scales: torch.Tensor, sides: tuple[int, int]
 ) -> torch.Tensor:
@@ -80,22 +136,36 @@ def check_method(path: Path, config: Mapping[str, Any]) -> None:
 
     Args:
         path: of the configuration, for the message.
-        config: it; its ``quantization_config`` is looked at.
+        config: it; what it says of its quantization is looked at.
 
     Raises:
-        CheckpointError: names the method.
+        CheckpointError: names the method, or what of it is not read.
     """
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return
-    if not isinstance(quantization, Mapping):
-        raise CheckpointError(f"{path}: quantization_config is no JSON object", _WAYS)
+    for key in _KEYS:
+        quantization = config.get(key)
+        if quantization is None:
+            continue
+        if not isinstance(quantization, Mapping):
+            raise CheckpointError(f"{path}: {key} is no JSON object", _WAYS)
+        if problem := _problem(quantization):
+            raise CheckpointError(f"{path}: its weights {problem}", _WAYS)
+
+
+def _problem(quantization: Mapping[str, Any]) -> str | None:
+    """What is not read of a method, after "its weights"; None where it is."""
     method = quantization.get("quant_method")
+    if method is None and any(quantization.get(key) for key in _LOADS):
+        method = "bitsandbytes"
     if method not in _METHODS:
-        raise CheckpointError(
-            f"{path}: its weights are quantized by {method or 'a method that it does not name'}",
-            _WAYS,
-        )
+        return f"are quantized by {method or 'a method that it does not name'}"
+    algorithm = quantization.get("quant_algo")
+    if method == "modelopt" and algorithm != _ALGORITHM:
+        return f"are quantized by modelopt to {algorithm or 'what it does not name'}"
+    for change in _CHANGES:
+        value = quantization.get(change)
+        if value and not (isinstance(value, Mapping) and value.get("format") == "dense"):
+            return f"are quantized by {method} with {change}"
     blocks = quantization.get("weight_block_size")
     if blocks not in _BLOCKS:
-        raise CheckpointError(f"{path}: its weights have scales for blocks of {blocks}", _WAYS)
+        return f"have scales for blocks of {blocks}"
+    return None
