@@ -12,21 +12,23 @@ from typing import Any
 from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
 from sd35_trt.errors import CheckpointError
 
+from .comfy import INPUT_SCALES, MARKS
 from .configuration import KINDS, check_class, check_configuration
-from .diffusers import Weights
 from .findings import Findings
 from .single_file import AnyCheckpoint
-from .tensors import tensor_shapes
+from .tensor_shapes import tensor_shapes
 from .tokenizer_ids import TokenizerIds, read_tokenizer_ids
+from .weights import Weights
 
 _CONFIG = "use the config.json that belongs to these weights"
 _ONE_MODEL = "take all parts from one SD3.5 model"
 
 # Tensors that no part computes with: tables and copies that libraries save, settings of samplers,
-# the other half of a whole CLIP or T5, and scales of quantized weights, which their reader judges.
+# the other half of a whole CLIP or T5, and what tells of the inputs of quantized weights, which
+# their reader judges.
 _IDLE = {
-    "": r"position_ids$|logit_scale$|logit_bias$|attn_mask$|spiece_model$|scaled_fp8$"
-    r"|(scale_weight|weight_scale|scale_input|input_scale|comfy_quant)$",
+    "": r"(position_ids|logit_scale|logit_bias|attn_mask|spiece_model)$"
+    rf"|({'|'.join((*INPUT_SCALES, *MARKS))})$",
     "transformer": r"model_ema\.|(model_sampling|denoiser)\.\w+$|(alphas_cumprod|betas|sigmas)$",
     # Of files with CLIP-L; a folder's projection is computed.
     "text_encoder": r"(vision_model|visual)\.|(visual|text)_projection(\.weight)?$",
@@ -36,7 +38,7 @@ _IDLE = {
 }
 
 # Types of tensors that hold no numbers of a model, as headers spell them.
-_NO_NUMBERS = re.compile(r"[IU]\d+|BOOL|C64|F[46].*|F8_E8M0")
+_NO_NUMBERS = re.compile(r"[IU]\d+|BOOL|C64|F4|F6_.*|F8_E8M0")
 
 # What a CLIP's end token is where its pooled state is that of the largest id.
 _LARGEST = 2

@@ -8,6 +8,7 @@ from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 
 from .single_file import AnyCheckpoint
+from .weights import Weights
 
 
 def stored_magnitudes(checkpoint: AnyCheckpoint, layers: Iterable[str]) -> dict[str, float]:
@@ -23,9 +24,13 @@ def stored_magnitudes(checkpoint: AnyCheckpoint, layers: Iterable[str]) -> dict[
         CheckpointError: it has some of them.
     """
     values, without = {}, []
+    weights: dict[str, Weights] = {}  # a folder's are opened anew each time
     for key in layers:
         component, _, layer = key.partition("/")
-        amax = checkpoint.weights(COMPONENTS[component].part).input_amax(layer)
+        part = COMPONENTS[component].part
+        if part not in weights:
+            weights[part] = checkpoint.weights(part)
+        amax = weights[part].input_amax(layer)
         if amax is None:
             without.append(key)
         else:

@@ -71,7 +71,8 @@ def quantized_weights(tensors: TensorFiles, prefix: str = "") -> dict[str, Quant
     weights = dict(_weights(tensors, names))
     check_descriptions(tensors, prefix, weights)
     beside = {name for weight in weights.values() for name in weight.beside}
-    weighted = {name.removesuffix(".weight") for name in names | weights.keys()}
+    own_weights = (name for name in names | weights.keys() if name.endswith(".weight"))
+    weighted = {name.removesuffix(".weight") for name in own_weights}
     layers: dict[str, list[str]] = {}
     for name in names:
         layers.setdefault(_layer(name, weighted), []).append(name)

@@ -15,11 +15,12 @@ from originals import PREFIXES, original, save, write_single
 from random_checkpoints import Layout, kept_checkpoint
 from safetensors.torch import load_file, save_file
 
+from sd35_trt.checkpoints.comfy import INPUT_SCALES
 from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.structure import published_config
 from sd35_trt.checkpoints.tensor_files import open_safetensors
-from sd35_trt.checkpoints.tensors import tensor_shapes
+from sd35_trt.checkpoints.tensor_shapes import tensor_shapes
 from sd35_trt.errors import CheckpointError
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.store.cache import StageCache
@@ -244,6 +245,33 @@ def test_a_tensor_without_numbers(kind: torch.dtype, model: Path) -> None:
 
     change(model, "vae", edit)
     one_line(model, str(model / "vae"), "encoder.conv_in")
+
+
+def test_double_precision(model: Path) -> None:
+    def edit(tensors: Tensors) -> None:
+        tensors.update({name: tensor.double() for name, tensor in tensors.items()})
+
+    change(model, "vae", edit)
+    look(ModelOptions(str(model)))
+
+
+@pytest.mark.parametrize("word", [*INPUT_SCALES, "weight_scale"])
+def test_scales_beside_a_cast(word: str, model: Path) -> None:
+    """Of inputs alone, with any spelling; a scale of a layer that is not there is told."""
+    layer = "transformer_blocks.0.attn.to_q"
+
+    def edit(tensors: Tensors) -> None:
+        tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(torch.float8_e4m3fn)
+        if word in INPUT_SCALES:
+            tensors[f"{layer}.{word}"] = torch.tensor(0.5)
+        else:
+            tensors[f"{layer}_2.{word}"] = torch.tensor(0.5)
+
+    change(model, "transformer", edit)
+    if word in INPUT_SCALES:
+        look(ModelOptions(str(model)))
+    else:
+        one_line(model, f"has no use for '{layer}_2.{word}'")
 
 
 # Widths.

@@ -34,6 +34,7 @@ def source(stage_cache: Path) -> Path:
 
 @pytest.fixture
 def file(source: Path, tmp_path: Path) -> Path:
+    """Its transformer in the original layout, the other parts beside it."""
     return write_single(source, tmp_path / "models" / "some.safetensors", ["transformer"])
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from sd35_trt.checkpoints.configuration import KINDS, check_configuration, complete
 from sd35_trt.checkpoints.structure import Structure, published_config
-from sd35_trt.checkpoints.tensors import tensor_shapes
+from sd35_trt.checkpoints.tensor_shapes import tensor_shapes
 
 CLASSES: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "transformer": lambda config: SD3Transformer2DModel(**config),

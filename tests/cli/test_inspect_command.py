@@ -63,6 +63,7 @@ def test_the_files_of_each_part(run, mini_bundle: Path, tmp_path: Path) -> None:
     for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         name = f"{part}/model.safetensors"
         assert f"{name} ({files[name][:12]})" in out
+    assert "scheduler_config.json" not in out
     assert "no T5" not in out
     write_bundle(tmp_path)  # without T5
     assert "no T5: prompts are read by CLIP alone" in run("inspect", tmp_path)[1]

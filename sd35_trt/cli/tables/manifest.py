@@ -31,7 +31,7 @@ def _sources(manifest: Manifest) -> str:
     model = manifest.model
     lines = []
     for name, digest in model.files.items():
-        if not name.startswith("tokenizer") and not name.endswith("/config.json"):
+        if not name.startswith("tokenizer") and not name.endswith(".json"):
             types = model.quantization.get(name)
             lines.append(f"{name} ({digest[:12]}{f', {types}' if types else ''})")
     if manifest.component("t5") is None:
