@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -35,6 +35,7 @@ def examine() -> dict[str, Any]:
     complete = None not in packages.values()
     gpus, no_gpu = present_gpus()
     families = [target for target in targets().values() if target.name == target.family]
+    engines = {name: _examine_library(row, gpus) for name, row in BACKENDS.items()}
     return {
         "sd35-trt": __version__,
         "python": platform.python_version(),
@@ -43,8 +44,8 @@ def examine() -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in gpus],
         "no gpu": no_gpu,
         "packages": packages,
-        "engines": {name: _examine_library(row, gpus) for name, row in BACKENDS.items()},
-        "targets": {target.name: _examine_target(target, gpus, complete) for target in families},
+        "engines": engines,
+        "targets": {t.name: _examine_target(t, engines, gpus, complete) for t in families},
     }
 
 
@@ -63,18 +64,25 @@ def _examine_library(backend: Backend, gpus: Sequence[PresentGpu]) -> dict[str, 
     return {"library": backend.title, "version": version, "problem": problem}
 
 
-def _examine_target(target: Target, gpus: Sequence[PresentGpu], complete: bool) -> dict[str, Any]:
+def _examine_target(
+    target: Target,
+    engines: Mapping[str, Mapping[str, Any]],
+    gpus: Sequence[PresentGpu],
+    complete: bool,
+) -> dict[str, Any]:
     """What this machine can do for a target.
 
     Args:
+        engines: what :func:`_examine_library` says of each kind.
         complete: whether all that every build takes is installed.
     """
     backend = BACKENDS[choose_builder(target)]
-    library = next((f"{p} {_version(p)}" for p in backend.packages if _version(p)), None)
+    engine = engines[backend.name]
+    works = engine["problem"] is None
     gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
     on_cpu = not target.compute_capabilities
     ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(backend)
-    runs = library is not None and (on_cpu or ready)
+    runs = works and (on_cpu or ready)
     faster = [
         companion.extra
         for companion in backend.companions
@@ -84,8 +92,10 @@ def _examine_target(target: Target, gpus: Sequence[PresentGpu], complete: bool) 
     notes = []
     if not complete:
         notes.append("to build: pip install 'sd35-trt[build]'")
-    if library is None:
+    if engine["version"] is None:
         notes.append(f"needs: pip install 'sd35-trt[{backend.extra}]'")
+    elif not works:
+        notes.append(f"{backend.title}: see above")
     elif gpu is not None and not _version(_CUDA):
         notes.append("to run: pip install 'sd35-trt[cuda]'")
     elif gpu is not None and not ready:
@@ -94,9 +104,9 @@ def _examine_target(target: Target, gpus: Sequence[PresentGpu], complete: bool) 
         notes.append(f"faster with: pip install 'sd35-trt[{faster[0]}]'")
     return {
         "builder": backend.name,
-        "builds": complete and (library is not None or not backend.needs_library),
+        "builds": complete and (works or not backend.needs_library),
         "runs": runs,
-        "runtime": library if runs else None,
+        "runtime": f"{engine['library']} {engine['version']}" if runs else None,
         "gpu": gpu.name if gpu else None,
         "note": "; ".join(notes),
     }

@@ -69,6 +69,29 @@ def test_doctor_says_why_a_library_does_not_work(run, monkeypatch: pytest.Monkey
     (line,) = (line for line in out.splitlines() if line.startswith("TensorRT 11"))
     for word in ("11.2.1 cannot start", "libnvinfer_builder_resource_sm90", "another version"):
         assert word in line
+    hopper = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
+    assert (hopper["builder"], hopper["builds"], hopper["runs"]) == ("tensorrt", False, False)
+    assert hopper["note"] == "TensorRT: see above"
+
+
+def test_doctor_takes_a_library_however_it_was_installed(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """NVIDIA's images and Debian packages install no package of PyPI's name."""
+
+    class Whole(types.ModuleType):
+        __version__ = "10.6.0"
+        ILogger = type("ILogger", (), {"__init__": lambda self: None})
+        Builder = staticmethod(lambda log: object())
+
+    whole = Whole("tensorrt")
+    whole.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", whole)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml((9, 0)))
+    hopper = json.loads(run("doctor", "--json")[1])["targets"]["hopper"]
+    assert (hopper["builds"], hopper["runs"], hopper["runtime"], hopper["note"]) == (
+        True, True, "TensorRT 10.6.0", "",
+    )  # fmt: skip
 
 
 def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
