@@ -4,6 +4,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from mini.training import run, train
@@ -12,7 +13,12 @@ from sd35_trt.quality import evaluate
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(train.main, [str(a) for a in arguments])
+    """Run the program; the precision that it sets for its process is this process's again."""
+    precision = torch.get_float32_matmul_precision()
+    try:
+        return CliRunner().invoke(train.main, [str(a) for a in arguments])
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def test_training_without_data_says_how_to_make_it(tmp_path):
