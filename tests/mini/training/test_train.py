@@ -2,6 +2,7 @@ import json
 import math
 from itertools import count
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +14,9 @@ from sd35_trt.quality import evaluate
 
 
 def invoke(*arguments):
-    """Run the program; the precision that it sets for its process is this process's again."""
-    precision = torch.get_float32_matmul_precision()
-    try:
+    """Run the program without the precision that it sets: nothing sets this process back."""
+    with mock.patch.object(torch, "set_float32_matmul_precision"):
         return CliRunner().invoke(train.main, [str(a) for a in arguments])
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def test_training_without_data_says_how_to_make_it(tmp_path):
