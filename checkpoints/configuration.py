@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -90,6 +91,9 @@ _LAYERS = ("num_layers", "num_hidden_layers", "layers_per_block")
 _MOST_LAYERS = 1000
 _MOST = 2**31 - 1
 
+# How latents are scaled; without, diffusers' pipeline draws nothing, or takes Stable Diffusion 1's.
+_VAE_FACTORS = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
+
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 
@@ -99,7 +103,7 @@ def check_class(part: str, name: str | None) -> str | None:
     if name is None or name in kind.classes:
         return None
     title = f" ({_OTHERS[name]})" if name in _OTHERS else ""
-    return f"is a {name}{title}, not a {kind.classes[0]}"
+    return f"has the class {name}{title}, not {kind.classes[0]}"
 
 
 def class_name(data: Mapping[str, Any]) -> Any:
@@ -146,7 +150,9 @@ def check_configuration(part: str, config: Mapping[str, Any]) -> list[str]:
         if isinstance(default, int) and not isinstance(default, bool) and key != "eos_token_id":
             most = _MOST_LAYERS if key in _LAYERS else _MOST
             if not _whole(config[key], most):
-                problems.append(f"has {key} = {_shown(config[key])}, not a whole number above 0")
+                problems.append(
+                    f"has {key} = {_shown(config[key])}, not a whole number from 1 to {most}"
+                )
     if problems:
         return problems
     return list(_CHECKS.get(part, _check_clip)(config))
@@ -217,11 +223,17 @@ def _check_vae(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("in_channels", "out_channels"):
         if config[key] != 3:
             yield f"has {key} = {config[key]}; a picture has 3"
-    for key in ("scaling_factor", "shift_factor"):
-        value = config[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number and not (key == "shift_factor" and value is None):
-            yield f"has {key} = {_shown(value)}, not a number"
+    for key, fits in (("scaling_factor", _positive), ("shift_factor", _finite)):
+        if not fits(config[key]):
+            yield f"has {key} = {_shown(config[key])}; SD3.5's is {_VAE_FACTORS[key]}"
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _positive(value: Any) -> bool:
+    return _finite(value) and value > 0
 
 
 def _divides(

@@ -25,6 +25,12 @@ _ID = re.compile(
     r"(?:/(?P<file>[^@]+\.(?:safetensors|gguf)))?"
 )
 
+_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<file>/[^?#]+\.(?:safetensors|gguf))?)?"
+    r"(?:[/?#].*)?"
+)
+
 
 def resolve_model(model: str) -> Path:
     """The directory or file behind ``mini``, a path, or a model on the hub.
@@ -37,11 +43,22 @@ def resolve_model(model: str) -> Path:
     """
     if model == "mini":
         return checkpoint_path()
+    if "://" in model:
+        raise CheckpointError(f"{model} is an address", f"give {_instead_of(model)}")
     path = Path(model).expanduser()
     match = _ID.fullmatch(model)
     if match is None or _is_local(path, match["file"] is not None):
         return path
     return _fetch(Repository(match["repository"], match["revision"]), match["file"])
+
+
+def _instead_of(address: str) -> str:
+    """What to give in place of an address."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return "a path, after downloading it, or a hub id"
+    revision = f"@{match['revision']}" if match["revision"] not in (None, "main") else ""
+    return f"the hub id: {match['repository']}{revision}{match['file'] or ''}"
 
 
 def _is_local(path: Path, has_file: bool) -> bool:

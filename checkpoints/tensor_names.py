@@ -178,7 +178,7 @@ def tensors_kind(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
         shapes: by name; none for a file without a tensor.
     """
     if not shapes:
-        return Kind("a safetensors file without a tensor", "download it again", broken=True)
+        return Kind("a file without a tensor", "download it again", broken=True)
     adapter = adapter_kind(shapes)
     if adapter is not None:
         return adapter
@@ -187,7 +187,7 @@ def tensors_kind(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
     for pattern, title, advice in _MODELS:
         if any(re.search(pattern, name) for name in shapes):
             return Kind(title, advice)
-    return Kind(f"a safetensors file of something else (its first tensor is {min(shapes)!r})", SD35)
+    return Kind(f"a file of something else (its first tensor is {min(shapes)!r})", SD35)
 
 
 def _is_embedding(shapes: Mapping[str, tuple[int, ...]]) -> bool:

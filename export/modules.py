@@ -234,7 +234,7 @@ class VaeDecoder(WholeModule):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         vae: Any = self.part
-        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         if vae.post_quant_conv is not None:
             latents = vae.post_quant_conv(latents)
         image = vae.decoder(cast(latents, vae.decoder.conv_in.dtype)).float()
@@ -262,4 +262,4 @@ class VaeEncoder(WholeModule):
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)
         mean = moments[:, : vae.config.latent_channels].float()
-        return ((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor,)
+        return ((mean - vae.config.shift_factor) * vae.config.scaling_factor,)

@@ -104,7 +104,7 @@ def test_settings_that_no_encoder_reads(part: str, model: Path) -> None:
     [
         ("transformer", {"num_layers": "6"}, 'num_layers = "6", not a whole number'),
         ("transformer", {"num_layers": 0}, "num_layers = 0"),
-        ("transformer", {"num_layers": 10**12}, "num_layers"),
+        ("transformer", {"num_layers": 10**12}, "not a whole number from 1 to 1000"),
         ("transformer", {"num_attention_heads": None}, "num_attention_heads = null"),
         ("transformer", {"qk_norm": "layer_norm"}, 'qk_norm = "layer_norm"'),
         ("transformer", {"dual_attention_layers": ["0"]}, 'dual_attention_layers = ["0"]'),
@@ -119,7 +119,11 @@ def test_settings_that_no_encoder_reads(part: str, model: Path) -> None:
         ("vae", {"norm_num_groups": 7}, "norm_num_groups = 7"),
         ("vae", {"down_block_types": None}, "down_block_types = null"),
         ("vae", {"in_channels": 4}, "in_channels = 4"),
-        ("vae", {"scaling_factor": None}, "scaling_factor = null"),
+        ("vae", {"scaling_factor": None}, "scaling_factor = null; SD3.5's is 1.5305"),
+        ("vae", {"scaling_factor": 0.0}, "scaling_factor = 0.0"),
+        ("vae", {"scaling_factor": math.inf}, "scaling_factor = Infinity"),
+        ("vae", {"shift_factor": None}, "shift_factor = null; SD3.5's is 0.0609"),
+        ("vae", {"shift_factor": math.nan}, "shift_factor = NaN"),
     ],
 )
 def test_a_value_that_is_not_computed(
@@ -150,9 +154,9 @@ def test_keys_left_to_the_class(model: Path) -> None:
     [
         ("transformer", "FluxTransformer2DModel", "FLUX's transformer"),
         ("transformer", "SD3ControlNetModel", "a ControlNet"),
-        ("transformer", "SomeTransformer", "not a SD3Transformer2DModel"),
+        ("transformer", "SomeTransformer", "not SD3Transformer2DModel"),
         ("text_encoder_3", "UMT5EncoderModel", "UMT5, not T5"),
-        ("text_encoder", "BertModel", "not a CLIPTextModelWithProjection"),
+        ("text_encoder", "BertModel", "not CLIPTextModelWithProjection"),
         ("vae", "AutoencoderTiny", "TAESD"),
         ("vae", "AutoencoderKLQwenImage", "Qwen-Image's autoencoder"),
     ],
@@ -160,13 +164,13 @@ def test_keys_left_to_the_class(model: Path) -> None:
 def test_another_class(part: str, name: str, words: str, model: Path) -> None:
     key = "_class_name" if part in ("transformer", "vae") else "architectures"
     configure(model, part, **{key: name if key == "_class_name" else [name]})
-    one_line(model, f"{part}/config.json is a {name}", words)
+    one_line(model, f"{part}/config.json has the class {name}", words)
     # Where the configuration names none, the index does.
     configure(model, part, **{key: None})
     look(ModelOptions(str(model)))
     index = model / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), part: ["library", name]}))
-    one_line(model, f"is a {name}")
+    one_line(model, f"has the class {name}")
 
 
 def test_a_clip_without_projection(model: Path) -> None:

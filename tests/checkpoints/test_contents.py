@@ -96,7 +96,7 @@ BROKEN: dict[str, tuple[bytes | str | Change, tuple[str, ...]]] = {
     "data longer than the header": (header_of(800, 801), ("header describes", "the file has")),
     "zeros": (bytes(4096), ("4.1 kB of zeros: a download that did not finish",)),
     "noise": (bytes(range(255, 0, -1)) * 9, ("no safetensors file, not Stable Diffusion 3.5",)),
-    "no tensor": ((2).to_bytes(8, "little") + b"{}", ("a safetensors file without a tensor",)),
+    "no tensor": ((2).to_bytes(8, "little") + b"{}", ("a file without a tensor",)),
     "unfinished by aria2": (unfinished_by_aria2, ("did not finish (model.safetensors.aria2",)),
     "unfinished by a browser": (
         lambda path: write(path.with_name("model.safetensors.crdownload"), b"x"),

@@ -106,7 +106,7 @@ def test_what_is_no_such_part(source: Path, tmp_path: Path) -> None:
     refused(CheckpointError, "lora.safetensors is a LyCORIS adapter, not the model's T5", t5=lora)
     refused(CheckpointError, "is a file of autoencoder, not the model's T5", t5=save(
         original(source, "vae"), tmp_path / "vae.safetensors"))  # fmt: skip
-    refused(CheckpointError, "is a T5EncoderModel, not a CLIPTextModelWithProjection",
+    refused(CheckpointError, "has the class T5EncoderModel, not CLIPTextModelWithProjection",
             clip_g=source / "text_encoder_3")  # fmt: skip
     # Sound, but not this model's.
     refused(CheckpointError, r"\(128 \+ 96\) put out 224 channels, .* takes 160",

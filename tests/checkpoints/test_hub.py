@@ -180,3 +180,28 @@ def test_a_path_stays_one(hub: Hub, tmp_path: Path, model: str) -> None:
     (tmp_path / "here").mkdir()
     assert resolve_model(model) == Path(model)
     assert hub.revisions == []
+
+
+_SITE = "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium"
+_ID = "the hub id: stabilityai/stable-diffusion-3.5-medium"
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"),
+    [
+        (_SITE, _ID),
+        (f"{_SITE}/", _ID),
+        (f"{_SITE}/tree/main", _ID),
+        (f"{_SITE}/tree/fp16", f"{_ID}@fp16"),
+        (f"{_SITE}/resolve/main/a/sd3.5.safetensors?download=true", f"{_ID}/a/sd3.5.safetensors"),
+        (f"{_SITE}/blob/v1/sd3.5.gguf", f"{_ID}@v1/sd3.5.gguf"),
+        (f"{_SITE}/blob/main/README.md", _ID),
+        ("https://hf.co/a/b?x=1", "the hub id: a/b"),
+        ("https://civitai.com/models/1", "a path, after downloading it, or a hub id"),
+        ("s3://bucket/model", "a path, after downloading it, or a hub id"),
+    ],
+)
+def test_an_address(address: str, instead: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        resolve_model(address)
+    assert str(caught.value) == f"{address} is an address — give {instead}"
