@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sd35_trt import __version__
 from sd35_trt.errors import Sd35Error, UsageError
+
+_MOST_OF_16_BITS = 65535
 
 
 def check_output(path: Path) -> None:
@@ -32,18 +35,43 @@ def check_output(path: Path) -> None:
 
 
 def load_picture(path: Path) -> Image.Image:
-    """An RGB picture.
+    """An RGB picture; see :func:`as_rgb`.
 
     Raises:
         UsageError: missing or no picture.
     """
+    # A FIFO waits for ever, and a device may never end.
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a file", "name an existing picture")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_rgb(image)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing", "name an existing picture") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path} is not a readable picture: {error}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture as it is looked at: upright, on white where it is transparent, 16 bits as 8.
+
+    Raises:
+        UsageError: its pixels have no known range.
+    """
+    # What a camera wrote as it was held.
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UsageError("image has floating-point pixels", "give it as RGB")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.size and not 0 <= grey.min() <= grey.max() <= _MOST_OF_16_BITS:
+            raise UsageError("image has pixels of more than 16 bits", "give it as RGB")
+        image = Image.fromarray((grey * 255 / _MOST_OF_16_BITS).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any], index: int) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
-from sd35_trt.units import parse_bytes
 
+from .arguments import check_watchers, memory_bytes
 from .fallback import Fallback, check_fallback
 from .job import Job, Result, Step
 from .renderer import Renderer
-from .request import Request, make_request
+from .request import MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
 from .timing import Clock
@@ -48,12 +48,14 @@ class Pipeline:
         fallback: Bundle | None = None,
         device: str | None = None,
         vram_budget: int | None = None,
+        max_prompt_chars: int = MAX_PROMPT_CHARS,
     ) -> None:
         """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._lock = threading.Lock()
         self._closed = False
+        self._max_prompt_chars = max_prompt_chars
         if fallback is not None:
             check_fallback(bundle, fallback)
         self._renderer = Renderer(bundle, threads, open_session, device, vram_budget)
@@ -78,6 +80,7 @@ class Pipeline:
         device: str | None = None,
         vram_budget: int | str | None = None,
         trust_kernels: bool = False,
+        max_prompt_chars: int = MAX_PROMPT_CHARS,
     ) -> Pipeline:
         """Open a bundle.
 
@@ -97,6 +100,7 @@ class Pipeline:
             trust_kernels: load compiled kernels that are in the bundle, or in the fallback. They
                 are code: say so for bundles that you built, or whose builder you trust. Without,
                 kernels come from the user's own cache, or are compiled.
+            max_prompt_chars: of a prompt; a longer one is refused.
 
         Raises:
             BundleError: missing, damaged, foreign, of another format version, with engines that
@@ -110,8 +114,11 @@ class Pipeline:
         if fallback is not None:
             other = Bundle.open(fallback, verify, trust_kernels)
             device_of(other, device)
-        budget = parse_bytes(vram_budget) if isinstance(vram_budget, str) else vram_budget
-        return cls(bundle, threads, fallback=other, device=device, vram_budget=budget)
+        budget = None if vram_budget is None else memory_bytes("vram_budget", vram_budget)
+        return cls(
+            bundle, threads, fallback=other, device=device, vram_budget=budget,
+            max_prompt_chars=max_prompt_chars,
+        )  # fmt: skip
 
     def __enter__(self) -> Pipeline:
         return self
@@ -200,6 +207,7 @@ class Pipeline:
             NotFinite: an image is not finite, and there is no fallback that draws it.
             Sd35Error: an engine failed.
         """
+        check_watchers(None, callback)
         job = Job(self.request(prompt, **arguments), callback)
         self.draw([job])
         if not isinstance(job.outcome, Result):
@@ -219,7 +227,7 @@ class Pipeline:
         batch: int = 1,
         sampler: str | None = None,
         t5_tokens: int | None = None,
-        image: Image.Image | np.ndarray | None = None,
+        image: Image.Image | np.ndarray | str | os.PathLike[str] | None = None,
         strength: float = 0.6,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
@@ -230,14 +238,15 @@ class Pipeline:
             seed: the first image's, counting up from there, or one per image. The initial noise
                 is that of ``torch.Generator("cpu").manual_seed(seed)``.
             steps: denoising steps, 1 to 1000; None takes the model's default, as below.
-            guidance: classifier-free guidance scale; 1.0 turns it off.
-            shift: timestep shift of the schedule.
+            guidance: classifier-free guidance scale, 0 to 100; up to 1 it is off.
+            shift: timestep shift of the schedule, 0.01 to 100.
             size: (width, height) in pixels; with ``image``, its size.
             batch: images per prompt.
             sampler: ``euler`` or ``dpmpp-2m``.
             t5_tokens: length of the T5 part of the text.
-            image: start from this RGB image (uint8 [H, W, 3] or PIL) instead of noise alone.
-            strength: how much of ``image`` is redrawn, 0 to 1.
+            image: start from this image instead of noise alone: uint8 [H, W, 3] in RGB, PIL's, or
+                the path of a file. It is taken upright, on white where it is transparent.
+            strength: how much of ``image`` is redrawn, from one step to 1.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -256,6 +265,7 @@ class Pipeline:
             t5_tokens=t5_tokens,
             image=image,
             strength=strength,
+            max_prompt_chars=self._max_prompt_chars,
         )
 
     def draw(self, jobs: Sequence[Job]) -> None:

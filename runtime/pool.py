@@ -14,6 +14,7 @@ from typing import Any
 
 from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, UsageError
 
+from .arguments import check_watchers, key_of_traffic, seconds, shown
 from .job import Job, Result, Step
 from .pipeline import Pipeline
 from .ticket import Ticket, deadline_after
@@ -134,9 +135,9 @@ class PipelinePool:
         self.set_traffic({name: 100})
 
     def _check_name(self, name: str) -> None:
-        if name not in self.pipelines:
+        if not isinstance(name, str) or name not in self.pipelines:
             raise UsageError(
-                f"the pool has no bundle {name!r}", f"use one of: {', '.join(self.pipelines)}"
+                f"the pool has no bundle {shown(name)}", f"use one of: {', '.join(self.pipelines)}"
             )
 
     def generate(
@@ -197,6 +198,8 @@ class PipelinePool:
             Sd35Error: the pool is closed.
         """
         start = now_ns()
+        check_watchers(cancel, callback)
+        key, timeout = key_of_traffic(key), seconds(timeout)
         name = self._traffic.choose(key) if bundle is None else bundle
         self._check_name(name)
         try:

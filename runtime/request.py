@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Manifest
 
+from .arguments import number, several, shown, text, whole
 from .schedule import SAMPLERS
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_STEPS = 1000
+MAX_PROMPT_CHARS = 10_000
+
+_LARGEST = 2**31 - 1
+# Of torch.Generator.manual_seed.
+_LARGEST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Request:
     @property
     def first_step(self) -> int:
         """Steps left out at the start when an image is given."""
-        return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+        return _first_step(self.steps, self.strength)
 
     @property
     def in_common(self) -> tuple[Any, ...] | None:
@@ -104,23 +112,33 @@ def make_request(
     batch: int,
     sampler: str | None,
     t5_tokens: int | None,
-    image: Image.Image | np.ndarray | None,
+    image: Image.Image | np.ndarray | str | os.PathLike[str] | None,
     strength: float,
+    max_prompt_chars: int = MAX_PROMPT_CHARS,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
+
+    Args:
+        max_prompt_chars: of a prompt; longer texts take long to be cut into tokens, of which few
+            are read.
 
     Raises:
         UsageError: names the argument and the nearest value that works.
     """
     defaults, ranges = manifest.defaults, manifest.ranges
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+
+    def one_text(name: str, value: Any) -> str:
+        return text(name, value, max_prompt_chars)
+
+    prompts = _texts("prompt", prompt, one_text)
+    negatives = _texts("negative", negative, one_text)
+    if isinstance(negative, str):
+        negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise UsageError(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts", "give one, or one each"
         )
-    if batch < 1:
-        raise UsageError(f"batch must be at least 1, not {batch}")
+    batch = whole("batch", batch, 1, _LARGEST)
     count = len(prompts) * batch
     low, high = ranges.batch
     if not low <= count <= high:
@@ -128,35 +146,35 @@ def make_request(
             f"{count} images at once, this bundle draws {low} to {high}",
             f"draw {max(low, min(count, high))}, or build with: --batch {low}:{max(count, high)}",
         )
-    if isinstance(seed, (int, np.integer)):
-        seed = [int(seed) + i for i in range(count)]
-    seeds = [int(s) for s in seed]
-    if len(seeds) != count:
-        raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
-    if any(s < 0 for s in seeds):
-        raise UsageError(f"seed must not be negative, not {min(seeds)}")
-    steps = defaults.steps if steps is None else steps
-    if not 1 <= steps <= MAX_STEPS:
-        raise UsageError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
-    guidance = _positive("guidance", defaults.guidance if guidance is None else guidance)
+    seeds = _seeds(seed, count)
+    steps = whole("steps", defaults.steps if steps is None else steps, 1, MAX_STEPS)
+    guidance = number("guidance", defaults.guidance if guidance is None else guidance, 0, 100)
+    # As in diffusers: up to 1, the picture is that of the prompt alone.
+    guidance = max(guidance, 1.0)
     if not manifest.guided and guidance != 1.0:
         raise UsageError(
             f"this bundle was built without guidance, so guidance is 1, not {guidance:g}",
             "leave it out, or build with: --guidance",
         )
-    shift = _positive("shift", manifest.scheduler.shift if shift is None else shift)
+    shift = number("shift", manifest.scheduler.shift if shift is None else shift, 0.01, 100)
     sampler = defaults.sampler if sampler is None else sampler
-    if sampler not in SAMPLERS:
-        raise UsageError(f"unknown sampler {sampler!r}", f"use one of: {', '.join(SAMPLERS)}")
-    t5_tokens = defaults.t5_tokens if t5_tokens is None else t5_tokens
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        raise UsageError(f"unknown sampler {shown(sampler)}", f"use one of: {', '.join(SAMPLERS)}")
     shortest, longest = ranges.t5_tokens
-    if not shortest <= t5_tokens <= longest:
-        raise UsageError(f"t5_tokens must be {shortest} to {longest}, not {t5_tokens}")
-    if not 0 < strength <= 1:
-        raise UsageError(f"strength must be above 0 and at most 1, not {strength:g}")
+    t5_tokens = defaults.t5_tokens if t5_tokens is None else t5_tokens
+    t5_tokens = whole("t5_tokens", t5_tokens, shortest, longest)
+    strength = number("strength", strength, 0, 1)
+    if size is not None:
+        size = _size(size)
+        _check_size(*size, manifest)
     pixels = None if image is None else _pixels(image, size)
     if pixels is not None:
         size = (pixels.shape[1], pixels.shape[0])
+        if _first_step(steps, strength) == steps:
+            raise UsageError(
+                f"strength {strength:g} of {steps} steps is none",
+                f"give at least {math.ceil(1000 / steps) / 1000:g}",
+            )
     width, height = size or defaults.size
     _check_size(width, height, manifest)
     return Request(
@@ -208,10 +226,36 @@ def join(requests: Sequence[Request]) -> Request:
     )
 
 
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{name} must be a positive number, not {value}")
-    return float(value)
+def _first_step(steps: int, strength: float) -> int:
+    """As diffusers rounds it: what remains of a step is one."""
+    return int(max(steps - min(steps * strength, steps), 0))
+
+
+def _texts(name: str, value: Any, one_text: Callable[[str, Any], str]) -> list[str]:
+    return [one_text(name, value)] if isinstance(value, str) else several(name, value, one_text)
+
+
+def _seeds(seed: Any, count: int) -> list[int]:
+    """One for each image."""
+
+    def one_seed(name: str, value: Any) -> int:
+        return whole(name, value, 0, _LARGEST_SEED)
+
+    if isinstance(seed, list | tuple | np.ndarray):
+        seeds = several("seed", seed, one_seed)
+        if len(seeds) != count:
+            raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
+        return seeds
+    first = one_seed("seed", seed)
+    one_seed("seed of the last image", first + count - 1)
+    return [first + i for i in range(count)]
+
+
+def _size(size: Any) -> tuple[int, int]:
+    sides = several("size", size, lambda name, value: whole(name, value, -_LARGEST, _LARGEST))
+    if len(sides) != 2:
+        raise UsageError(f"size must be (width, height), not {shown(size)}")
+    return sides[0], sides[1]
 
 
 def _check_size(width: int, height: int, manifest: Manifest) -> None:
@@ -228,17 +272,26 @@ def _check_size(width: int, height: int, manifest: Manifest) -> None:
         )
 
 
-def _pixels(image: Image.Image | np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+def _pixels(
+    image: Image.Image | np.ndarray | str | os.PathLike[str], size: tuple[int, int] | None
+) -> np.ndarray:
     """uint8 [H, W, 3], resized to ``size`` (width, height) if one is given."""
     from PIL import Image
 
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise UsageError(
-                f"image is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3]"
-            )
-        image = Image.fromarray(image)
-    image = image.convert("RGB")
-    if size is not None and image.size != tuple(size):
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    from .picture import as_rgb, load_picture
+
+    if isinstance(image, str | os.PathLike):
+        picture = load_picture(Path(image))
+    elif isinstance(image, Image.Image):
+        picture = as_rgb(image)
+    elif not isinstance(image, np.ndarray):
+        raise UsageError(f"image must be a picture, an array or a path, not {shown(image)}")
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise UsageError(
+            f"image is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3]"
+        )
+    else:
+        picture = Image.fromarray(image)
+    if size is not None and picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)

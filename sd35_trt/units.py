@@ -6,19 +6,37 @@ import re
 
 from .errors import UsageError
 
+_LEAST, _MOST = 1 << 20, 1 << 60
+
 
 def parse_bytes(text: str) -> int:
     """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``.
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, or less than 1 MiB: a unit was forgotten.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?)?B?", text)
     if match is None:
         raise UsageError(f"{text!r} is not a number of bytes such as 5.5GB")
     unit = match[2] or ""
     base = 1024 if unit.endswith("i") else 1000
-    return round(float(match[1]) * base ** " kMG".index(unit[:1] or " "))
+    count = float(match[1]) * base ** " kMG".index(unit[:1] or " ")
+    return check_bytes(text, count)
+
+
+def check_bytes(given: object, count: float) -> int:
+    """``count`` as a whole number of bytes of memory.
+
+    Args:
+        given: as the user wrote it.
+
+    Raises:
+        UsageError: it is less than 1 MiB, or more than any machine has.
+    """
+    if not _LEAST <= count <= _MOST:
+        size = "less than 1 MiB" if count < _LEAST else "more than any memory"
+        raise UsageError(f"{given} is {size}", "say it with a unit, such as 8GiB")
+    return round(count)
 
 
 def format_bytes(count: float) -> str:

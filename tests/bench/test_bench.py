@@ -161,7 +161,7 @@ def test_wrong_use(run, mini_bundle: Path, medium_bundle: Path, large_checkpoint
         (["--size", "100x100"], 2, "the nearest is 128x128"),
         (["--steps", 0], 2, "steps must be 1 to 1000, not 0"),
         (["--batch", 9], 2, "this bundle draws 1 to 4"),
-        (["--guidance", "nan"], 2, "guidance must be a positive number"),
+        (["--guidance", "nan"], 2, "guidance must be 0 to 100"),
         (["--runs", 0], 2, "--runs"),
         (["--warmup", 0], 2, "--warmup"),
         (["--threads", 0], 2, "--threads"),

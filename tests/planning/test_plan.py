@@ -339,6 +339,11 @@ def test_wrong_use_of_plan(run) -> None:  # type: ignore[no-untyped-def]
         (["--gpu", "ada", "--size", "100000"], "is not within 16:384"),
         (["--gpu", "ada", "--batch", "0"], "use 1 or more"),
         (["--gpu", "ada", "--vram", "much"], "is not a number of bytes"),
+        (
+            ["--gpu", "ada", "--vram", "8"],
+            "8 is less than 1 MiB — say it with a unit, such as 8GiB",
+        ),
+        (["--gpu", "ada", "--vram", "9" * 400 + "GB"], "more than any memory"),
         ([], "Missing option '--gpu'"),
     ):
         status, out, err = run("plan", *arguments)
