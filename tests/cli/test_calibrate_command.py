@@ -74,7 +74,9 @@ def test_refused_in_one_line(run: Any, arguments: list[str], words: str) -> None
     assert not Path("made").exists()
 
 
-@pytest.mark.parametrize(("text", "count"), [("7", 7), ("1.5kB", 1500), ("2 MB", 2_000_000)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("2000000", 2_000_000), ("1500.5kB", 1_500_500), ("2 MB", 2_000_000)]
+)
 def test_bytes(text: str, count: int) -> None:
     assert BYTES.convert(text, None, None) == count
 

@@ -431,7 +431,7 @@ def test_budgets_as_text(tiny_bundle: Path) -> None:
 
 def test_the_cpu_keeps_to_a_budget_too(bare_bundle: Path) -> None:
     sizes = weights(bare_bundle)
-    with Pipeline.load(bare_bundle, vram_budget=max(sizes.values()) + 1000) as pipe:
+    with Pipeline(Bundle.open(bare_bundle), vram_budget=max(sizes.values()) + 1000) as pipe:
         result = pipe.generate("a red star", steps=3)
         assert [n for n, e in pipe.memory().engines.items() if e.open] == ["vae_decoder"]
     with Pipeline.load(bare_bundle) as other:
