@@ -23,7 +23,9 @@ class _Bars:
     """A context manager around rich's progress display, silent with ``quiet``."""
 
     def __init__(self, quiet: bool, *columns: ProgressColumn) -> None:
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
+        self._progress = Progress(
+            *columns, console=Console(stderr=True, markup=False), disable=quiet
+        )
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Any:
@@ -56,7 +58,7 @@ class StageBars(_Bars):
             BarColumn(30),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )
 
     def __call__(self, stage: str, done: float, total: float, note: str = "", /) -> None:

@@ -12,6 +12,8 @@ import click
 
 from sd35_trt.errors import Sd35Error
 
+from .streams import degrade_output
+
 
 class CommandGroup(click.Group):
     """Commands in modules of one package, each as its ``command``.
@@ -44,6 +46,7 @@ class CommandGroup(click.Group):
         An error is one line on standard error; the exit status is the one that it carries, 1 for
         what nobody foresaw. ``--debug``, wherever it stands, shows the traceback.
         """
+        degrade_output()
         words = list(sys.argv[1:] if args is None else args)
         # What follows "--" are no options.
         end = words.index("--") if "--" in words else len(words)

@@ -6,13 +6,18 @@ from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+_WIDTH = 120
 
 
 def open_console() -> Console:
-    """Standard output."""
+    """Standard output. Brackets are printed as they are: names of files have them."""
+    console = Console(highlight=False, markup=False)
     # A pipe has no width: give it one that fits the tables.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    return console
 
 
 def plain_table(left: Iterable[str] = (), right: Iterable[str] = ()) -> Table:
@@ -34,7 +39,7 @@ def fact_table(facts: Mapping[str, str]) -> Table:
     """One line a fact, its name in bold."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(f"[bold]{name}[/]", value)
+        table.add_row(Text(name, style="bold"), value)
     return table
 
 

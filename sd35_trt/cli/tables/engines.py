@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from sd35_trt.formats.bundle import Bundle, Component
 
 from .console import fact_table, open_console, plain_table
@@ -40,7 +38,7 @@ def print_comparison(comparison: EngineComparison) -> None:
         )  # fmt: skip
     console.print(table)
     for search in comparison.searches:
-        console.print(f"\n{search.component}: {escape(_layer(search))}")
+        console.print(f"\n{search.component}: {_layer(search)}")
 
 
 def _layer(search: LayerSearch) -> str:
@@ -91,7 +89,7 @@ def print_contents(bundle: Bundle, engines: Mapping[str, Contents]) -> None:
             notes.setdefault(contents.note, []).append(component.name)
     console.print(table)
     for note, names in notes.items():
-        console.print(f"\n{', '.join(names)}: {escape(note)}")
+        console.print(f"\n{', '.join(names)}: {note}")
 
 
 def _bounds(component: Component) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
-
 from sd35_trt.units import format_memory
 
 from .console import open_console, plain_table
@@ -19,17 +17,17 @@ def print_findings(findings: Mapping[str, Any]) -> None:
         f"sd35-trt {findings['sd35-trt']}, Python {findings['python']}, "
         f"{findings['cores']} CPU cores, cache in {findings['cache']}"
     )
-    packages = ", ".join(f"{k} {v or '[red]missing[/]'}" for k, v in findings["packages"].items())
+    packages = ", ".join(f"{k} {v or 'missing'}" for k, v in findings["packages"].items())
     console.print(f"to build: {packages}")
     for engine in findings["engines"].values():
         works = f"{engine['library']} {engine['version']}"
-        console.print(escape(engine["problem"] or works), soft_wrap=True)
+        console.print(engine["problem"] or works, soft_wrap=True)
     gpus = (
         f"{gpu['name']} (compute capability {gpu['compute_capability']}, "
         f"{format_memory(gpu['memory_bytes'])})"
         for gpu in findings["gpus"]
     )
-    console.print(f"GPUs: {', '.join(gpus) or escape(findings['no gpu'])}\n")
+    console.print(f"GPUs: {', '.join(gpus) or findings['no gpu']}\n")
     table = plain_table(["target", "builds here", "runs here", "note"])
     for name, target in findings["targets"].items():
         why_not = "no" if target["gpu"] or name == "cpu" else "no such GPU"
@@ -37,6 +35,6 @@ def print_findings(findings: Mapping[str, Any]) -> None:
             name,
             f"yes, {target['builder']}" if target["builds"] else "no",
             f"yes, {target['runtime']}" if target["runs"] else why_not,
-            escape(target["note"]),
+            target["note"],
         )
     console.print(table)
