@@ -127,7 +127,8 @@ _ROWS = (
         module="onnxruntime",
         packages=("onnxruntime", "onnxruntime-gpu"),
         extra="onnxruntime",
-        dialects={"1.23": "opset23"},
+        # Older ones read external data from anywhere that a file names.
+        dialects={"1.24.2": "opset23"},
         files=("model.onnx", "weights.data"),
         builder="sd35_trt.engines.onnxruntime:create",
         session="sd35_trt.runtime.sessions.onnxruntime:open_session",

@@ -47,6 +47,8 @@ class CommandGroup(click.Group):
         what nobody foresaw. ``--debug``, wherever it stands, shows the traceback.
         """
         degrade_output()
+        # Read when ONNX Runtime is imported; else it names this machine to its makers.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         words = list(sys.argv[1:] if args is None else args)
         # What follows "--" are no options.
         end = words.index("--") if "--" in words else len(words)

@@ -64,3 +64,21 @@ def test_a_name_that_is_no_text(mini_bundle: Path, tmp_path: Path) -> None:
     ended = subprocess.run(command, env={**ASCII, "PYTHONUTF8": "1"}, capture_output=True)
     assert ended.returncode == 0, ended.stderr
     assert b"b?" in ended.stdout
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_telemetry_is_off_unless_it_is_asked_for(  # type: ignore[no-untyped-def]
+    before: str | None, after: str, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    if before is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before)
+    run("gpus")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == after
+
+
+def test_an_embedding_program_decides_on_telemetry() -> None:
+    code = "import os, sd35_trt.runtime; print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+    ended = subprocess.run([sys.executable, "-c", code], env=ASCII, capture_output=True, text=True)
+    assert ended.stdout.strip() == "None", ended.stderr
