@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from sd35_trt import __version__
 from sd35_trt.errors import Sd35Error, UsageError
 
 _MOST_OF_16_BITS = 65535
+
+#: What Pillow raises of files, when they are opened or first looked at.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError
+)  # fmt: skip
 
 
 def check_output(path: Path) -> None:
@@ -48,7 +54,7 @@ def load_picture(path: Path) -> Image.Image:
             return as_rgb(image)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing", "name an existing picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path} is not a readable picture: {error}") from error
 
 

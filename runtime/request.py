@@ -278,12 +278,15 @@ def _pixels(
     """uint8 [H, W, 3], resized to ``size`` (width, height) if one is given."""
     from PIL import Image
 
-    from .picture import as_rgb, load_picture
+    from .picture import UNREADABLE, as_rgb, load_picture
 
     if isinstance(image, str | os.PathLike):
         picture = load_picture(Path(image))
     elif isinstance(image, Image.Image):
-        picture = as_rgb(image)
+        try:
+            picture = as_rgb(image)
+        except UNREADABLE as error:
+            raise UsageError(f"image cannot be read: {error}") from error
     elif not isinstance(image, np.ndarray):
         raise UsageError(f"image must be a picture, an array or a path, not {shown(image)}")
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:

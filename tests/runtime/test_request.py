@@ -277,6 +277,16 @@ def test_no_picture(manifest: Manifest, tmp_path: Path) -> None:
             pixels(manifest, path)
 
 
+def test_half_a_picture(manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    for image in (path, Image.open(path)):
+        with pytest.raises(UsageError, match="truncated"):
+            pixels(manifest, image)
+
+
 def test_guidance_up_to_one_is_off(mini_bundle: Path) -> None:
     """As in diffusers, whose Turbo examples give 0."""
     with Pipeline.load(mini_bundle) as pipe:
