@@ -46,10 +46,10 @@ def load_picture(path: Path) -> Image.Image:
     Raises:
         UsageError: missing or no picture.
     """
-    # A FIFO waits for ever, and a device may never end.
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a file", "name an existing picture")
     try:
+        # A FIFO waits for ever, and a device may never end.
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file", "name an existing picture")
         with Image.open(path) as image:
             return as_rgb(image)
     except FileNotFoundError:

@@ -148,15 +148,17 @@ def make_request(
         )
     seeds = _seeds(seed, count)
     steps = whole("steps", defaults.steps if steps is None else steps, 1, MAX_STEPS)
-    guidance = number("guidance", defaults.guidance if guidance is None else guidance, 0, 100)
+    # The bundle's own values are what it was built for, whatever they are.
+    guidance = defaults.guidance if guidance is None else number("guidance", guidance, 0, 100)
     # As in diffusers: up to 1, the picture is that of the prompt alone.
-    guidance = max(guidance, 1.0)
+    guidance = max(float(guidance), 1.0)
     if not manifest.guided and guidance != 1.0:
         raise UsageError(
             f"this bundle was built without guidance, so guidance is 1, not {guidance:g}",
             "leave it out, or build with: --guidance",
         )
-    shift = number("shift", manifest.scheduler.shift if shift is None else shift, 0.01, 100)
+    own_shift = float(manifest.scheduler.shift)
+    shift = own_shift if shift is None else number("shift", shift, 0.01, 100)
     sampler = defaults.sampler if sampler is None else sampler
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise UsageError(f"unknown sampler {shown(sampler)}", f"use one of: {', '.join(SAMPLERS)}")

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -272,9 +273,21 @@ def test_no_picture(manifest: Manifest, tmp_path: Path) -> None:
         tmp_path / "none",
         tmp_path,
         "/dev/zero",
+        "a" * 5000,
+        "a\0b",
+        "",
     ):
         with pytest.raises(UsageError, match="picture"):
             pixels(manifest, path)
+
+
+def test_a_bundle_keeps_its_own_shift(manifest: Manifest) -> None:
+    """A checkpoint's may be larger than what a request may ask for."""
+    scheduler = msgspec.structs.replace(manifest.scheduler, shift=500.0)
+    own = msgspec.structs.replace(manifest, scheduler=scheduler)
+    assert request(own).shift == 500.0
+    with pytest.raises(UsageError, match="shift must be"):
+        request(own, shift=500.0)
 
 
 def test_half_a_picture(manifest: Manifest, tmp_path: Path) -> None:
