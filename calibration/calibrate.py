@@ -26,7 +26,7 @@ from sd35_trt.formats.calibration import (
 from sd35_trt.policies import load_policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import StageCache, default_cache_dir
-from sd35_trt.store.disk import CACHE_BY_VARIABLE, file_errors
+from sd35_trt.store.disk import file_errors
 from sd35_trt.store.replacement import check_destination
 from sd35_trt.variants import Variant
 
@@ -96,7 +96,7 @@ def calibrate(options: CalibrateOptions, progress: Progress = silent) -> Calibra
 
 def _file_errors(options: CalibrateOptions) -> AbstractContextManager[None]:
     advice = "choose another --out; the same command goes on where this one was"
-    return file_errors(options.out, advice, {default_cache_dir(): CACHE_BY_VARIABLE})
+    return file_errors(options.out, advice)
 
 
 #: Prompts that a sensitivity analysis draws where no limit is given.

@@ -6,6 +6,7 @@ One file for each library, GPU and driver, shared by components, policies and bu
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from sd35_trt.store.lock import exclusive
 from sd35_trt.store.own_files import read_own, write_own
+
+logger = logging.getLogger("sd35_trt")
 
 _WHAT = "timings of kernels"
 
@@ -38,12 +41,15 @@ def timing_cache(trt: Any, config: Any, folder: Path | None) -> Iterator[None]:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     yield
     timings = config.get_timing_cache()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive(path.with_suffix(".lock")):
-        latest = read_own(path, _WHAT)
-        if latest != before:  # another build has added its own
-            timings.combine(config.create_timing_cache(latest), ignore_mismatch=False)
-        write_own(path, bytes(memoryview(timings.serialize())), _WHAT)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with exclusive(path.with_suffix(".lock")):
+            latest = read_own(path, _WHAT)
+            if latest != before:  # another build has added its own
+                timings.combine(config.create_timing_cache(latest), ignore_mismatch=False)
+            write_own(path, bytes(memoryview(timings.serialize())), _WHAT)
+    except OSError as error:  # what was compiled with them stays
+        logger.warning("%s cannot be kept in %s: %s", _WHAT, folder, error.strerror or error)
 
 
 def _gpu() -> tuple[str, str]:

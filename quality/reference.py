@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from sd35_trt.errors import BundleError, CheckpointError, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import DESCRIPTION, CalibrationExtract
 from sd35_trt.progress import Progress
-from sd35_trt.store.cache import StageCache, default_cache_dir, working_directory
+from sd35_trt.store.cache import REFERENCES, WORK_PREFIX, StageCache, open_cache
 from sd35_trt.store.replacement import write_directory
+from sd35_trt.store.working import working_directory
 
 #: The name that stands for the half-precision twin.
 HALF = "half"
@@ -59,7 +61,7 @@ def open_reference(
             )
         yield Bundle.open(against, verify=True)
         return
-    cache = StageCache(cache_dir or default_cache_dir())
+    cache = open_cache(cache_dir)
     check_checkpoint(candidate, source, cache)
     from sd35_trt.build import BuildOptions, build
 
@@ -71,7 +73,7 @@ def open_reference(
         stages[stage] = done / total
         progress("building", int(100 * sum(stages.values()) / len(stages)), 100)
 
-    with working_directory(cache.root / "references", ".tmp-") as folder:
+    with working_directory(cache.root / REFERENCES, WORK_PREFIX) as folder:
         scheduler = write_scheduler(folder, m.scheduler)
         calibration = None
         if m.calibration is not None:
@@ -93,7 +95,12 @@ def open_reference(
             calibration=calibration,
             command=f"sd35-trt verify {candidate.root} --against {HALF}",
         )
-        yield Bundle.open(build(options, report))
+        twin = build(options, report)
+        try:
+            yield Bundle.open(twin)
+        finally:
+            with cache.relinked(twin):
+                shutil.rmtree(twin, ignore_errors=True)
 
 
 def candidate_model(

@@ -19,8 +19,9 @@ from sd35_trt.formats.component import MODEL_FILE
 from sd35_trt.planning.decide import Decision
 from sd35_trt.policies import Policy, Rule
 from sd35_trt.progress import Progress
-from sd35_trt.store.cache import StageCache, working_directory
+from sd35_trt.store.cache import REFERENCES, WORK_PREFIX, StageCache
 from sd35_trt.store.stages import recorded_stages
+from sd35_trt.store.working import working_directory
 from sd35_trt.targets import find_target
 
 from .export import export_model
@@ -60,7 +61,7 @@ def export_graphs(
     from sd35_trt.export.provenance import tool_versions
 
     m = bundle.manifest
-    with working_directory(cache.root / "references", ".tmp-") as folder:
+    with working_directory(cache.root / REFERENCES, WORK_PREFIX) as folder:
         scheduler = write_scheduler(folder, m.scheduler)
         model = look(replace(source, scheduler=scheduler))
         decision = Decision(

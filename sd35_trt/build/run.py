@@ -16,7 +16,7 @@ from sd35_trt.planning.calibration import decide_calibration
 from sd35_trt.planning.decide import check_dialect, decide, decide_policy
 from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
-from sd35_trt.store.cache import StageCache, default_cache_dir
+from sd35_trt.store.cache import open_cache
 from sd35_trt.store.disk import CACHE, file_errors
 from sd35_trt.store.replacement import check_destination
 from sd35_trt.targets import choose_builder, find_target
@@ -48,7 +48,7 @@ def build(
     target = find_target(options.target)
     policy = decide_policy(target, options.policy)
     backend = choose_builder(target, options.builder)
-    cache = StageCache(options.cache_dir or default_cache_dir())
+    cache = open_cache(options.cache_dir)
     with requirement("building", "build"):
         wishes = EngineOptions(
             options.weight_streaming,
@@ -88,6 +88,8 @@ def build(
             )
             engines = compile_model(decision, export, builder, cache, progress, options.jobs)
             facts = manifest_facts(decision, export, builder, versions, options.command)
-            assemble(out, builder, engines, export.tokenizers, facts, calibration)
+            # Large files of the bundle are links to stages', and so are those of one in its place.
+            with cache.relinked(out, *(engine.folder for engine in engines)):
+                assemble(out, builder, engines, export.tokenizers, facts, calibration)
             progress("bundle", 1, 1, "written")
     return out

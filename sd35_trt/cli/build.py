@@ -115,13 +115,12 @@ def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
     from sd35_trt.build import BuildOptions, build
     from sd35_trt.formats.bundle import Bundle
     from sd35_trt.measurements import faster_builder
-    from sd35_trt.store.cache import default_cache_dir
     from sd35_trt.targets import find_target
 
     from .bars import StageBars
 
     options = BuildOptions(
-        cache_dir=cache_dir or default_cache_dir(),
+        cache_dir=cache_dir,
         command=invocation(),
         **arguments,
     )

@@ -13,7 +13,7 @@ from sd35_trt import __version__
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.compat.library import load_library
 from sd35_trt.compat.tensorrt import make_builder, make_logger
-from sd35_trt.errors import Sd35Error
+from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.store.cache import default_cache_dir
 from sd35_trt.targets import PresentGpu, Target, choose_builder, present_gpus, targets
 
@@ -40,13 +40,20 @@ def examine() -> dict[str, Any]:
         "sd35-trt": __version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "cache": str(default_cache_dir()),
+        "cache": _cache(),
         "gpus": [asdict(gpu) for gpu in gpus],
         "no gpu": no_gpu,
         "packages": packages,
         "engines": engines,
         "targets": {t.name: _examine_target(t, engines, gpus, complete) for t in families},
     }
+
+
+def _cache() -> str:
+    try:
+        return str(default_cache_dir())
+    except UsageError as error:
+        return f"no folder: {error}"
 
 
 def _examine_library(backend: Backend, gpus: Sequence[PresentGpu]) -> dict[str, Any]:

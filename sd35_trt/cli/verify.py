@@ -154,7 +154,7 @@ def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> 
 
     from sd35_trt.compat.requirement import requirement
     from sd35_trt.formats.bundle import Bundle
-    from sd35_trt.store.cache import StageCache, default_cache_dir
+    from sd35_trt.store.cache import open_cache
 
     with requirement("comparing engines", "compare"):
         from sd35_trt.quality.engines import STEPS, compare_engines
@@ -163,7 +163,7 @@ def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> 
     from .tables.engines import failures, print_comparison
 
     contents = Bundle.open(bundle, verify=True)
-    cache = StageCache(arguments["cache_dir"] or default_cache_dir())
+    cache = open_cache(arguments["cache_dir"])
     with CountBars(quiet=as_json) as progress:
         graphs = find_graphs(contents, _source(arguments), cache, progress)
         comparison = compare_engines(

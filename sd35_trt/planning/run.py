@@ -21,7 +21,7 @@ from sd35_trt.compat.requirement import requirement
 from sd35_trt.errors import UsageError
 from sd35_trt.progress import Progress, silent
 from sd35_trt.residency import Residency, plan_residency
-from sd35_trt.store.cache import StageCache, default_cache_dir
+from sd35_trt.store.cache import open_cache
 from sd35_trt.targets import Target, find_target
 
 from .decide import decide_guidance, decide_policy
@@ -57,7 +57,7 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
         model.sizes.check(*size)
         sizes = measure(model, policy, size, options.batch, guided)
         if options.exact:
-            cache = StageCache(options.cache_dir or default_cache_dir())
+            cache = open_cache(options.cache_dir)
             for name, form, dims in component_shapes(model, size, options.batch, guided):
                 bounds = picture_bounds(dims, guided)
                 bytes_reported = compiled_activations(

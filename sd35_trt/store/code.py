@@ -14,13 +14,17 @@ from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
 
+# How results are kept is of no effect on them.
+_STORE = __name__.rpartition(".")[0]
+
 
 @functools.cache
 def code_digest(*names: str) -> str:
     """SHA-256 over the sources of modules and, in turn, of what they import of this package.
 
     Imports inside functions count, and the packages that a module is in; imports for type checkers
-    alone do not. A module that is imported by a name made at run time has to be given.
+    alone do not, nor does what keeps results. A module that is imported by a name made at run time
+    has to be given.
 
     Args:
         names: dotted names; nothing is imported.
@@ -81,10 +85,14 @@ def _imports(name: str, path: Path, source: bytes) -> Iterator[str]:
         else:
             continue
         for candidate in candidates:
-            ours = candidate == _PACKAGE or candidate.startswith(f"{_PACKAGE}.")
+            ours = _is_in(_PACKAGE, candidate) and not _is_in(_STORE, candidate)
             # What is imported from a module may be a submodule, or a name in it.
             if ours and _source(candidate) is not None:
                 yield candidate
+
+
+def _is_in(package: str, name: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -16,8 +16,11 @@ from sd35_trt.errors import Sd35Error
 # There is no more room, or no more of it is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# It may not be written.
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# A disk on which less is free may be the full one, in bytes.
+_ROOM = 1 << 20
+
+#: It may not be written.
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -27,28 +30,27 @@ class Place:
     Attributes:
         title: what it is to users, with its article.
         way: how to do without it: "choose another --out".
+        room: how to make room in it.
     """
 
     title: str
     way: str
+    room: str = "free space"
 
 
 #: Of what this machine keeps for the time of a command.
 TEMPORARY = Place("the folder for temporary files", "point TMPDIR to another disk")
 
 #: The stage cache.
-CACHE = Place("the cache", "choose another --cache-dir")
-
-
-#: The same of commands without that option.
-CACHE_BY_VARIABLE = Place("the cache", "set SD35_TRT_CACHE to another folder")
+CACHE = Place("the cache", "choose another --cache-dir", "free space with sd35-trt cache prune")
 
 
 @contextlib.contextmanager
 def written_in(folder: Path) -> Iterator[None]:
     """Give errors of a full disk the folder that was written in, where they name no file.
 
-    Libraries that write have exceptions of their own; the system's words are in them.
+    That is the folder for temporary files where its disk is the one that is full. Libraries that
+    write have exceptions of their own; the system's words are in them.
 
     Raises:
         OSError: no room.
@@ -57,13 +59,21 @@ def written_in(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise _no_room(error.errno, folder) from error
         raise
     except Exception as error:
         for number in _FULL:
             if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
+                raise _no_room(number, folder) from error
         raise
+
+
+def _no_room(number: int, folder: Path) -> OSError:
+    """An error that names the folder, or that for temporary files where that one is full."""
+    temporary = Path(tempfile.gettempdir())
+    if number == errno.ENOSPC and _free_bytes(temporary) < min(_ROOM, _free_bytes(folder)):
+        folder = temporary
+    return OSError(number, os.strerror(number), str(folder))
 
 
 @contextlib.contextmanager
@@ -86,24 +96,44 @@ def file_errors(out: Path, way: str, others: Mapping[Path, Place] | None = None)
             **(others or {}),
             out.absolute().parent: Place("", way),
         }
-        path = Path(os.fsdecode(error.filename or out)).absolute()
-        around = [folder for folder in places if path.is_relative_to(folder.absolute())]
-        deepest = max(around, key=lambda folder: len(folder.absolute().parts), default=None)
-        place = places[deepest] if deepest is not None else Place("", way)
-        shown = f"{error.filename or out}" + (f", in {place.title}" if place.title else "")
-        reason = error.strerror or error
-        if error.errno in _FULL:
-            free = shutil.disk_usage(existing_parent(path)).free
-            message = f"cannot write {shown}: {reason} ({free / 1e9:.1f} GB free there)"
-            raise Sd35Error(message, f"free space, or {place.way}") from error
-        closed = error.errno in _CLOSED
-        advice = f"make it writable, or {place.way}" if closed else place.way
-        raise Sd35Error(f"cannot use {shown}: {reason}", advice) from error
+        raise _explain(error, out, places) from error
+
+
+def _explain(error: OSError, out: Path, places: Mapping[Path, Place]) -> Sd35Error:
+    full, closed = error.errno in _FULL, error.errno in CLOSED
+    named = error.filename
+    if full and error.filename2 is not None:  # what was copied or linked has room
+        named = error.filename2
+    shown = os.fsdecode(named) if isinstance(named, (str, bytes, os.PathLike)) else str(out)
+    path = Path(shown).absolute()
+    around = [folder for folder in places if path.is_relative_to(folder.absolute())]
+    deepest = max(around, key=lambda folder: len(folder.absolute().parts), default=None)
+    place = None if deepest is None else places[deepest]
+    if place is not None and place.title:
+        shown += f", in {place.title}"
+    reason, ways = error.strerror or error, [] if place is None else [place.way]
+    if full:
+        message = f"cannot write {shown}: {reason} ({_free_bytes(path) / 1e9:.1f} GB free there)"
+        ways.insert(0, "free space" if place is None else place.room)
+    else:
+        message = f"cannot use {shown}: {reason}"
+        if error.errno == errno.EROFS:
+            ways.insert(0, "make it writable")
+        elif closed:
+            ways.insert(0, "change its permissions")
+        elif place is None:
+            ways.insert(0, "see that it can be read, and try again")
+    return Sd35Error(message, ", or ".join(ways))
 
 
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest folder above it that there is."""
     path = path.absolute()
-    while not path.exists():
+    while not os.access(path, os.F_OK) and path != path.parent:
         path = path.parent
     return path
+
+
+def _free_bytes(path: Path) -> int:
+    """Of the disk that a path is on, or will be."""
+    return shutil.disk_usage(existing_parent(path)).free

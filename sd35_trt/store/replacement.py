@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sd35_trt.errors import UsageError
 
-from .cache import working_directory
 from .disk import existing_parent
+from .working import working_directory
 
 # renameat2(2): swap two paths in one step, so that what is being replaced is never absent.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -73,7 +73,11 @@ def replacement(out: Path, marker: str) -> Iterator[Path]:
         else:
             old = work.with_name(work.name + ".replaced")
             out.rename(old)
-            work.rename(out)
+            try:
+                work.rename(out)
+            except OSError:
+                old.rename(out)
+                raise
             shutil.rmtree(old, ignore_errors=True)
 
 

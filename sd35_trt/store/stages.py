@@ -13,10 +13,10 @@ from sd35_trt.formats.bundle import File
 from sd35_trt.formats.reading import Count, Digest, Name, decode, read_file
 from sd35_trt.progress import Progress
 
-from .cache import StageCache
+from .cache import STAGE_FILE, StageCache
 from .code import code_digest
+from .disk import CACHE, file_errors
 
-_FILES = "stage.json"
 _INPUTS = "inputs.json"
 
 
@@ -46,20 +46,25 @@ def run_stage(cache: StageCache, stage: Stage, progress: Progress) -> Path:
     """The stage's directory, from the cache where its inputs and its files are unchanged.
 
     Of several processes that need a stage, one makes it and the others wait for it.
+
+    Raises:
+        Sd35Error: a finished stage cannot be read, and stays; or none can be made: there is no
+            room, or nothing can be written. Names the file.
     """
     key = stage.key
-    if (folder := _finished(cache, stage, key)) is not None:
-        progress(stage.name, 1, 1, "unchanged")
-        return folder
 
     def waiting() -> None:
         progress(stage.name, 0, 1, "waiting for another process")
 
-    with cache.lock(stage.name, key, waiting):
-        folder = _finished(cache, stage, key)
-        if folder is None:
-            cache.discard(stage.name, key)
-            folder = _make(cache, stage, key, progress)
+    with file_errors(cache.root, CACHE.way, {cache.root: CACHE}):
+        if (folder := _finished(cache, stage, key)) is not None:
+            progress(stage.name, 1, 1, "unchanged")
+            return folder
+        with cache.lock(stage.name, key, waiting):
+            folder = _finished(cache, stage, key)
+            if folder is None:
+                cache.discard(stage.name, key)
+                folder = _make(cache, stage, key, progress)
     progress(stage.name, 1, 1, "done")
     return folder
 
@@ -79,7 +84,7 @@ def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path
             path.chmod(0o444)
             files[path.name] = [path.stat().st_size, cache.file_hash(path)]
         (work / _INPUTS).write_text(json.dumps(dict(stage.inputs)) + "\n", "utf-8")
-        (work / _FILES).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
+        (work / STAGE_FILE).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
     folder = cache.find(stage.name, key)
     if folder is None:
         raise Sd35Error(f"{cache.root / stage.name / key} was deleted meanwhile", "try again")
@@ -87,31 +92,50 @@ def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path
 
 
 def _is_whole(cache: StageCache, folder: Path) -> bool:
+    """Whether a stage's files are there, as they were written.
+
+    Raises:
+        OSError: that cannot be told: a file cannot be read.
+    """
     try:
         return all(
             (folder / file.path).stat().st_size == file.bytes
             and cache.file_hash(folder / file.path) == file.sha256
             for file in stage_files(folder).values()
         )
-    except (OSError, BundleError):
+    except (FileNotFoundError, NotADirectoryError, BundleError):
         return False
 
 
 def recorded_stages(cache: StageCache, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Whole stages of a kind in the cache, the newest first, each with the inputs that made it."""
-    folders = [path for path in (cache.root / name).glob("*") if (path / _FILES).is_file()]
+    """Whole stages of a kind in the cache, the last used first, each with the inputs that made it.
+
+    Those that cannot be read are left out.
+    """
+    folders = [path for path in (cache.root / name).glob("*") if (path / STAGE_FILE).is_file()]
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             inputs = json.loads((folder / _INPUTS).read_text("utf-8"))
+            whole = cache.find(name, folder.name) is not None and _is_whole(cache, folder)
         except (OSError, ValueError):  # made by an older version, or damaged
             continue
-        if _is_whole(cache, folder):
+        if whole:
             yield folder, inputs
 
 
 def stage_files(folder: Path) -> dict[str, File]:
-    """Sizes and hashes of a stage's files by name, as recorded when it was written."""
-    path = folder / _FILES
-    files = decode(read_file(path, 64 << 20), dict[Name, tuple[Count, Digest]], path,
-                   BundleError, "delete it: the next build writes it again")  # fmt: skip
+    """Sizes and hashes of a stage's files by name, as recorded when it was written.
+
+    Raises:
+        BundleError: there is no such record, or not as it was written.
+        OSError: it cannot be read.
+    """
+    path, fix = folder / STAGE_FILE, "delete it: the next build writes it again"
+    try:
+        data = read_file(path, 64 << 20)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BundleError(f"{path} cannot be read: {error}", fix) from error
+    files = decode(data, dict[Name, tuple[Count, Digest]], path, BundleError, fix)
     return {name: File(name, size, digest) for name, (size, digest) in files.items()}

@@ -42,7 +42,10 @@ def test_which_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cache, out = tmp_path / "tmp" / "cache", tmp_path / "bundles" / "mini"
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
     for path, words in (
-        (cache / "t5" / "a", r"t5/a, in the cache: .* — free space, or choose another --cache-dir"),
+        (
+            cache / "t5" / "a",
+            r"t5/a, in the cache: .* — free space with sd35-trt cache prune, or choose another --c",
+        ),
         (tmp_path / "tmp" / "a", r"a, in the folder for temporary files: .* TMPDIR"),
         (
             out.parent / ".mini.building-1" / "a",
