@@ -1,4 +1,4 @@
-"""Byte counts in words."""
+"""Byte counts and durations in words."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from .errors import UsageError
 
 _LEAST, _MOST = 1 << 20, 1 << 60
 
+# Seconds of a unit.
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``.
+    """A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``, ``1TB``.
 
     Raises:
         UsageError: anything else, or less than 1 MiB: a unit was forgotten.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?)?B?", text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]i?)?B?", text)
     if match is None:
         raise UsageError(f"{text!r} is not a number of bytes such as 5.5GB")
     unit = match[2] or ""
     base = 1024 if unit.endswith("i") else 1000
-    count = float(match[1]) * base ** " kMG".index(unit[:1] or " ")
+    count = float(match[1]) * base ** " kMGT".index(unit[:1] or " ")
     return check_bytes(text, count)
 
 
@@ -37,6 +40,21 @@ def check_bytes(given: object, count: float) -> int:
         size = "less than 1 MiB" if count < _LEAST else "more than any memory"
         raise UsageError(f"{given} is {size}", "say it with a unit, such as 8GiB")
     return round(count)
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a number of minutes, hours, days or weeks: ``90m``, ``12h``, ``30d``, ``2w``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d{1,6}) ?([mhdw])", text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a duration",
+            "say it in minutes, hours, days or weeks: 90m, 12h, 30d, 2w",
+        )
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 def format_bytes(count: float) -> str:

@@ -20,6 +20,7 @@ COMMANDS = (
     "policy",
     "gpus",
     "doctor",
+    "cache",
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from sd35_trt.errors import UsageError
-from sd35_trt.units import parse_bytes
+from sd35_trt.units import parse_bytes, parse_duration
 from sd35_trt.variants import CUSTOM, VARIANTS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -45,6 +45,16 @@ class _Bytes(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _Duration(click.ParamType):
+    name = "TIME"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return parse_duration(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 #: Width and height: ``1344x768``.
 SIZE = _Pair("WxH", r"(\d+)[xX](\d+)")
 
@@ -53,6 +63,9 @@ RANGE = _Pair("MIN:MAX", r"(\d+):(\d+)")
 
 #: A number of bytes: ``6000000``, ``5.5GB``, ``800 MB``, ``8GiB``.
 BYTES = _Bytes()
+
+#: Seconds of a time in words: ``90m``, ``12h``, ``30d``, ``2w``.
+DURATION = _Duration()
 
 #: What ``--model`` takes where a checkpoint is read.
 MODELS = "mini|DIR|FILE|HUB_ID"
