@@ -1,0 +1,7 @@
+//! What libsd35 takes from Rust, as C functions: tokenizers of `tokenizer.json` files, and SHA-256.
+//!
+//! `include/sd35_tokenizers.h` declares them. No panic leaves a function: it becomes an error.
+
+mod boundary;
+mod sha256;
+mod tokenizer;
