@@ -6,30 +6,54 @@ of which the compiler does not know.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+
+from sd35_trt.compat.torch import compiled_apart
 
 from . import flash_attention, kernels
 
 logger = logging.getLogger("sd35_trt")
 
-_ARTIFACTS = "torch"
+_ARTIFACTS = "torch/"
 _BINARIES = "triton/"
 _FLASH_4 = "flash4/"
 
 
+# Of what the compiler made, in this process: the latest, so many and of so many bytes together.
+_MOST_ARTIFACTS = 64
+_MOST_BYTES = 512 << 20
+
+# As keys, in the order in which they were made.
+_artifacts: dict[bytes, None] = {}
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Collect what PyTorch's compiler makes inside, and nothing that it makes for others."""
+    with compiled_apart(_keep):
+        yield
+
+
+def _keep(artifacts: bytes) -> None:
+    _artifacts.pop(artifacts, None)
+    _artifacts[artifacts] = None
+    while len(_artifacts) > _MOST_ARTIFACTS or sum(map(len, _artifacts)) > _MOST_BYTES:
+        del _artifacts[next(iter(_artifacts))]
+
+
 def collect_kernels() -> bytes | None:
-    """Everything that this process has compiled, or None where it has compiled nothing.
+    """Everything that was compiled for programs in this process, or None where nothing was.
 
     PyTorch's part is of its own format, with pickles in it: take it from nobody whom you would not
     take a program from.
     """
-    artifacts = torch.compiler.save_cache_artifacts()
-    entries = {} if artifacts is None else {_ARTIFACTS: artifacts[0]}
+    entries = {f"{_ARTIFACTS}{i}": data for i, data in enumerate(_artifacts)}
     entries |= {f"{_BINARIES}{name}": data for name, data in kernels.compiled_binaries().items()}
     entries |= {f"{_FLASH_4}{name}": data for name, data in flash_attention.compiled().items()}
     if not entries:
@@ -47,7 +71,7 @@ def offer_kernels(data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             entries = {name: file.read(name) for name in file.namelist()}
-        if artifacts := entries.pop(_ARTIFACTS, None):
+        for artifacts in _below(_ARTIFACTS, entries).values():
             torch.compiler.load_cache_artifacts(artifacts)
     except Exception as error:  # noqa: BLE001 (pickles of PyTorch's own may fail in any way)
         logger.warning("kept kernels are damaged (%s): they are compiled again", error)

@@ -16,6 +16,7 @@ from sd35_trt.formats.program import Call, Graph, Program, View
 from . import flash_attention
 from .attention import ATTENTION, FLASH_4, sdpa_backends
 from .decoding import REBUILD, graph_module
+from .kernel_archive import compiling
 
 #: How graphs are compiled → ``torch.compile``'s mode; ``eager`` is not in it. CUDA graphs are the
 #: caller's.
@@ -70,14 +71,19 @@ class TorchProgram:
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All values when the steps are done, the outputs among them."""
         values = dict(inputs)
-        variants = recompile_limit(_VARIANTS) if self._compiled else contextlib.nullcontext()
-        with torch.no_grad(), sdpa_kernel(self._backends, set_priority=True), variants:
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(torch.no_grad())
+            settings.enter_context(sdpa_kernel(self._backends, set_priority=True))
+            if self._compiled:
+                settings.enter_context(recompile_limit(_VARIANTS))
+                settings.enter_context(compiling())
             for step in self._steps:
                 step(values)
         return values
 
 
 # Functions have no weights in them: a component that is closed and opened again needs no new ones.
+_MOST_FUNCTIONS = 64
 _COMPILED: dict[tuple[str, str, str, bool, bool], Callable[..., Any]] = {}
 
 
@@ -89,6 +95,8 @@ def _function(
         module = graph_module(graph, device, fast_accumulation, flash_4)
         compiled = module if mode == "eager" else torch.compile(module, mode=MODES[mode])
         _COMPILED[key] = compiled
+        while len(_COMPILED) > _MOST_FUNCTIONS:
+            del _COMPILED[next(iter(_COMPILED))]
     return _COMPILED[key]
 
 

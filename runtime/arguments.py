@@ -111,6 +111,12 @@ def memory_bytes(name: str, value: Any) -> int:
     return check_bytes(value, whole(name, value, 0, 1 << 63))
 
 
+def cache_bytes(value: Any) -> int:
+    """``prompt_cache`` of a pipeline: as :func:`memory_bytes`, or 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return 0 if is_number and value == 0 else memory_bytes("prompt_cache", value)
+
+
 def check_watchers(cancel: Any, callback: Any) -> None:
     """Refuse a ``cancel`` that is no event, and a ``callback`` that cannot be called.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +11,10 @@ import numpy as np
 
 from .denoise_steps import DirectSteps, RecordedSteps, StepInputs
 from .devices.device import Buffer, Device, Fetch
+from .host_slots import SLOT_BYTES, HostSlots
 from .job import Step
 from .sessions.session import Session
 from .timing import Clock
-
-# Host memory for copies of latents that nobody has looked at yet.
-_SLOT_BYTES = 256 << 20
 
 # Shapes whose buffers and graphs are kept.
 _SHAPES = 2
@@ -49,6 +48,7 @@ class DenoiseLoop:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._slots = HostSlots(device)
         self._recorded: OrderedDict[tuple[int, ...], RecordedSteps] = OrderedDict()
 
     def run(
@@ -84,7 +84,7 @@ class DenoiseLoop:
         guidance = None if schedule.guidance is None else device.upload(schedule.guidance)
         steps = self._steps(session, latents, guidance)
         depth = _depth(device, latents.nbytes, total, watched)
-        slots: list[np.ndarray | None] = [*device.slots(latents.shape, np.float32, depth)]
+        slots = self._slots.take(latents.shape, depth)
         pending: deque[tuple[int, Fetch]] = deque()
         fetches: list[Fetch] = []
         copy = latents
@@ -139,10 +139,18 @@ class DenoiseLoop:
         steps.begin(latents, guidance)
         return steps
 
-    def close(self) -> None:
+    def forget(self) -> None:
         """Release graphs and their buffers; called before an engine that was recorded closes."""
-        while self._recorded:
-            self._recorded.popitem()[1].close()
+        with contextlib.ExitStack() as closing:
+            for steps in self._recorded.values():
+                closing.callback(steps.close)
+            self._recorded.clear()
+
+    def close(self) -> None:
+        """Release everything."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._slots.clear)
+            closing.callback(self.forget)
 
 
 def _constants(schedule: Schedule, count: int) -> np.ndarray:
@@ -158,4 +166,4 @@ def _depth(device: Device, nbytes: int, total: int, watched: bool) -> int:
         return 1
     if watched:
         return 2
-    return max(2, min(total, _SLOT_BYTES // max(nbytes, 1)))
+    return max(2, min(total, SLOT_BYTES // max(nbytes, 1)))

@@ -10,6 +10,7 @@ from sd35_trt.errors import BundleError, NotFinite
 from sd35_trt.formats.bundle import Bundle
 
 from .job import Job, Result
+from .latent_guard import is_usual
 from .renderer import Renderer
 from .timing import Clock
 
@@ -21,7 +22,8 @@ _PATIENCE = 2
 
 class Fallback:
     """Draws with the first of two renderers until two anomalous images in a row, then with the
-    second. A request with an image that is not finite is drawn again with the second at once.
+    second. Images whose guidance or shift is unusual do not count. A request with an image that is
+    not finite is drawn again with the second at once.
 
     Args:
         first, second: of bundles that :func:`check_fallback` lets pass.
@@ -62,6 +64,8 @@ class Fallback:
                 continue  # cancelled: nothing is known of its images
             anomalous = {anomaly.image for anomaly in job.anomalies}
             for image in range(len(job.request.seeds)):
+                if not is_usual(self._first.bundle.manifest, job.request, image):
+                    continue  # what one asks for moves nobody else
                 self._in_a_row = self._in_a_row + 1 if image in anomalous else 0
                 if self._in_a_row == _PATIENCE:
                     self.active = True

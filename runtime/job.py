@@ -85,7 +85,7 @@ class Job:
     created_ns: int = field(default_factory=now_ns)
     clock: Clock | None = None
     anomalies: list[Anomaly] = field(default_factory=list)
-    outcome: Result | Exception | None = None
+    outcome: Result | BaseException | None = None
 
     def after_step(self, step: Step) -> None:
         """Call the callback, which may end the job."""
@@ -94,5 +94,5 @@ class Job:
         try:
             if self.callback(step) is False:
                 self.outcome = Cancelled(f"cancelled after step {step.index + 1} of {step.total}")
-        except Exception as error:  # noqa: BLE001 raised where the job's caller waits
+        except BaseException as error:  # noqa: BLE001 raised where the job's caller waits
             self.outcome = error

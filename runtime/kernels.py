@@ -7,9 +7,13 @@ from pathlib import Path
 
 from sd35_trt.formats.bundle import Component
 from sd35_trt.store.cache import default_cache_dir
-from sd35_trt.store.own_files import read_own, write_own
+from sd35_trt.store.own_files import keep_latest, read_own, write_own
 
 _WHAT = "kernels for this GPU"
+
+# Of the files together: one is of a component, a GPU and a library version.
+_MOST_FILES = 64
+_MOST_BYTES = 4 << 30
 
 
 def kernel_file(component: Component, gpu: str, version: str) -> Path:
@@ -33,3 +37,4 @@ def read_kernels(path: Path) -> bytes:
 def write_kernels(path: Path, data: bytes) -> None:
     """Replace a file in one step; without it the next load is slower, no more."""
     write_own(path, data, _WHAT)
+    keep_latest(path.parent, _MOST_FILES, _MOST_BYTES)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sd35_trt.formats.band import BandExtract
-from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.bundle import Bundle, Manifest
 
 from .request import Request
 
@@ -21,6 +21,10 @@ from .request import Request
 _DEVIATION_FACTOR = 2.0
 _MEAN_MARGIN = 0.25
 _FEWEST_STEPS = 4
+
+# And with other guidance, or with another shift, a picture says little of the engine.
+_MOST_GUIDANCE = 7.0
+_SHIFTS = (1.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class Band:
         return mean, deviation * np.array([1 / _DEVIATION_FACTOR, _DEVIATION_FACTOR])
 
 
+def is_usual(manifest: Manifest, request: Request, image: int) -> bool:
+    """Whether guidance and shift of an image are such as the guard's margins were measured for, or
+    the bundle's own: whether an anomaly is the engine's rather than the request's."""
+    own = float(manifest.scheduler.shift)
+    low, high = min(own, _SHIFTS[0]), max(own, _SHIFTS[1])
+    guidance = max(float(manifest.defaults.guidance), _MOST_GUIDANCE)
+    return low <= request.shift <= high and request.guidance[image] <= guidance
+
+
 @functools.lru_cache(maxsize=4)
 def _ones(count: int) -> np.ndarray:
     """Kept: to make them takes longer than what they are for."""
@@ -113,18 +126,22 @@ class Guard:
     """Looks at the latents after every step and finds each image's first anomaly.
 
     Statistics are compared where there is a band and the run is like calibration's: from noise, in
-    4 steps or more. Values that are not finite are found in every run.
+    4 steps or more, and as :func:`is_usual` says. Values that are not finite are found in every
+    run.
 
     Args:
         band: of the bundle that draws.
+        manifest: the bundle's.
         request: what is drawn.
 
     Attributes:
         anomalies: by place of the image in the request.
     """
 
-    def __init__(self, band: Band | None, request: Request) -> None:
-        comparable = request.image is None and request.steps >= _FEWEST_STEPS
+    def __init__(self, band: Band | None, manifest: Manifest, request: Request) -> None:
+        self._usual = [is_usual(manifest, request, i) for i in range(len(request.seeds))]
+        alike = request.image is None and request.steps >= _FEWEST_STEPS
+        comparable = alike and any(self._usual)
         self._band = band if comparable else None
         self._request = request
         self.anomalies: dict[int, Anomaly] = {}
@@ -159,7 +176,7 @@ class Guard:
         }
         for name, (value, (low, high)) in figures.items():
             for i in np.flatnonzero(~((value >= low) & (value <= high))).tolist():
-                if i not in self.anomalies:
+                if self._usual[i] and i not in self.anomalies:
                     what = f"{name} of the latents {value[i]:.3g}, expected {low:.3g} to {high:.3g}"
                     self._note(i, step, sigma, what, True)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,17 @@ import numpy as np
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 
-from .arguments import check_watchers, memory_bytes
+from .arguments import cache_bytes, check_watchers, memory_bytes
 from .fallback import Fallback, check_fallback
 from .job import Job, Result, Step
+from .process import HomeProcess, leave_at_exit
 from .renderer import Renderer
 from .request import MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
+from .text_features import PROMPT_CACHE_BYTES
 from .timing import Clock
+from .turn import Turn
 
 if TYPE_CHECKING:
     # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
@@ -49,25 +52,30 @@ class Pipeline:
         device: str | None = None,
         vram_budget: int | None = None,
         max_prompt_chars: int = MAX_PROMPT_CHARS,
+        prompt_cache: int = PROMPT_CACHE_BYTES,
     ) -> None:
         """As :meth:`load`; ``open_session`` may return sessions that watch or replace others."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._lock = threading.Lock()
+        self._turn = Turn()
+        self._home = HomeProcess()
         self._closed = False
         self._max_prompt_chars = max_prompt_chars
         if fallback is not None:
             check_fallback(bundle, fallback)
-        self._renderer = Renderer(bundle, threads, open_session, device, vram_budget)
-        self._second: Renderer | None = None
-        self._fallback: Fallback | None = None
-        if fallback is not None:
-            try:
-                self._second = Renderer(fallback, threads, open_session, device, vram_budget)
-            except BaseException:
-                self._renderer.close()
-                raise
-            self._fallback = Fallback(self._renderer, self._second)
+        with ExitStack() as opened:
+            self._renderers: list[Renderer] = []
+            for one in (bundle, fallback):
+                if one is not None:
+                    renderer = Renderer(
+                        one, threads, open_session, device, vram_budget, prompt_cache
+                    )
+                    opened.callback(renderer.close)
+                    self._renderers.append(renderer)
+            self._renderer = self._renderers[0]
+            self._fallback = Fallback(*self._renderers) if fallback is not None else None
+            self._open = opened.pop_all()
+        leave_at_exit(self)
 
     @classmethod
     def load(
@@ -81,6 +89,7 @@ class Pipeline:
         vram_budget: int | str | None = None,
         trust_kernels: bool = False,
         max_prompt_chars: int = MAX_PROMPT_CHARS,
+        prompt_cache: int | str = PROMPT_CACHE_BYTES,
     ) -> Pipeline:
         """Open a bundle.
 
@@ -101,6 +110,8 @@ class Pipeline:
                 are code: say so for bundles that you built, or whose builder you trust. Without,
                 kernels come from the user's own cache, or are compiled.
             max_prompt_chars: of a prompt; a longer one is refused.
+            prompt_cache: bytes of the host's memory for what the text encoders computed, or as
+                text: ``"256MB"``. A prompt that is in it runs no text encoder. 0 keeps nothing.
 
         Raises:
             BundleError: missing, damaged, foreign, of another format version, with engines that
@@ -117,7 +128,7 @@ class Pipeline:
         budget = None if vram_budget is None else memory_bytes("vram_budget", vram_budget)
         return cls(
             bundle, threads, fallback=other, device=device, vram_budget=budget,
-            max_prompt_chars=max_prompt_chars,
+            max_prompt_chars=max_prompt_chars, prompt_cache=cache_bytes(prompt_cache),
         )  # fmt: skip
 
     def __enter__(self) -> Pipeline:
@@ -132,14 +143,25 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Release every engine. The pipeline is not used afterwards."""
-        with self._lock:
-            if self._closed:
-                return
+        """Release every engine, when what is being drawn is done. The pipeline is not used
+        afterwards; a second call does no harm.
+
+        Raises:
+            UsageError: it was called by a callback.
+            Sd35Error: the device failed; everything is released all the same.
+        """
+        if not self._home.is_this:  # nothing of it is in this process
+            return
+        with self._turn.take("close()"):
             self._closed = True
-            self._renderer.close()
-            if self._second is not None:
-                self._second.close()
+            self._open.close()
+
+    def leave(self) -> None:
+        """Cancel what is being drawn and close: the process ends."""
+        if self._home.is_this:
+            for renderer in self._renderers:
+                renderer.stopping = True
+            self.close()
 
     def preload(self) -> None:
         """Load every engine that stays in memory now, the fallback's excepted.
@@ -148,7 +170,8 @@ class Pipeline:
             BundleError: a file that an engine refuses.
             Sd35Error: the backend's package is not installed, or the pipeline is closed.
         """
-        with self._lock:
+        self._home.check("the pipeline")
+        with self._turn.take("preload()"):
             self._check_open()
             self._renderer.activate()
             self._renderer.engines.open_all()
@@ -159,6 +182,7 @@ class Pipeline:
         Raises:
             Sd35Error: the pipeline is closed.
         """
+        self._home.check("the pipeline")
         self._check_open()
         self._renderer.activate()
         return self._renderer.engines.memory()
@@ -166,7 +190,7 @@ class Pipeline:
     @property
     def anomalies(self) -> int:
         """How many anomalous images there were, the fallback's included."""
-        return self._renderer.anomalies + (self._second.anomalies if self._second else 0)
+        return sum(renderer.anomalies for renderer in self._renderers)
 
     @property
     def on_fallback(self) -> bool:
@@ -202,7 +226,8 @@ class Pipeline:
             arguments: see :meth:`request`.
 
         Raises:
-            UsageError: an argument out of range; names the nearest that works.
+            UsageError: an argument out of range; names the nearest that works. Or the call comes
+                from a callback, or the pipeline was loaded before a fork.
             Cancelled: the callback returned False.
             NotFinite: an image is not finite, and there is no fallback that draws it.
             Sd35Error: an engine failed.
@@ -280,7 +305,8 @@ class Pipeline:
             Sd35Error: the pipeline is closed, or an engine failed; jobs whose outcome was known
                 before then have it.
         """
-        with self._lock:
+        self._home.check("the pipeline")
+        with self._turn.take("generate()"):
             self._check_open()
             self._renderer.activate()
             clock = Clock()

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -17,10 +17,13 @@ from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, UsageError
 from .arguments import check_watchers, key_of_traffic, seconds, shown
 from .job import Job, Result, Step
 from .pipeline import Pipeline
+from .process import HomeProcess, leave_at_exit
+from .request import MAX_PROMPT_CHARS
 from .ticket import Ticket, deadline_after
 from .timing import now_ns
 from .tracing import Observer, Span, outcome_attributes, request_spans
 from .traffic import Traffic
+from .worker import Worker
 
 logger = logging.getLogger("sd35_trt")
 
@@ -32,7 +35,9 @@ class PipelinePool:
     where they go to the same bundle, agree in size, steps, shift, sampler and text length, start
     from noise, and the bundle takes as many images. An image depends on its own request alone.
 
-    Methods may be called from any thread, except :meth:`close` from a callback.
+    Methods may be called from any thread; :meth:`generate` and :meth:`close`, which wait for the
+    thread that draws, not from a callback, an observer or a future's callback in that thread.
+    When the process ends, what waits is cancelled.
 
     Args:
         bundles: name → a bundle's directory, or a pipeline (one with a fallback, say), which then
@@ -42,7 +47,7 @@ class PipelinePool:
         queue_limit: how many requests may wait.
         threads: CPU threads of each engine; None takes all cores.
         preload: load every engine now. Otherwise they load at first use.
-        trust_kernels: see :meth:`Pipeline.load`.
+        trust_kernels, max_prompt_chars: see :meth:`Pipeline.load`; a pipeline has its own.
         observer: called with the spans of every request as it ends; what it raises is logged.
 
     Attributes:
@@ -62,6 +67,7 @@ class PipelinePool:
         threads: int | None = None,
         preload: bool = True,
         trust_kernels: bool = False,
+        max_prompt_chars: int = MAX_PROMPT_CHARS,
         observer: Observer | None = None,
     ) -> None:
         if not bundles:
@@ -74,11 +80,13 @@ class PipelinePool:
         # Those without an outcome, in order of arrival.
         self._tickets: dict[Future[Result], Ticket] = {}
         self._closed = False
+        self._home = HomeProcess()
         with contextlib.ExitStack() as opened:
             pipelines = {}
             for name, bundle in bundles.items():
                 pipe = bundle if isinstance(bundle, Pipeline) else Pipeline.load(
-                    bundle, threads=threads, trust_kernels=trust_kernels
+                    bundle, threads=threads, trust_kernels=trust_kernels,
+                    max_prompt_chars=max_prompt_chars,
                 )  # fmt: skip
                 pipelines[name] = opened.enter_context(pipe)
                 if preload:
@@ -86,7 +94,8 @@ class PipelinePool:
             self.pipelines: Mapping[str, Pipeline] = MappingProxyType(pipelines)
             self.switch(next(iter(bundles)) if default is None else default)
             self._open = opened.pop_all()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt")
+        self._worker = Worker()
+        leave_at_exit(self)
 
     def __enter__(self) -> PipelinePool:
         return self
@@ -148,8 +157,10 @@ class PipelinePool:
         Raises:
             Cancelled: ``cancel`` was set, the callback returned False, or the pool was closed.
             TimedOut: not drawn in ``timeout`` seconds.
+            UsageError: it was called in the thread that draws.
             Sd35Error: as :meth:`submit` and :meth:`Pipeline.generate` raise it.
         """
+        self._check_thread("generate()", "use submit()")
         future = self.submit(prompt, timeout=timeout, **arguments)
         try:
             concurrent.futures.wait([future], timeout)
@@ -193,11 +204,12 @@ class PipelinePool:
             drawn in the same run goes on. ``asyncio.wrap_future`` takes it.
 
         Raises:
-            UsageError: an argument out of range, or an unknown bundle.
+            UsageError: an argument out of range, an unknown bundle, or a pool from before a fork.
             PoolBusy: ``queue_limit`` requests are waiting.
             Sd35Error: the pool is closed.
         """
         start = now_ns()
+        self._home.check("the pool")
         check_watchers(cancel, callback)
         key, timeout = key_of_traffic(key), seconds(timeout)
         name = self._traffic.choose(key) if bundle is None else bundle
@@ -251,7 +263,7 @@ class PipelinePool:
             return
         try:
             self.pipelines[batch[0].bundle].draw([ticket.job for ticket in batch])
-        except Exception as error:  # noqa: BLE001 raised where the callers wait
+        except BaseException as error:  # noqa: BLE001 raised where the callers wait
             for ticket in batch:
                 ticket.settle(ticket.job.outcome or error)
         else:
@@ -304,16 +316,32 @@ class PipelinePool:
             wait: draw what is waiting. Otherwise it is cancelled, and what is being drawn stops
                 after its step.
             timeout: seconds to wait for that; then the rest is cancelled.
+
+        Raises:
+            UsageError: it was called in the thread that draws.
         """
+        if not self._home.is_this:  # nothing of it is in this process
+            return
+        self._check_thread("close()", "call it in another thread")
         with self._lock:
             self._closed = True
             futures = list(self._tickets)
-        if wait:
-            concurrent.futures.wait(futures, timeout)
-        for future in futures:
-            future.cancel()  # does nothing to those that have ended
-        self._worker.shutdown()
-        self._open.close()
+        try:
+            if wait:
+                concurrent.futures.wait(futures, timeout)
+        finally:
+            for future in futures:
+                future.cancel()  # does nothing to those that have ended
+            self._worker.close()
+            self._open.close()
+
+    def leave(self) -> None:
+        """Cancel what waits and what is being drawn, and close: the process ends."""
+        self.close(wait=False)
+
+    def _check_thread(self, what: str, fix: str) -> None:
+        if self._worker.is_current:
+            raise UsageError(f"{what} was called in the thread that draws for the pool", fix)
 
 
 def _spans(ticket: Ticket, error: BaseException | None) -> list[Span]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
-from sd35_trt.errors import NotFinite
+from sd35_trt.errors import Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle
 
 from .conditioning import Conditioning
@@ -19,6 +20,7 @@ from .devices.opening import open_device
 from .job import Job, Result, Step
 from .latent_guard import Band, Guard
 from .noise import randn
+from .process import keep_from_forks
 from .request import Request, join, least_request
 from .resident import EngineSet, OpenSession
 from .runner import ComponentRunner
@@ -34,13 +36,14 @@ class Renderer:
     """Draws jobs with a bundle's engines and watches their latents. One thread at a time.
 
     Args:
-        threads, device, vram_budget: see :meth:`sd35_trt.runtime.Pipeline.load`.
+        threads, device, vram_budget, prompt_cache: see :meth:`sd35_trt.runtime.Pipeline.load`.
         open_session: loads an engine.
 
     Attributes:
         bundle: as given.
         engines: the bundle's.
         anomalies: how many anomalous images there were.
+        stopping: True cancels what is drawn, after its step.
 
     Raises:
         BundleError: engines that do not run on this device, or a file that is no tokenizer.
@@ -55,25 +58,32 @@ class Renderer:
         open_session: OpenSession,
         device: str | None,
         vram_budget: int | None,
+        prompt_cache: int,
     ) -> None:
         self.bundle = bundle
         self.anomalies = 0
+        self.stopping = False
         self._manifest = bundle.manifest
         self._band = Band.of(bundle)
         self._train_timesteps = int(self._manifest.scheduler.num_train_timesteps)
-        self._device = open_device(device_of(bundle, device))
-        try:
+        with ExitStack() as opened:
+            self._device = open_device(device_of(bundle, device))
+            opened.callback(self._device.close)
+            keep_from_forks(self._device)
             self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
+            opened.callback(self.engines.release)
             self._runner = ComponentRunner(bundle, self._device, self.engines)
-            self._text = TextEncoder(bundle, self._runner)
+            self._text = TextEncoder(bundle, self._runner, prompt_cache)
+            opened.callback(self._text.clear)
             self._conditioning = Conditioning(
                 self._device, self.engines, self._runner, self._train_timesteps
             )
             self._loop = DenoiseLoop(self._device)
+            opened.callback(self._loop.close)
+            self.engines.before_close("denoiser", self._loop.forget)
             self.fit(least_request(self._manifest))
-        except BaseException:
-            self._device.close()
-            raise
+            opened.callback(self._device.activate)
+            self._open = opened.pop_all()
 
     def activate(self) -> None:
         """Make its device the calling thread's."""
@@ -102,7 +112,7 @@ class Renderer:
         self.fit(request)
         ends = list(accumulate((len(job.request.seeds) for job in jobs), initial=0))
         parts = [slice(*bounds) for bounds in pairwise(ends)]
-        guard = Guard(self._band, request)
+        guard = Guard(self._band, self._manifest, request)
         try:
             self._draw_parts(request, list(zip(jobs, parts, strict=True)), guard, clock)
         finally:
@@ -143,6 +153,8 @@ class Renderer:
         def after_step(step: Step) -> bool:
             guard.look(step.index, step.sigma, step.latents)
             for job, part in parts:
+                if job.outcome is None and self.stopping:
+                    job.outcome = Cancelled("the request was cancelled: the process ends")
                 if job.outcome is None:
                     self._check_finite(job, part, guard)
                 if job.outcome is None:
@@ -163,8 +175,9 @@ class Renderer:
         clock.lap("decode")
         for job, part in parts:
             if job.outcome is None:
-                branches = [features[i:][part] for i in range(0, len(texts), len(request.seeds))]
-                notes = [note for branch in branches for text in branch for note in text.notes]
+                count = len(request.seeds)
+                branches = [features[i : i + count][part] for i in range(0, len(texts), count)]
+                notes = _text_notes(job.request, branches)
                 job.outcome = _result(job, images[part], latents[part], notes, clock)
 
     def _noise(self, request: Request) -> np.ndarray:
@@ -204,12 +217,25 @@ class Renderer:
         )
 
     def close(self) -> None:
-        """Release engines and device."""
-        self._device.activate()
-        self._loop.close()
-        self.engines.close()
-        self._text.clear()
-        self._device.close()
+        """Release engines and device, all that there is also when a part of it fails to. A second
+        call does no harm."""
+        self._open.close()
+
+
+def _text_notes(request: Request, branches: Sequence[Sequence[TextFeatures]]) -> list[str]:
+    """Notes on a request's texts, each named by what it is.
+
+    Args:
+        branches: features of the negatives where there is guidance, and of the prompts.
+    """
+    notes = []
+    named = [("negative prompt", request.negatives), ("prompt", request.prompts)]
+    for (kind, texts), branch in zip(named[-len(branches) :], branches, strict=True):
+        unique = dict(zip(texts, branch, strict=True))
+        for number, features in enumerate(unique.values(), 1):
+            name = f"the {kind}" if len(unique) == 1 else f"{kind} {number}"
+            notes += [f"{name} {note}" for note in features.notes]
+    return notes
 
 
 def _result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,6 +14,8 @@ from sd35_trt.residency import PHASES, RESIDENT, STREAMED
 
 from .devices.device import Device, DeviceMemory
 from .memory_plan import MemoryPlanner
+from .opening import Opening
+from .process import keep_from_forks
 from .sessions.session import Session, SessionOptions
 
 logger = logging.getLogger("sd35_trt")
@@ -85,8 +87,8 @@ class EngineSet:
         }
         self._sessions: dict[str, Session] = {}
         self._held: dict[str, int | None] = {}
-        self._ahead: dict[str, Future[Session]] = {}
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="sd35-trt-load")
+        self._ahead: dict[str, Opening] = {}
+        self._before_close: dict[str, Callable[[], None]] = {}
         self._dims: dict[str, int] | None = None
         unknown = any(c.activation_bytes is None for c in self._components.values())
         if budget is not None and device.kind != "cpu" and unknown:
@@ -114,6 +116,10 @@ class EngineSet:
             if self._held[name] != self._holds(name):
                 self._close(name)
 
+    def before_close(self, name: str, call: Callable[[], None]) -> None:
+        """Have something called before an engine closes: what others hold of it is released."""
+        self._before_close[name] = call
+
     def use(self, name: str) -> Session:
         """The engine of a component, in memory until another is used that needs its room.
 
@@ -126,7 +132,7 @@ class EngineSet:
                 self._close(other)
         ahead = self._ahead.pop(name, None)
         if ahead is not None:
-            self._sessions[name] = ahead.result()
+            self._sessions[name] = ahead.session()
         elif name not in self._sessions:
             self._sessions[name] = self._open(name)
         self._device.memory()  # notes the peak
@@ -149,7 +155,7 @@ class EngineSet:
             ):
                 return
         self._held[name] = self._holds(name)
-        self._ahead[name] = self._opener.submit(self._open, name)
+        self._ahead[name] = Opening(lambda: self._open(name))
 
     def open_all(self) -> None:
         """Open every engine that stays; the denoiser, which takes longest, beside the others."""
@@ -165,9 +171,11 @@ class EngineSet:
         return all(map(self._stays, names))
 
     def release(self) -> None:
-        """Close every engine; they open again when they are used."""
-        for name in [*self._sessions, *self._ahead]:
-            self._close(name)
+        """Close every engine, even if one fails to; they open again when they are used."""
+        with ExitStack() as closing:
+            closing.callback(self._device.trim)
+            for name in [*self._sessions, *self._ahead]:
+                closing.callback(self._close, name)
 
     def memory(self) -> MemoryReport:
         """What is in memory now; may be called from any thread."""
@@ -178,11 +186,6 @@ class EngineSet:
             held = placement.device_bytes if is_open else self._planner.weight_bytes(component)
             engines[name] = EngineMemory(placement.kind, is_open, held)
         return MemoryReport(engines, self._device.memory(), self.budget, self._most)
-
-    def close(self) -> None:
-        """Close every engine, for good."""
-        self.release()
-        self._opener.shutdown()
 
     def _stays(self, name: str) -> bool:
         return self._plan.placements[name].kind == RESIDENT
@@ -198,12 +201,17 @@ class EngineSet:
         self._device.activate()
         self._held[name] = self._holds(name)
         options = SessionOptions(self._threads, self._held[name])
-        return self._open_session(self._bundle, self._components[name], self._device, options)
+        session = self._open_session(self._bundle, self._components[name], self._device, options)
+        keep_from_forks(session)
+        return session
 
     def _close(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         ahead = self._ahead.pop(name, None)
-        if ahead is not None and ahead.exception() is None:
-            session = ahead.result()
-        if session is not None:
-            session.close()
+        if ahead is not None:
+            session = ahead.session_if_any()
+        with ExitStack() as closing:
+            if session is not None:
+                closing.callback(session.close)
+            if name in self._before_close:
+                closing.callback(self._before_close[name])

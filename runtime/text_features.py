@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,26 +10,35 @@ import numpy as np
 
 from sd35_trt.formats.bundle import Bundle
 
+from .byte_cache import ByteCache
 from .runner import ComponentRunner
 from .text import PromptTokenizer
 
-# How many texts' features are kept.
-_CACHE_SIZE = 256
+logger = logging.getLogger("sd35_trt")
+
+#: Bytes of features that are kept, unless the user says otherwise.
+PROMPT_CACHE_BYTES = 256_000_000
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextFeatures:
     """One text's features.
 
     Attributes:
         hidden: [tokens, width], in the dtype of the conditioner's ``prompt_embeds``.
         pooled: [pooled width], in the dtype of the conditioner's ``pooled``.
-        notes: what the user should know, such as a text that was cut.
+        notes: what the user should know, such as that the text was cut: what is said of it,
+            without the text itself.
     """
 
     hidden: np.ndarray
     pooled: np.ndarray
     notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of both arrays."""
+        return self.hidden.nbytes + self.pooled.nbytes
 
 
 class TextEncoder:
@@ -38,15 +47,16 @@ class TextEncoder:
 
     Args:
         runner: of the bundle's components.
+        cache_bytes: of the features that are kept.
 
     Raises:
         BundleError: a file that is no tokenizer.
     """
 
-    def __init__(self, bundle: Bundle, runner: ComponentRunner) -> None:
+    def __init__(self, bundle: Bundle, runner: ComponentRunner, cache_bytes: int) -> None:
         self._manifest = bundle.manifest
         self._runner = runner
-        self._cache: OrderedDict[tuple[str, int], TextFeatures] = OrderedDict()
+        self._cache: ByteCache[tuple[str, int], TextFeatures] = ByteCache(cache_bytes)
         self._tokenizers = {
             name: PromptTokenizer(bundle.path(t.path), t.pad_id)
             for name, t in bundle.manifest.tokenizers.items()
@@ -61,17 +71,15 @@ class TextEncoder:
         Raises:
             Sd35Error: an engine failed.
         """
-        new = [t for t in dict.fromkeys(texts) if (t, t5_tokens) not in self._cache]
+        unique = list(dict.fromkeys(texts))
+        found = {text: self._cache.get((text, t5_tokens)) for text in unique}
+        known = {text: features for text, features in found.items() if features is not None}
+        new = [text for text in unique if text not in known]
         if new:
-            for text, features in zip(new, self._compute(new, t5_tokens), strict=True):
-                self._cache[text, t5_tokens] = features
-        result = []
-        for text in texts:
-            self._cache.move_to_end((text, t5_tokens))
-            result.append(self._cache[text, t5_tokens])
-        while len(self._cache) > _CACHE_SIZE:
-            self._cache.popitem(last=False)
-        return result
+            known.update(zip(new, self._compute(new, t5_tokens), strict=True))
+            for text in new:
+                self._cache.put((text, t5_tokens), known[text])
+        return [known[text] for text in texts]
 
     def clear(self) -> None:
         """Forget every text."""
@@ -108,14 +116,14 @@ class TextEncoder:
                     if count > length:
                         note.append(_cut_note(text, name, count, length))
         vectors = np.concatenate(pooled, axis=-1).astype(pooled_port.dtype)
+        # Copies: a view would keep the other texts' features in memory.
         return [
-            TextFeatures(h, p, tuple(n)) for h, p, n in zip(hidden, vectors, notes, strict=True)
+            TextFeatures(h.copy(), p.copy(), tuple(n))
+            for h, p, n in zip(hidden, vectors, notes, strict=True)
         ]
 
 
 def _cut_note(text: str, encoder: str, count: int, length: int) -> str:
-    shown = text if len(text) <= 40 else f"{text[:37]}..."
-    return (
-        f"prompt {shown!r} has {count} {encoder} tokens, the model reads {length}; the rest is "
-        "ignored"
-    )
+    note = f"has {count} {encoder} tokens, the model reads {length}; the rest is ignored"
+    logger.debug("%r %s", text, note)
+    return note

@@ -48,7 +48,7 @@ class Ticket:
     trace: Any
     running: bool = False
 
-    def settle(self, outcome: Result | Exception | None) -> None:
+    def settle(self, outcome: Result | BaseException | None) -> None:
         """Give the future its outcome, unless the caller was faster."""
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             if isinstance(outcome, Result):

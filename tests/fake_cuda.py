@@ -149,6 +149,9 @@ class FakeCuda:
     def cudaMemPoolSetAttribute(self, pool: Any, attribute: int, value: Any) -> tuple[Any, ...]:
         return (Status.cudaSuccess,)
 
+    def cudaMemPoolTrimTo(self, pool: Any, keep: int) -> tuple[Any, ...]:
+        return (Status.cudaSuccess,)
+
     def cudaMemPoolDestroy(self, pool: Any) -> tuple[Any, ...]:
         self._make("pool", -1)
         return (Status.cudaSuccess,)

@@ -71,6 +71,9 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Nothing is queued."""
 
+    def trim(self) -> None:
+        """numpy keeps none."""
+
     def memory(self) -> DeviceMemory:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         try:

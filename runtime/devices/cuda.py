@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,25 @@ class CudaDevice:
         free, _ = check(cudart.cudaMemGetInfo())
         self._free_at_start = int(free)
         self._peak = 0
-        self._closed = False
-        self.stream_handle = take_stream(index)
-        self._copies = create_stream()
-        self._pool = MemoryPool(index, self.name, self.stream_handle)
-        self._events = Events()
-        self._staging = pinned_array((_STAGING_BYTES,), np.uint8)
-        self._staged = self._events.take()
+        with ExitStack() as opened:
+            self.stream_handle = take_stream(index)
+            opened.callback(give_stream_back, index, self.stream_handle)
+            self._copies = create_stream()
+            opened.callback(lambda: check(cudart.cudaStreamDestroy(self._copies)))
+            self._pool = MemoryPool(index, self.name, self.stream_handle)
+            opened.callback(self._pool.close)
+            self._staging = pinned_array((_STAGING_BYTES,), np.uint8)
+            opened.callback(self._forget_staging)
+            self._events = Events()
+            opened.callback(self._events.close)
+            self._staged = self._events.take()
+            # In the order of the stream: waited for before the pool closes.
+            opened.callback(self.synchronize)
+            opened.callback(self._pool.free_all)
+            opened.callback(self.synchronize)
+            opened.callback(lambda: check(cudart.cudaStreamSynchronize(self._copies)))
+            opened.callback(self.activate)
+            self._open = opened.pop_all()
 
     @property
     def stream(self) -> int:
@@ -173,6 +186,11 @@ class CudaDevice:
     def synchronize(self) -> None:
         check(cudart.cudaStreamSynchronize(self.stream_handle))
 
+    def trim(self) -> None:
+        self._pool.free_scratch()
+        self.synchronize()
+        self._pool.trim()
+
     def memory(self) -> DeviceMemory:
         free, total = check(cudart.cudaMemGetInfo())
         usage = self._free_at_start - int(free)
@@ -180,16 +198,7 @@ class CudaDevice:
         return DeviceMemory(usage, self._peak, int(total))
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self.activate()
-        check(cudart.cudaStreamSynchronize(self._copies))
-        self.synchronize()
-        self._closed = True
-        self._pool.free_all()
-        self.synchronize()
-        self._events.close()
-        del self._staging
-        self._pool.close()
-        check(cudart.cudaStreamDestroy(self._copies))
-        give_stream_back(self.index, self.stream_handle)
+        self._open.close()
+
+    def _forget_staging(self) -> None:
+        self._staging = np.empty(0, np.uint8)

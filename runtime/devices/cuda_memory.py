@@ -7,7 +7,7 @@ import ctypes
 import math
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
 from sd35_trt.errors import OutOfMemory
+from sd35_trt.runtime.process import HomeProcess
 from sd35_trt.units import format_bytes
 
 from .cuda_runtime import check
@@ -80,6 +81,7 @@ class MemoryPool:
 
     def __init__(self, index: int, name: str, stream: Any) -> None:
         self.scratch_version = 0
+        self._home = HomeProcess()
         self._name = name
         self._stream = stream
         self._lock = threading.Lock()
@@ -115,13 +117,22 @@ class MemoryPool:
     def scratch(self, nbytes: int) -> int:
         """See :meth:`sd35_trt.runtime.devices.device.Device.scratch`."""
         if nbytes > self._scratch_bytes:
-            if self._scratch:
-                self.release(self._scratch)
-                self._scratch = self._scratch_bytes = 0
+            self.free_scratch()
             self._scratch = self._allocate(nbytes)
             self._scratch_bytes = nbytes
             self.scratch_version += 1
         return self._scratch
+
+    def free_scratch(self) -> None:
+        """Free the scratch memory, after what is queued; it is allocated again when asked for."""
+        if self._scratch:
+            self.release(self._scratch)
+            self._scratch = self._scratch_bytes = 0
+            self.scratch_version += 1
+
+    def trim(self) -> None:
+        """Give what has been freed back to the driver."""
+        check(cudart.cudaMemPoolTrimTo(self._pool, 0))
 
     def _allocate(self, nbytes: int) -> int:
         try:
@@ -138,6 +149,8 @@ class MemoryPool:
 
     def release(self, address: int) -> None:
         """Free an allocation, after what is queued."""
+        if not self._home.is_this:  # a fork has no driver
+            return
         with self._lock:
             if self._recording:  # the graph would free it in every replay
                 self._deferred.append(address)
@@ -199,5 +212,10 @@ def pinned_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     address = int(check(cudart.cudaHostAlloc(nbytes, cudart.cudaHostAllocDefault)))
     block = (ctypes.c_char * nbytes).from_address(address)
     # With the last array on it, which a caller may keep longer than the device.
-    weakref.finalize(block, cudart.cudaFreeHost, address)
+    weakref.finalize(block, _free_pinned, HomeProcess(), cudart.cudaFreeHost, address)
     return np.frombuffer(block, kind, math.prod(shape)).reshape(shape)
+
+
+def _free_pinned(home: HomeProcess, free: Callable[[int], object], address: int) -> None:
+    if home.is_this:  # a fork has no driver
+        free(address)

@@ -137,8 +137,12 @@ class Device(Protocol):
             Sd35Error: some of it failed.
         """
 
+    def trim(self) -> None:
+        """Give back the memory that nobody uses, the working memory included."""
+
     def memory(self) -> DeviceMemory:
         """What is used now."""
 
     def close(self) -> None:
-        """Free everything, buffers that are still referred to included."""
+        """Free everything, buffers that are still referred to included, also when a part of that
+        fails. A second call does no harm."""

@@ -192,13 +192,15 @@ class InductorSession:
 
     def close(self) -> None:
         """Release the engine's memory, and keep what was compiled for this GPU."""
-        self._device.synchronize()
-        if self._kernels is not None and (data := collect_kernels()):
-            write_kernels(self._kernels, data)
-        del self._run
-        del self._queue
-        if self._device.kind == "cuda":
-            release_memory()
+        try:
+            self._device.synchronize()
+            if self._kernels is not None and (data := collect_kernels()):
+                write_kernels(self._kernels, data)
+        finally:
+            del self._run
+            del self._queue
+            if self._device.kind == "cuda":
+                release_memory()
 
 
 def _checked(bundle: Bundle, file: File) -> bytes:

@@ -128,9 +128,11 @@ class OnnxRuntimeSession:
             raise engine_failure(self._name, "ONNX Runtime", error) from error
 
     def close(self) -> None:
-        """Release the engine's memory."""
-        self._device.synchronize()
-        del self._session
+        """Release the engine's memory, also where its last work failed."""
+        try:
+            self._device.synchronize()
+        finally:
+            del self._session
 
 
 def open_session(

@@ -119,13 +119,15 @@ class TensorRTSession:
 
     def close(self) -> None:
         """Release the engine's memory, and keep the kernels that were finished for this GPU."""
-        self._device.synchronize()
-        if self._cache is not None:
-            write_kernels(self._cache_file, bytes(self._cache.serialize()))
-        # A context refers to its engine, and that to the runtime.
-        del self._context, self._cache
-        del self._engine
-        del self._runtime
+        try:
+            self._device.synchronize()
+            if self._cache is not None:
+                write_kernels(self._cache_file, bytes(self._cache.serialize()))
+        finally:
+            # A context refers to its engine, and that to the runtime.
+            del self._context, self._cache
+            del self._engine
+            del self._runtime
 
 
 def _deserialize(runtime: Any, path: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ __all__ = [
     "TorchDispatchMode",
     "add_each",
     "clear_cublas_workspaces",
+    "compiled_apart",
     "lerp_each",
     "multiply_each",
     "onnx_functions_kept",
@@ -40,6 +41,24 @@ def recompile_limit(count: int) -> Iterator[None]:
     config: Any = torch._dynamo.config
     with config.patch(recompile_limit=count):
         yield
+
+
+@contextlib.contextmanager
+def compiled_apart(keep: Callable[[bytes], None]) -> Iterator[None]:
+    """Tell what the compiler makes inside from what it makes for others in this process, whose
+    compiling waits meanwhile.
+
+    Args:
+        keep: is given it, in the form of ``torch.compiler.save_cache_artifacts``, if there is any.
+    """
+    # It takes a second to import.
+    from torch._dynamo.convert_frame import compile_lock
+    from torch.compiler._cache import CacheArtifactManager
+
+    with compile_lock, CacheArtifactManager.with_fresh_cache():
+        yield
+        if artifacts := torch.compiler.save_cache_artifacts():
+            keep(artifacts[0])
 
 
 #: By version of ONNX's operators: what ``torch.onnx.export`` translates operators to.

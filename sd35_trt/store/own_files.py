@@ -30,6 +30,8 @@ def read_own(path: Path, what: str) -> bytes:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(path.name, flags, dir_fd=folder), "rb") as stream:  # noqa: PTH123
             _check_own(os.fstat(stream.fileno()))
+            with contextlib.suppress(OSError):  # of a file system that is read-only
+                os.utime(stream.fileno())  # the latest stay longest
             return stream.read()
     except FileNotFoundError:
         return b""
@@ -67,6 +69,30 @@ def write_own(path: Path, data: bytes, what: str) -> None:
             os.unlink(part, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def keep_latest(folder: Path, count: int, nbytes: int) -> None:
+    """Delete what was not used for longest of the user's own files in a folder, until there are at
+    most so many, of together so many bytes.
+
+    What cannot be deleted stays: the folder may be another's, as :func:`write_own` says.
+    """
+    with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+        descriptor = _open_own_folder(folder)
+        opened.callback(os.close, descriptor)
+        files = {}
+        for name in os.listdir(descriptor):  # noqa: PTH208
+            with contextlib.suppress(FileNotFoundError):  # another process has replaced it
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    files[name] = status
+        total = 0
+        newest = sorted(files, key=lambda name: files[name].st_mtime_ns, reverse=True)
+        for place, name in enumerate(newest, 1):
+            total += files[name].st_size
+            if place > count or total > nbytes:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=descriptor)
 
 
 def _open_own_folder(folder: Path) -> int:

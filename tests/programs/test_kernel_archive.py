@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,39 @@ def test_a_graph_is_compiled_once_for_all_its_calls_and_processes(tmp_path: Path
     compiled, hits = map(int, process.stdout.split())
     assert compiled == 0
     assert hits > 0
+
+
+def test_what_others_compile_stays_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_archive, "_artifacts", {})
+    program, weights = two_calls(tmp_path)
+    torch._dynamo.reset()
+
+    @torch.compile
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        return (x.sin() * 31).cumsum(0)
+
+    theirs(torch.randn(7))
+    assert collect_kernels() is None
+    TorchProgram(program, weights, CPU, "default")({"x": torch.randn(3, 5, 4)})
+    ours = collect_kernels()
+    assert ours is not None
+    theirs(torch.randn(7, 3))
+    assert collect_kernels() == ours
+    saved = torch.compiler.save_cache_artifacts()
+    assert saved is not None, "and they have their own"
+    assert b"cumsum" in saved[0]
+    with zipfile.ZipFile(io.BytesIO(ours)) as archive:
+        kept = [archive.read(name) for name in archive.namelist()]
+    assert kept
+    assert not any(b"cumsum" in data for data in kept)
+
+
+def test_so_many_artifacts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_archive, "_artifacts", {})
+    monkeypatch.setattr(kernel_archive, "_MOST_BYTES", 100)
+    for size in (40, 41, 40, 42):  # the third is the first again
+        kernel_archive._keep(b"x" * size)
+    assert [len(data) for data in kernel_archive._artifacts] == [40, 42]
 
 
 def test_damaged_kernels_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:

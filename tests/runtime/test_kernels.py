@@ -14,6 +14,7 @@ import pytest
 from bare_bundle import write_bundle
 
 from sd35_trt.formats.bundle import Bundle, Component, Port, describe_file
+from sd35_trt.runtime import kernels
 from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 
 
@@ -42,6 +43,29 @@ def test_kept_and_read(path: Path, log: list[str]) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert not log
+
+
+def test_the_latest_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_MOST_FILES", 3)
+    monkeypatch.setattr(kernels, "_MOST_BYTES", 30)
+    files = [path.with_name(f"{number:032x}.bin") for number in range(6)]
+
+    def write(number: int, size: int = 5) -> list[int]:
+        write_kernels(files[number], bytes([number]) * size)
+        for age, file in enumerate(reversed(files)):  # the clock of a file system is coarse
+            if file.exists():
+                os.utime(file, ns=(0, file.stat().st_mtime_ns - age))
+        return [i for i, file in enumerate(files) if file.exists()]
+
+    assert [write(number) for number in range(4)] == [[0], [0, 1], [0, 1, 2], [1, 2, 3]]
+    os.utime(files[2], (1, 1))
+    os.utime(files[3], (2, 2))
+    os.utime(files[1], (0, 0))
+    assert read_kernels(files[1])
+    assert write(4) == [1, 3, 4], "reading counts as use"
+    os.utime(files[3], (2, 2))
+    os.utime(files[1], (1, 1))
+    assert write(5, 24) == [4, 5], "30 bytes at most"
 
 
 def _others_write_the_folder(path: Path) -> None:

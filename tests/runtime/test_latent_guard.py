@@ -76,7 +76,7 @@ def guard_for(manifest: Manifest, band: Band | None, **arguments: Any) -> Guard:
         ("steps", "guidance", "shift", "size", "sampler", "t5_tokens", "image")
     )
     request |= {"prompt": ["a", "b"], "negative": "", "seed": 7, "batch": 1, "strength": 0.5}
-    return Guard(band, make_request(manifest, **request | arguments))
+    return Guard(band, manifest, make_request(manifest, **request | arguments))
 
 
 BAND = Band(np.array([0.0, 1.0]), np.array([[-0.1, 0.1]] * 2), np.array([[0.5, 1.0], [0.9, 1.1]]))
@@ -245,6 +245,30 @@ def test_only_two_in_a_row_switch(tiny_bundle: Path) -> None:
         ill.add(engines.steps + 1)
         pipe.generate("a star", **QUICK)
         assert pipe.on_fallback
+
+
+@pytest.mark.parametrize("odd", [{"guidance": 60}, {"shift": 0.02}, {"shift": 90}])
+def test_what_one_asks_for_moves_nobody_else(tiny_bundle: Path, odd: dict[str, Any]) -> None:
+    engines = FakeEngines()
+    engines.poison = lambda _, outputs: outputs["next_latents"].fill(np.inf)
+    with engines.pipeline(tiny_bundle, fallback=tiny_bundle) as pipe:
+        for _ in range(4):
+            with pytest.raises(NotFinite):
+                pipe.generate("a star", **QUICK | odd)
+            assert not pipe.on_fallback
+        for in_a_row in range(2):
+            assert not pipe.on_fallback
+            with pytest.raises(NotFinite):
+                pipe.generate("a star", **QUICK)
+            assert pipe.on_fallback == (in_a_row == 1)
+
+
+@pytest.mark.parametrize("odd", [{"guidance": 60}, {"shift": 0.02}])
+def test_statistics_are_of_usual_requests(tiny_bundle: Path, odd: dict[str, Any]) -> None:
+    for arguments, found in (({}, 1), (odd, 0)):
+        guard = guard_for(Bundle.open(tiny_bundle).manifest, BAND, **arguments)
+        guard.look(1, 0.5, noise(0.0, 9.0))
+        assert len(guard.anomalies) == found
 
 
 def test_what_the_fallback_cannot_draw_raises(tiny_bundle: Path, tmp_path: Path) -> None:
