@@ -53,7 +53,7 @@ def _cache() -> str:
     try:
         return str(default_cache_dir())
     except UsageError as error:
-        return f"no folder: {error}"
+        return f"no folder — {error.fix}"
 
 
 def _examine_library(backend: Backend, gpus: Sequence[PresentGpu]) -> dict[str, Any]:

@@ -161,6 +161,7 @@ class StageCache:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
+            self._hashes.renamed(work, final)
 
     def discard(self, kind: str, key: str) -> None:
         """Forget a stage, e.g. because one of its files was damaged.

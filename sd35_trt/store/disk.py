@@ -16,7 +16,7 @@ from sd35_trt.errors import Sd35Error
 # There is no more room, or no more of it is allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# A disk on which less is free may be the full one, in bytes.
+# A disk on which more bytes are free is not full.
 _ROOM = 1 << 20
 
 #: It may not be written.
@@ -70,8 +70,9 @@ def written_in(folder: Path) -> Iterator[None]:
 
 def _no_room(number: int, folder: Path) -> OSError:
     """An error that names the folder, or that for temporary files where that one is full."""
-    temporary = Path(tempfile.gettempdir())
-    if number == errno.ENOSPC and _free_bytes(temporary) < min(_ROOM, _free_bytes(folder)):
+    temporary, free = Path(tempfile.gettempdir()), _free_bytes(folder)
+    # A temporary file may be gone by now; what was written in the folder is there still.
+    if number == errno.ENOSPC and free > _ROOM and _free_bytes(temporary) < free:
         folder = temporary
     return OSError(number, os.strerror(number), str(folder))
 

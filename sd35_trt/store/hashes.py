@@ -28,6 +28,9 @@ _PART = re.compile(_NOTE.pattern + r"\.\w+|[0-9a-f]{64}\.\d+")
 _EARLIER = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+# Changes that lie so many ns apart have different times: a kernel's clock ticks every 1 to 10 ms.
+_TICK = 20_000_000
+
 # Seconds after which a note that is being written is one that never will be.
 _PART_SECONDS = 3600
 
@@ -87,10 +90,10 @@ class HashNotes:
                 if error.filename is None:
                     raise OSError(error.errno, error.strerror, str(path)) from error
                 raise
+            _settle(identity.changed)
             # What was written to meanwhile is hashed again.
             if _Identity.of(path) == identity:
                 self._note(identity, digest)
-        self._known[identity] = digest
         return digest
 
     @contextlib.contextmanager
@@ -106,11 +109,24 @@ class HashNotes:
             found for folder in folders for path in _files(folder) if (found := self._at(path))
         ]
         yield
+        if known:
+            _settle(time.time_ns())
         for before, digest in known:
             with contextlib.suppress(OSError):  # deleted meanwhile
                 now = _Identity.of(Path(before.path))
                 if now != before and replace(now, changed=before.changed) == before:
                     self._note(now, digest)
+
+    def renamed(self, old: Path, new: Path) -> None:
+        """A folder, whose files this object has hashed, has another name now."""
+        before, now = (Path(os.path.realpath(path)) for path in (old, new))
+        for identity, digest in list(self._known.items()):
+            path = Path(identity.path)
+            if path.is_relative_to(before):
+                moved = replace(identity, path=str(now / path.relative_to(before)))
+                with contextlib.suppress(OSError):  # another's stands there
+                    if _Identity.of(Path(moved.path)) == moved:
+                        self._note(moved, digest)
 
     def outdated(self) -> Iterator[Path]:
         """The notes of files that are gone or have changed, and what is no note any more."""
@@ -181,6 +197,13 @@ def _read(path: Path) -> tuple[_Identity, str] | None:
         return (_Identity(**fields), digest) if _DIGEST.fullmatch(digest) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _settle(changed: int) -> None:
+    """Wait until a change that is still to come has another time than one that was just made."""
+    pause = changed + _TICK - time.time_ns()
+    if 0 < pause <= _TICK:
+        time.sleep(pause / 1e9)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -28,6 +28,7 @@ class Pruned:
         work: directories that processes left behind when they died.
         work_bytes: of these.
         notes: how many notes of hashes, of files that are gone or have changed.
+        note_bytes: of these.
         in_use: what is kept because a process uses it.
         failures: why something could not be deleted.
         left: bytes that are in the cache afterwards.
@@ -37,6 +38,7 @@ class Pruned:
     work: list[Path] = field(default_factory=list)
     work_bytes: int = 0
     notes: int = 0
+    note_bytes: int = 0
     in_use: list[Entry] = field(default_factory=list)
     failures: list[OSError] = field(default_factory=list)
     left: int = 0
@@ -70,7 +72,7 @@ def prune(
     _prune_work(survey(root), dry, result)
     _prune_notes(root, dry, result)
     contents = survey(root)
-    result.left = contents.bytes - (result.work_bytes if dry else 0)
+    result.left = contents.bytes - (result.work_bytes + result.note_bytes if dry else 0)
     for entry in sorted(contents.entries, key=lambda entry: entry.used):
         is_old = older is not None and time.time() - entry.used > older
         if is_old or (max_bytes is not None and result.left > max_bytes):
@@ -88,8 +90,10 @@ def _prune_work(contents: Contents, dry: bool, result: Pruned) -> None:
 
 def _prune_notes(root: Path, dry: bool, result: Pruned) -> None:
     for path in HashNotes(root / HASHES).outdated():
+        size = path.lstat().st_size
         if dry or _unlink(path, result):
             result.notes += 1
+            result.note_bytes += size
     for path in lock_files(root):
         with unheld(path) as dead:
             if dead and not dry:

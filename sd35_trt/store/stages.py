@@ -78,11 +78,11 @@ def _finished(cache: StageCache, stage: Stage, key: str) -> Path | None:
 def _make(cache: StageCache, stage: Stage, key: str, progress: Progress) -> Path:
     with cache.create(stage.name, key) as work:
         stage.run(work, lambda fraction, note: progress(stage.name, fraction, 1, note))
-        files = {}
-        for path in sorted(work.iterdir()):
+        paths = sorted(work.iterdir())
+        for path in paths:
             # Later builds rely on these bytes: nobody should write to them by accident.
             path.chmod(0o444)
-            files[path.name] = [path.stat().st_size, cache.file_hash(path)]
+        files = {path.name: [path.stat().st_size, cache.file_hash(path)] for path in paths}
         (work / _INPUTS).write_text(json.dumps(dict(stage.inputs)) + "\n", "utf-8")
         (work / STAGE_FILE).write_text(json.dumps(files, indent=1) + "\n", "utf-8")
     folder = cache.find(stage.name, key)
@@ -134,7 +134,7 @@ def stage_files(folder: Path) -> dict[str, File]:
     try:
         data = read_file(path, 64 << 20)
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is not None and not isinstance(error, IsADirectoryError):
             raise
         raise BundleError(f"{path} cannot be read: {error}", fix) from error
     files = decode(data, dict[Name, tuple[Count, Digest]], path, BundleError, fix)
