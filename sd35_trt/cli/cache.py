@@ -148,15 +148,18 @@ def _tell(result: Pruned, dry: bool) -> None:
     if result.entries:
         line = f"{verb} {_count(result)}: {format_bytes(result.bytes)}"
         if result.freed < result.bytes:
-            line += f", of which {format_bytes(result.freed)} are free then: bundles have the rest"
+            line += (
+                f", {format_bytes(result.freed)} of it free then: bundles have links to the rest"
+            )
         click.echo(line)
     if result.work:
         size = format_bytes(result.work_bytes)
-        click.echo(f"{verb} {len(result.work)} that processes left behind: {size}")
+        click.echo(f"{verb} what {_number(len(result.work), 'build')} left behind: {size}")
     if result.notes:
-        click.echo(f"{verb} {result.notes} notes of files that are gone or have changed")
+        notes = _number(result.notes, "note")
+        click.echo(f"{verb} {notes} of files that are gone or have changed")
     if result.in_use:
-        click.echo(f"kept {len(result.in_use)} in use")
+        click.echo(f"kept {_number(len(result.in_use), 'stage')} in use")
     would = "would have" if dry else "has"
     click.echo(f"the cache {would} {format_bytes(result.left)}")
 
@@ -164,8 +167,12 @@ def _tell(result: Pruned, dry: bool) -> None:
 def _count(result: Pruned) -> str:
     stages = sum(entry.is_stage for entry in result.entries)
     files = len(result.entries) - stages
-    words = [f"{stages} stages"] if stages else []
-    return " and ".join([*words, f"{files} files"] if files else words)
+    words = [_number(stages, "stage")] if stages else []
+    return " and ".join([*words, _number(files, "file")] if files else words)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _time(seconds: float) -> str:
