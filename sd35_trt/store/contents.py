@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 #: Folders of files that are kept besides stages, each with what a name of its files ends in. They
 #: are made by :mod:`sd35_trt.runtime.kernels` and :mod:`sd35_trt.engines.timing_cache`.
 FILES = {"kernels": ".bin", "timings": ".timings"}
+_LOCK = ".lock"
+
+# Writing one takes a moment; one that is not finished after so long never is.
+_PART_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,20 @@ def folders(root: Path) -> list[Path]:
 
 
 def lock_files(root: Path) -> Iterator[Path]:
-    """Files whose locks are held while stages are made, or were when a process died."""
+    """Files whose locks are held while something is made, or were when a process died."""
     for folder in folders(root):
-        yield from (path for path in _regular(folder) if path.name.startswith(LOCK_PREFIX))
+        for path in _regular(folder):
+            if path.name.startswith(LOCK_PREFIX) or (folder.name in FILES and path.suffix == _LOCK):
+                yield path
+
+
+def unfinished_files(root: Path) -> Iterator[Path]:
+    """Parts of files of :data:`FILES` whose writer is gone."""
+    for name, ending in FILES.items():
+        for path in _regular(root / name):
+            is_part = path.with_suffix("").suffix == ending
+            if is_part and time.time() - path.lstat().st_mtime > _PART_SECONDS:
+                yield path
 
 
 def measure(path: Path) -> tuple[int, int]:

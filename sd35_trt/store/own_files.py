@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def write_own(path: Path, data: bytes, what: str) -> None:
     Args:
         what: is in it, in the plural, for the warning.
     """
-    part = f"{path.name}.{os.getpid()}"
+    # By no process id: another container's process has the same one.
+    part = f"{path.name}.{secrets.token_hex(6)}"
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -59,7 +61,7 @@ def write_own(path: Path, data: bytes, what: str) -> None:
     try:
         if data == read_own(path, what):
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(part, flags, 0o600, dir_fd=folder), "wb") as stream:  # noqa: PTH123
             stream.write(data)
         os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)

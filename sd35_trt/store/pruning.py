@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cache import HASHES, STAGE_FILE, StageCache
-from .contents import Contents, Entry, lock_files, measure, survey
+from .contents import Contents, Entry, lock_files, measure, survey, unfinished_files
 from .hashes import HashNotes
 from .lock import unheld
 from .working import remove_work
@@ -98,6 +98,9 @@ def _prune_notes(root: Path, dry: bool, result: Pruned) -> None:
         with unheld(path) as dead:
             if dead and not dry:
                 _unlink(path, result)
+    if not dry:
+        for path in unfinished_files(root):
+            _unlink(path, result)
 
 
 def _prune_entry(cache: StageCache, entry: Entry, dry: bool, result: Pruned) -> None:

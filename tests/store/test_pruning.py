@@ -216,6 +216,12 @@ def test_kernels_and_timings_go_by_their_last_use(root: Path) -> None:
         root / "kernels/a.bin",
     ]
     assert {p.name for p in root.glob("*/*")} == {"b.bin"}
+    for name in ("kernels/b.bin.0123456789ab", "timings/a.timings.7", "timings/a.lock"):
+        (root / name).touch()
+        os.utime(root / name, (0, 0))
+    (root / "kernels" / "c.bin.7").touch()  # just being written
+    prune(root)
+    assert {p.name for p in root.glob("*/*")} == {"b.bin", "c.bin.7"}
 
 
 def test_without_locks_no_stage_is_deleted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

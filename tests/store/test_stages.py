@@ -118,7 +118,7 @@ def test_of_two_that_need_a_stage_one_waits(cache: StageCache) -> None:
         thread.join(PATIENCE)
     assert folders[0] == folders[1]
     assert (first.count, second.count) == (1, 0)
-    assert second.notes == ["waiting for another process", "done"]
+    assert list(dict.fromkeys(second.notes)) == ["waiting for another process", "done"]
 
 
 def test_who_waits_takes_over_what_failed(cache: StageCache) -> None:
