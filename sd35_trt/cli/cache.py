@@ -148,9 +148,7 @@ def _tell(result: Pruned, dry: bool) -> None:
     if result.entries:
         line = f"{verb} {_count(result)}: {format_bytes(result.bytes)}"
         if result.freed < result.bytes:
-            line += (
-                f", {format_bytes(result.freed)} of it free then: bundles have links to the rest"
-            )
+            line += f"; that frees {format_bytes(result.freed)}, bundles have links to the rest"
         click.echo(line)
     if result.work:
         size = format_bytes(result.work_bytes)

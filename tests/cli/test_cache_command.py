@@ -99,7 +99,7 @@ def test_prune(run, cache: Path, tmp_path: Path) -> None:  # type: ignore[no-unt
     status, out, _ = run("cache", "prune", "--older", "30d", "--cache-dir", cache)
     assert status == 0
     assert out.splitlines() == [
-        "deleted 2 stages: 2.0 MB, 1.0 MB of it free then: bundles have links to the rest",
+        "deleted 2 stages: 2.0 MB; that frees 1.0 MB, bundles have links to the rest",
         "deleted what 1 build left behind: 200.0 kB",
         "deleted 1 note of files that are gone or have changed",
         "the cache has 1.5 MB",
