@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sd35_trt.errors import CheckpointError
+from sd35_trt.formats.reading import read_file
 
 from .file_formats import AGAIN, file_header, format_kind
 from .tensor_names import MODEL, PART, SD35, Kind, adapter_kind, is_sd3, tensors_kind
+
+#: Bytes of a JSON file of a model; the index of a large one, and its tokenizers, have some MB.
+LARGEST_JSON = 256 << 20
 
 _SAVE = "save the model with StableDiffusion3Pipeline.save_pretrained, or download it again"
 
@@ -186,8 +190,8 @@ def _files_kind(folder: Path, names: list[str]) -> Kind:
 
 def _small_json(path: Path) -> dict[str, Any] | Kind:
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(read_file(path, LARGEST_JSON))
+    except (OSError, ValueError, RecursionError):
         kind = describe(path)
         title = kind.title if kind.broken else "no JSON"
         return Kind(f"a folder whose {path.name} is {title}", AGAIN, broken=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sd35_trt.errors import CheckpointError
+from sd35_trt.formats.reading import read_file, reason_of
 
-from .contents import refusal, unfinished
+from .contents import LARGEST_JSON, refusal, unfinished
 from .file_formats import AGAIN, format_kind
 
 # Names that transformers and diffusers save under.
@@ -237,14 +238,14 @@ def read_json(path: Path, fix: str = AGAIN) -> dict[str, Any]:
     """
     other = fix if fix != AGAIN else None
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_file(path, LARGEST_JSON))
     except FileNotFoundError:
         raise refusal(path, "a file of the model", other) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         kind = format_kind(path) if path.is_file() else None
         if kind is not None and kind.broken:
             raise refusal(path, "JSON", other) from error
-        raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}", fix) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object", fix)
     return data

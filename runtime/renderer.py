@@ -12,6 +12,7 @@ import numpy as np
 
 from sd35_trt.errors import Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.contract import check_contract
 
 from .conditioning import Conditioning
 from .denoise import DenoiseLoop, Schedule
@@ -46,7 +47,8 @@ class Renderer:
         stopping: True cancels what is drawn, after its step.
 
     Raises:
-        BundleError: engines that do not run on this device, or a file that is no tokenizer.
+        BundleError: components that cannot be drawn with, engines that do not run on this device,
+            or a file that is no tokenizer.
         OutOfMemory: a budget that is too small for the smallest request.
         Sd35Error: there is no such device here.
     """
@@ -60,6 +62,7 @@ class Renderer:
         vram_budget: int | None,
         prompt_cache: int,
     ) -> None:
+        check_contract(bundle.manifest, bundle.root)
         self.bundle = bundle
         self.anomalies = 0
         self.stopping = False

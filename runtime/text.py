@@ -9,6 +9,10 @@ import numpy as np
 import tokenizers
 
 from sd35_trt.errors import BundleError
+from sd35_trt.formats.reading import read_file
+
+# Bytes of a tokenizer; T5's has some MB.
+_LARGEST = 64 << 20
 
 
 class PromptTokenizer:
@@ -24,7 +28,8 @@ class PromptTokenizer:
 
     def __init__(self, path: Path, pad_id: int) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            text = read_file(path, _LARGEST).decode("utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:
             raise BundleError(
                 f"{path} is no tokenizer: {error}", "build the bundle again"

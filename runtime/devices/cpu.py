@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35_trt.errors import Sd35Error
+from sd35_trt.errors import OutOfMemory, Sd35Error
 
 from .device import Buffer, DeviceMemory, Fetch, RecordedGraph
 
@@ -38,7 +38,13 @@ class CpuDevice:
         """Nothing to do."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.empty(shape, dtype)
+        try:
+            return np.empty(shape, dtype)
+        except (MemoryError, ValueError) as error:  # larger than any address
+            raise OutOfMemory(
+                f"the CPU has no room for {' x '.join(map(str, shape))} values",
+                "try a smaller size or batch",
+            ) from error
 
     def pointer(self, buffer: Buffer) -> int:
         if not isinstance(buffer, np.ndarray) or not buffer.flags.c_contiguous:

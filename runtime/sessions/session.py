@@ -59,11 +59,11 @@ def check_engines(bundle: Bundle) -> None:
         BundleError: says what the bundle was built for.
     """
     manifest = bundle.manifest
-    for component in manifest.components:
-        if component.engine not in BACKENDS:
+    for engine in (manifest.builder, *(component.engine for component in manifest.components)):
+        if engine not in BACKENDS:
             raise BundleError(
                 f"{bundle.root} is built for {manifest.target} by {manifest.builder}; this version "
-                f"runs no {component.engine} engines, but {', '.join(BACKENDS)}",
+                f"runs no {engine} engines, but {', '.join(BACKENDS)}",
                 "build for this machine with: sd35-trt build --gpu cpu",
             )
 

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from sd35_trt.errors import BundleError
 
 from .bundle import CALIBRATION, Bundle
-from .reading import decode, read_file
+from .reading import decode, read_file, reason_of
 
 REBUILD = "build it again with: sd35-trt build"
 
@@ -71,4 +71,4 @@ def extract_bytes(bundle: Bundle) -> tuple[Path, bytes]:
     try:
         return path, read_file(path, _LARGEST)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", REBUILD) from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}", REBUILD) from error

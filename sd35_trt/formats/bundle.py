@@ -1,8 +1,9 @@
 """The bundle: a directory of engines, with a manifest of what they are and how they were made.
 
 ``bundle.json`` holds every fact that the runtime needs, the size and SHA-256 of every other file;
-``bundle.json.sha256`` beside it the SHA-256 of its bytes. Only regular files inside the directory
-are ever opened. docs/bundle-format.md specifies all of it.
+``bundle.json.sha256`` beside it the SHA-256 of its bytes. Only regular files are opened: inside the
+directory, or where a link in it leads to the content that the manifest states.
+docs/bundle-format.md specifies all of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NoReturn
@@ -32,6 +34,7 @@ from .reading import (
     decode,
     encode,
     read_file,
+    reason_of,
 )
 
 #: Version of the manifest that is written.
@@ -286,15 +289,41 @@ def _inside(root: Path, path: str) -> Path:
     """``root / path``, refused when it leaves the bundle by ``..``, a root or a link."""
     pure = PurePosixPath(path)
     full = root / pure
-    try:
-        inside = full.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a circle of links, a name too long
-        inside = False
-    if pure.is_absolute() or ".." in pure.parts or not inside:
-        raise BundleError(
-            f"{root / MANIFEST}: the path {path!r} leaves the bundle", "do not use this bundle"
-        )
+    if pure.is_absolute() or ".." in pure.parts or not _resolves_inside(root, full):
+        raise _leaves(root, path)
     return full
+
+
+def _resolves_inside(root: Path, full: Path) -> bool:
+    try:
+        return full.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links, a name too long
+        return False
+
+
+def _leaves(root: Path, path: str) -> BundleError:
+    return BundleError(
+        f"{root / MANIFEST}: the path {path!r} leaves the bundle", "do not use this bundle"
+    )
+
+
+def _linked(root: Path, file: File) -> Path | None:
+    """Where a link that leaves the bundle leads to, as in the hub's cache, if it is a regular file
+    with the content of ``file``; None for whatever else."""
+    pure = PurePosixPath(file.path)
+    full = root / pure
+    if pure.is_absolute() or ".." in pure.parts or not full.is_symlink():
+        return None
+    try:
+        target = full.resolve(strict=True)
+        status = target.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.bytes:
+            return None
+        # The hub's cache names large files by their SHA-256, and checks it.
+        named = target.name == file.sha256 and status.st_size > SMALL_FILE
+        return target if named or sha256_file(target) == file.sha256 else None
+    except (OSError, RuntimeError):
+        return None
 
 
 class Bundle:
@@ -309,6 +338,7 @@ class Bundle:
         self.root = root
         self.manifest = manifest
         self.trust_kernels = trust_kernels
+        self._links: set[str] = set()
 
     @classmethod
     def open(
@@ -328,25 +358,31 @@ class Bundle:
         """
         root = Path(root)
         manifest = _read_manifest(root)
+        bundle = cls(root, manifest, trust_kernels)
         for file in manifest.all_files():
-            path = _inside(root, file.path)
+            if not _resolves_inside(root, root / file.path) and _linked(root, file):
+                bundle._links.add(file.path)
+            path = bundle.path(file.path)
             try:
                 _check_file(path, file, verify)
             except OSError as error:
-                reason = error.strerror or error
+                reason = reason_of(error)
                 raise BundleError(f"{path} cannot be read: {reason}", _REBUILD) from error
         for tokenizer in manifest.tokenizers.values():
-            _inside(root, tokenizer.path)
-        return cls(root, manifest, trust_kernels)
+            bundle.path(tokenizer.path)
+        return bundle
 
     def path(self, relative: str) -> Path:
-        """Path of a file of the bundle; refuses one outside it."""
-        return _inside(self.root, relative)
+        """Path of a file of the bundle; refuses one outside it, unless it is a link whose target
+        was seen to have the manifest's hash."""
+        return self.root / relative if relative in self._links else _inside(self.root, relative)
 
 
 def _check_file(path: Path, file: File, verify: bool) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise BundleError(f"{path} is missing", _REBUILD)
+    if not path.is_file():
+        raise BundleError(f"{path} is no regular file", _REBUILD)
     size = path.stat().st_size
     if size != file.bytes:
         raise BundleError(f"{path} has {size:,} bytes, the manifest says {file.bytes:,}", _REBUILD)
@@ -370,7 +406,7 @@ def _read_manifest(root: Path) -> Manifest:
             f"{root} is not a bundle (no {MANIFEST})", "make one with: sd35-trt build"
         ) from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}", _REBUILD) from error
     head = decode(data, _Head, path, BundleError, _REBUILD)
     check_format(head.format, READABLE, path, BundleError, _REBUILD)
     for name in head.requires:
@@ -395,7 +431,7 @@ def _digest_1(data: bytes, path: Path) -> tuple[str, object]:
         digest = fields.pop("digest", None)
         text = json.dumps(fields, sort_keys=True)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}", _REBUILD) from error
     return hashlib.sha256(text.encode()).hexdigest(), digest
 
 
@@ -411,5 +447,5 @@ def _digest_2(data: bytes, root: Path) -> tuple[str, str]:
     except FileNotFoundError:
         raise BundleError(f"{path} is missing", _REBUILD) from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", _REBUILD) from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}", _REBUILD) from error
     return hashlib.sha256(data).hexdigest(), digest

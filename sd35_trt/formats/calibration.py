@@ -35,7 +35,18 @@ from sd35_trt.errors import BundleError, UsageError
 
 from .band import REBUILD, LatentStatistics, extract_bytes
 from .bundle import Bundle
-from .reading import Count, Digest, Name, Positive, Text, check_format, decode, encode, read_file
+from .reading import (
+    Count,
+    Digest,
+    Name,
+    Positive,
+    Text,
+    check_format,
+    decode,
+    encode,
+    read_file,
+    reason_of,
+)
 
 #: Version of the artifact; a reader accepts exactly its own.
 FORMAT = 1
@@ -283,7 +294,7 @@ def _read_description(path: Path) -> bytes:
             "make one with: sd35-trt calibrate --out DIR",
         ) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}", _AGAIN) from error
+        raise UsageError(f"{path} cannot be read: {reason_of(error)}", _AGAIN) from error
 
 
 def _unknown_fields(

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from sd35_trt.errors import BundleError
 
-from .reading import Count, Name, check_format, decode, read_file
+from .reading import Count, Name, check_format, decode, read_file, reason_of
 
 #: Version of the file; a reader accepts exactly its own.
 FORMAT = 1
@@ -155,7 +155,7 @@ def read_program(path: Path) -> Program:
     try:
         data = read_file(path, _LARGEST)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}", again) from error
+        raise BundleError(f"{path} cannot be read: {reason_of(error)}", again) from error
     head = decode(data, _Head, path, BundleError, again)
     check_format(head.format, (FORMAT,), path, BundleError, again)
     body = decode(data, _Body, path, BundleError, again)

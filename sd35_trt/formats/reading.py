@@ -60,6 +60,11 @@ def read_file(path: Path, limit: int) -> bytes:
         return stream.read(limit)
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong: the system's words alone, where they are the system's."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def decode(data: bytes, kind: type[T], path: Path, error: type[Sd35Error], fix: str) -> T:
     """A value of a type from JSON.
 
@@ -88,7 +93,7 @@ def read_document(path: Path, kind: type[T], limit: int, error: type[Sd35Error],
     try:
         data = read_file(path, limit)
     except OSError as reason:
-        raise error(f"{path} cannot be read: {reason}", fix) from reason
+        raise error(f"{path} cannot be read: {reason_of(reason)}", fix) from reason
     return decode(data, kind, path, error, fix)
 
 

@@ -30,6 +30,9 @@ QUANTIZED = ("fp8", "int8-weight", "int4-weight")
 
 _BUILTIN = Path(__file__).parent
 
+# Bytes of a policy: thousands of rules.
+_LARGEST = 1 << 20
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -143,13 +146,23 @@ def load_policy(name_or_path: str) -> Policy:
             f"use one of {', '.join(builtin_policies())}, or the path of a TOML file",
         )
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UsageError(
+                f"{path} is larger than any policy ({_LARGEST:,} bytes)", "give a TOML file"
+            )
+        data = tomllib.loads(content.decode("utf-8"))
         rules = tuple(Rule(**rule) for rule in data["rule"])
         policy = Policy(data["name"], data.get("description", ""), rules)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(
             f"policy file {path}: {error}",
             "a policy has a name and [[rule]] tables with component, match, precision, reason",
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"policy file {path} cannot be read: {error.strerror or error}", "make it readable"
         ) from error
     for rule in policy.rules:
         if rule.precision not in PRECISIONS:

@@ -66,14 +66,45 @@ def linked_folder(root: Path) -> None:
     _set_path(root, "link/passwd")
 
 
+def _link_weights(root: Path, target: Path | str) -> None:
+    weights = root / "denoiser" / "weights.data"
+    weights.unlink()
+    weights.symlink_to(target)
+
+
 @_attack("leaves the bundle")
 def linked_file(root: Path) -> None:
-    """The weights are a link to a file elsewhere. A path is resolved before it is opened."""
-    weights = root / "denoiser" / "weights.data"
+    """The weights are a link to a file elsewhere, of the same size. Its hash is compared."""
     secret = root.parent / "secret"
-    secret.write_bytes(weights.read_bytes())
-    weights.unlink()
-    weights.symlink_to(secret)
+    secret.write_bytes(bytes((root / "denoiser" / "weights.data").stat().st_size))
+    _link_weights(root, secret)
+
+
+@_attack("leaves the bundle")
+def linked_device(root: Path) -> None:
+    """The weights are ``/dev/zero``, which never ends. A link leads to a regular file."""
+    _link_weights(root, "/dev/zero")
+
+
+@_attack("leaves the bundle")
+def linked_hole(root: Path) -> None:
+    """The weights are a link to a terabyte of nothing. Sizes are compared before hashes."""
+    with (root.parent / "hole").open("wb") as stream:
+        stream.truncate(1 << 40)
+    _link_weights(root, root.parent / "hole")
+
+
+@_attack("leaves the bundle")
+def linked_pipe(root: Path) -> None:
+    """The weights are a link to a pipe, to make the reader wait. It is not opened."""
+    os.mkfifo(root.parent / "pipe")
+    _link_weights(root, root.parent / "pipe")
+
+
+@_attack("is missing")
+def dangling_link(root: Path) -> None:
+    """The weights are a link to nothing in the bundle. It is said to be missing."""
+    _link_weights(root, "nothing")
 
 
 @_attack("leaves the bundle")
@@ -107,7 +138,7 @@ def path_without_end(root: Path) -> None:
     _set_path(root, "a/" * (1 << 19))
 
 
-@_attack("is missing")
+@_attack("is no regular file")
 def pipe_instead_of_a_file(root: Path) -> None:
     """Weights that are a pipe, to make the reader wait. Regular files alone are opened."""
     (root / "denoiser" / "weights.data").unlink()
