@@ -1,0 +1,473 @@
+// libsd35 in C++17: owners that free what they hold, exceptions, functions as callbacks.
+//
+//     sd35::Pipeline pipeline("bundles/mini-cpu");
+//     sd35::Request request("a lighthouse at dusk");
+//     request.seed = 7;
+//     const sd35::Result result = pipeline.generate(request);
+//
+// Everything is in this header; it calls the functions of sd35.h.
+#ifndef SD35_SD35_HPP
+#define SD35_SD35_HPP
+
+#include <sd35/sd35.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace sd35 {
+
+// A failure: one line, what, where, and what to do about it.
+class Error : public std::runtime_error {
+  public:
+    Error(sd35_status status, const std::string& message)
+        : std::runtime_error(message), status_(status) {}
+
+    sd35_status status() const noexcept { return status_; }
+
+  private:
+    sd35_status status_;
+};
+
+// Values of another's, in a row.
+template <typename T>
+class Span {
+  public:
+    Span() = default;
+    Span(const T* data, std::size_t size) : data_(data), size_(size) {}
+
+    const T* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return size_; }
+    bool empty() const noexcept { return size_ == 0; }
+    const T* begin() const noexcept { return data_; }
+    const T* end() const noexcept { return data_ + size_; }
+    const T& operator[](std::size_t i) const noexcept { return data_[i]; }
+
+  private:
+    const T* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+using Shape = std::array<std::uint64_t, 4>;
+
+namespace detail {
+
+struct Free {
+    void operator()(sd35_pipeline* handle) const noexcept { sd35_pipeline_free(handle); }
+    void operator()(sd35_result* handle) const noexcept { sd35_result_free(handle); }
+    void operator()(sd35_memory* handle) const noexcept { sd35_memory_free(handle); }
+    void operator()(sd35_error* handle) const noexcept { sd35_error_free(handle); }
+};
+
+template <typename T>
+using Owner = std::unique_ptr<T, Free>;
+
+inline Error taken(sd35_status status, sd35_error* error) {
+    const Owner<sd35_error> owner(error);
+    return Error(status, sd35_error_message(error));
+}
+
+// Calls a function with a place for its error; throws it.
+template <typename Call>
+void check(const Call& call) {
+    sd35_error* error = nullptr;
+    const sd35_status status = call(&error);
+    if (status != SD35_OK) throw taken(status, error);
+}
+
+inline std::size_t elements(const Shape& shape) {
+    return static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]);
+}
+
+}  // namespace detail
+
+// What a callback sees after each step; valid during the call.
+struct Step {
+    std::uint32_t index;  // 0 ... total - 1
+    std::uint32_t total;
+    float sigma;          // noise level after the step; 0 after the last
+    Span<float> latents;  // of `shape`
+    Shape shape;          // batch, channels, height, width
+};
+
+// Returns false to cancel the request. What it throws cancels, too, and is thrown again by
+// Pipeline::generate.
+using Callback = std::function<bool(const Step&)>;
+
+// A picture to start from: RGB, row-major, of the size that is drawn.
+struct Picture {
+    std::uint32_t width;
+    std::uint32_t height;
+    std::vector<std::uint8_t> pixels;
+};
+
+// What is to be drawn; what is not set is left to the bundle.
+struct Request {
+    Request() = default;
+    explicit Request(std::string prompt) : prompts{std::move(prompt)} {}
+
+    std::vector<std::string> prompts;
+    std::vector<std::string> negatives;  // none, one for all, or one per prompt
+    std::uint64_t seed = 0;              // the first image's, counting up
+    std::vector<std::uint64_t> seeds;    // or one per image
+    std::int64_t batch = 1;              // images per prompt
+    std::optional<std::int64_t> steps;
+    std::optional<double> guidance;
+    std::optional<double> shift;
+    std::optional<std::pair<std::int64_t, std::int64_t>> size;  // width, height
+    std::optional<std::int64_t> t5_tokens;
+    std::optional<std::string> sampler;
+    std::optional<Picture> image;
+    double strength = 0.6;  // how much of the picture is redrawn
+    Callback callback;
+};
+
+struct Anomaly {
+    std::uint32_t image;
+    std::uint32_t step;
+    double sigma;
+    std::uint64_t seed;
+    std::string prompt;
+    std::string what;
+    bool finite;
+};
+
+// Images and how they came about.
+class Result {
+  public:
+    explicit Result(sd35_result* handle) : handle_(handle) {}
+
+    std::size_t count() const { return sd35_result_count(handle_.get()); }
+    std::uint32_t width() const { return sd35_result_width(handle_.get()); }
+    std::uint32_t height() const { return sd35_result_height(handle_.get()); }
+
+    // RGB [height, width, 3]; lives as long as the result.
+    Span<std::uint8_t> image(std::size_t index = 0) const {
+        const std::uint8_t* data = sd35_result_image(handle_.get(), index);
+        if (data == nullptr) throw std::out_of_range("sd35::Result::image");
+        return {data, std::size_t{3} * width() * height()};
+    }
+
+    Shape latent_shape() const {
+        Shape shape{};
+        sd35_result_latents(handle_.get(), shape.data());
+        return shape;
+    }
+
+    Span<float> latents() const {
+        return {sd35_result_latents(handle_.get(), nullptr), detail::elements(latent_shape())};
+    }
+
+    std::uint64_t seed(std::size_t index = 0) const {
+        return sd35_result_seed(handle_.get(), index);
+    }
+
+    // Everything that would draw the same images again: JSON.
+    std::string parameters() const { return sd35_result_parameters(handle_.get()); }
+
+    // Seconds by stage, in their order.
+    std::vector<std::pair<std::string, double>> timings() const {
+        std::vector<std::pair<std::string, double>> result;
+        for (std::size_t i = 0; i < sd35_result_timing_count(handle_.get()); ++i) {
+            double seconds = 0;
+            const std::string name = sd35_result_timing(handle_.get(), i, &seconds);
+            result.emplace_back(name, seconds);
+        }
+        return result;
+    }
+
+    std::vector<std::string> notes() const {
+        std::vector<std::string> result;
+        for (std::size_t i = 0; i < sd35_result_note_count(handle_.get()); ++i) {
+            result.emplace_back(sd35_result_note(handle_.get(), i));
+        }
+        return result;
+    }
+
+    std::vector<Anomaly> anomalies() const {
+        std::vector<Anomaly> result;
+        for (std::size_t i = 0; i < sd35_result_anomaly_count(handle_.get()); ++i) {
+            sd35_anomaly one{};
+            one.size = sizeof one;
+            detail::check([&](sd35_error** error) {
+                return sd35_result_anomaly(handle_.get(), i, &one, error);
+            });
+            result.push_back(
+                {one.image, one.step, one.sigma, one.seed, one.prompt, one.what, one.finite != 0});
+        }
+        return result;
+    }
+
+  private:
+    detail::Owner<sd35_result> handle_;
+};
+
+// A result, or why there is none.
+using Outcome = std::variant<Result, Error>;
+
+struct EngineMemory {
+    std::string component;
+    std::string kind;  // resident, loaded or streamed
+    bool open;
+    std::uint64_t weight_bytes;
+};
+
+struct Memory {
+    std::uint64_t used;
+    std::uint64_t peak;
+    std::uint64_t total;   // 0 where the device does not say
+    std::uint64_t budget;  // 0 is without limit
+    std::uint64_t planned_peak;
+    std::vector<EngineMemory> engines;
+};
+
+struct LoadOptions {
+    std::string device;    // cpu, cuda or cuda:N; empty takes what the bundle was built for
+    std::string fallback;  // a bundle; empty is none
+    std::uint64_t vram_budget = 0;              // bytes; 0 is without limit
+    std::optional<std::uint64_t> prompt_cache;  // bytes
+    std::uint32_t threads = 0;                  // 0 takes all cores
+    std::optional<std::uint32_t> max_prompt_chars;
+    bool verify = false;
+    // Called with what a server's operator should know; must not throw.
+    std::function<void(sd35_log_level, std::string_view)> log;
+};
+
+// A bundle that is drawn from, by any number of threads, which take turns.
+class Pipeline {
+  public:
+    explicit Pipeline(const std::string& path, LoadOptions options = {})
+        : log_(std::make_unique<Log>(std::move(options.log))) {
+        sd35_load_options fields;
+        sd35_load_options_init(&fields);
+        fields.device = options.device.empty() ? nullptr : options.device.c_str();
+        fields.fallback = options.fallback.empty() ? nullptr : options.fallback.c_str();
+        fields.vram_budget = options.vram_budget;
+        fields.prompt_cache = options.prompt_cache.value_or(fields.prompt_cache);
+        fields.threads = options.threads;
+        fields.max_prompt_chars = options.max_prompt_chars.value_or(fields.max_prompt_chars);
+        fields.verify = options.verify ? 1 : 0;
+        fields.log = *log_ ? &Pipeline::tell : nullptr;
+        fields.log_user = log_.get();
+        sd35_pipeline* handle = nullptr;
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_load(path.c_str(), &fields, &handle, error);
+        });
+        handle_.reset(handle);
+    }
+
+    // Loads every engine that stays in memory now.
+    void preload() {
+        detail::check(
+            [&](sd35_error** error) { return sd35_pipeline_preload(handle_.get(), error); });
+    }
+
+    // Releases every engine when what is being drawn is done.
+    void close() {
+        detail::check(
+            [&](sd35_error** error) { return sd35_pipeline_close(handle_.get(), error); });
+    }
+
+    // What the bundle accepts; its strings live as long as the pipeline.
+    sd35_bundle_info info() const {
+        sd35_bundle_info info{};
+        info.size = sizeof info;
+        detail::check(
+            [&](sd35_error** error) { return sd35_pipeline_info(handle_.get(), &info, error); });
+        return info;
+    }
+
+    // Checks a request without drawing it.
+    void check(const Request& request) const {
+        const Asked asked(request);
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_check(handle_.get(), asked.fields(), error);
+        });
+    }
+
+    // Draws prompts * batch images in one run.
+    Result generate(const Request& request) {
+        const Asked asked(request);
+        sd35_result* result = nullptr;
+        sd35_error* error = nullptr;
+        const sd35_status status =
+            sd35_pipeline_generate(handle_.get(), asked.fields(), &result, &error);
+        if (status == SD35_OK) return Result(result);
+        const Error failure = detail::taken(status, error);
+        asked.rethrow();
+        throw failure;
+    }
+
+    // Whether two requests can be drawn in one run.
+    bool joins(const Request& one, const Request& other) const {
+        const Asked first(one);
+        const Asked second(other);
+        int joins = 0;
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_joins(handle_.get(), first.fields(), second.fields(), &joins,
+                                       error);
+        });
+        return joins != 0;
+    }
+
+    // Draws several requests in one run; an outcome for each. What a callback throws becomes an
+    // error of the status SD35_CANCELLED.
+    std::vector<Outcome> generate_joined(const std::vector<Request>& requests) {
+        const std::vector<Asked> asked(requests.begin(), requests.end());
+        std::vector<const sd35_request*> fields;
+        for (const Asked& one : asked) fields.push_back(one.fields());
+        std::vector<sd35_result*> results(requests.size());
+        std::vector<sd35_error*> errors(requests.size());
+        const sd35_status status = sd35_pipeline_generate_joined(
+            handle_.get(), fields.data(), fields.size(), results.data(), errors.data());
+        std::vector<Outcome> outcomes;
+        outcomes.reserve(requests.size());
+        for (std::size_t i = 0; i < requests.size(); ++i) {
+            if (results[i] != nullptr) {
+                outcomes.emplace_back(std::in_place_type<Result>, results[i]);
+                continue;
+            }
+            const sd35_status own = errors[i] == nullptr ? status : sd35_error_status(errors[i]);
+            outcomes.emplace_back(detail::taken(own, errors[i]));
+        }
+        return outcomes;
+    }
+
+    Memory memory() {
+        sd35_memory* handle = nullptr;
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_memory(handle_.get(), &handle, error);
+        });
+        const detail::Owner<sd35_memory> owner(handle);
+        sd35_memory_info info{};
+        info.size = sizeof info;
+        detail::check([&](sd35_error** error) { return sd35_memory_get(handle, &info, error); });
+        Memory memory{info.used, info.peak, info.total, info.budget, info.planned_peak, {}};
+        for (std::size_t i = 0; i < sd35_memory_engine_count(handle); ++i) {
+            sd35_engine_info engine{};
+            engine.size = sizeof engine;
+            detail::check(
+                [&](sd35_error** error) { return sd35_memory_engine(handle, i, &engine, error); });
+            memory.engines.push_back(
+                {engine.component, engine.kind, engine.open != 0, engine.weight_bytes});
+        }
+        return memory;
+    }
+
+    std::uint64_t anomalies() const { return sd35_pipeline_anomalies(handle_.get()); }
+    bool on_fallback() const { return sd35_pipeline_on_fallback(handle_.get()) != 0; }
+    // Draws with the bundle itself again, from the next request on.
+    void restore() { sd35_pipeline_restore(handle_.get()); }
+
+    sd35_pipeline* handle() const noexcept { return handle_.get(); }
+
+  private:
+    using Log = std::function<void(sd35_log_level, std::string_view)>;
+
+    // A request as the C functions take it; it refers to the one that it is made of.
+    class Asked {
+      public:
+        Asked(const Request& request)  // NOLINT: a row of them is made of a row of requests
+            : request_(&request),
+              prompts_(texts(request.prompts)),
+              negatives_(texts(request.negatives)),
+              thrown_(std::make_unique<std::exception_ptr>()) {}
+
+        const sd35_request* fields() const {
+            sd35_request_init(&fields_);
+            fields_.prompts = prompts_.data();
+            fields_.prompt_count = prompts_.size();
+            fields_.negatives = negatives_.data();
+            fields_.negative_count = negatives_.size();
+            if (!request_->seeds.empty()) {
+                fields_.seeds = request_->seeds.data();
+                fields_.seed_count = request_->seeds.size();
+            }
+            fields_.seed = request_->seed;
+            fields_.batch = request_->batch;
+            fields_.steps = request_->steps.value_or(fields_.steps);
+            fields_.guidance = request_->guidance.value_or(fields_.guidance);
+            fields_.shift = request_->shift.value_or(fields_.shift);
+            if (request_->size) {
+                fields_.width = request_->size->first;
+                fields_.height = request_->size->second;
+            }
+            fields_.t5_tokens = request_->t5_tokens.value_or(fields_.t5_tokens);
+            if (request_->sampler) fields_.sampler = request_->sampler->c_str();
+            if (request_->image) set_image(*request_->image);
+            fields_.strength = request_->strength;
+            if (request_->callback) {
+                fields_.callback = &Asked::after_step;
+                fields_.callback_user = const_cast<Asked*>(this);
+            }
+            return &fields_;
+        }
+
+        // Throws what the callback threw, if it did.
+        void rethrow() const {
+            if (*thrown_) std::rethrow_exception(*thrown_);
+        }
+
+      private:
+        static std::vector<sd35_text> texts(const std::vector<std::string>& strings) {
+            std::vector<sd35_text> result;
+            for (const std::string& text : strings) result.push_back({text.data(), text.size()});
+            return result;
+        }
+
+        void set_image(const Picture& image) const {
+            if (image.pixels.size() != std::size_t{3} * image.width * image.height) {
+                throw Error(SD35_USAGE, "image has not three bytes for each of its pixels");
+            }
+            fields_.image = image.pixels.data();
+            fields_.image_width = image.width;
+            fields_.image_height = image.height;
+        }
+
+        // An exception must not pass through C.
+        static int after_step(const sd35_step* step, void* user) noexcept {
+            const auto* own = static_cast<const Asked*>(user);
+            try {
+                Shape shape{};
+                for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = step->shape[i];
+                const Step seen{step->index,
+                                step->total,
+                                step->sigma,
+                                {step->latents, detail::elements(shape)},
+                                shape};
+                return own->request_->callback(seen) ? 0 : 1;
+            } catch (...) {
+                *own->thrown_ = std::current_exception();
+                return 1;
+            }
+        }
+
+        const Request* request_;
+        std::vector<sd35_text> prompts_;
+        std::vector<sd35_text> negatives_;
+        std::unique_ptr<std::exception_ptr> thrown_;
+        mutable sd35_request fields_{};
+    };
+
+    static void tell(sd35_log_level level, const char* message, void* user) noexcept {
+        (*static_cast<const Log*>(user))(level, message);
+    }
+
+    // Outlives the handle, which calls it; stays where it is when the pipeline moves.
+    std::unique_ptr<Log> log_;
+    detail::Owner<sd35_pipeline> handle_;
+};
+
+}  // namespace sd35
+
+#endif

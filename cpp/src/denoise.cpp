@@ -1,0 +1,175 @@
+#include "denoise.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+
+namespace libsd35 {
+namespace {
+
+// Shapes whose buffers and graphs are kept.
+constexpr std::size_t most_shapes = 2;
+
+// Those of every step [S, 4 B]; see StepInputs.
+Buffer step_constants(const Schedule& schedule, std::size_t images) {
+    const std::size_t steps = schedule.coefficients.size();
+    Buffer constants = host_buffer(
+        DType::float32, {static_cast<std::int64_t>(steps), static_cast<std::int64_t>(4 * images)});
+    auto* place = constants.data<float>();
+    for (std::size_t i = 0; i < steps; ++i) {
+        place = std::fill_n(place, images, schedule.sigmas[i]);
+        for (std::size_t k = 0; k < images; ++k) {
+            place =
+                std::copy(schedule.coefficients[i].begin(), schedule.coefficients[i].end(), place);
+        }
+    }
+    return constants;
+}
+
+Buffer guidance_buffer(Device& device, const std::vector<float>& guidance) {
+    if (guidance.empty()) return {};
+    Buffer values = host_buffer(DType::float32, {static_cast<std::int64_t>(guidance.size())});
+    std::memcpy(values.address(), guidance.data(), values.bytes());
+    return device.upload(values);
+}
+
+// How many steps are queued before the host looks at the oldest.
+std::size_t queue_depth(const Device& device, std::size_t latent_bytes, std::size_t total,
+                        bool watched) {
+    if (!device.queues()) return 1;
+    if (watched) return 2;
+    return std::max<std::size_t>(
+        2, std::min(total, slot_bytes / std::max<std::size_t>(latent_bytes, 1)));
+}
+
+}  // namespace
+
+// One batch on its way.
+class DenoiseLoop::Run {
+  public:
+    Run(Device& device, const Schedule& schedule, const Buffer& latents,
+        const std::function<bool(const Step&)>& after_step, std::vector<Buffer> slots,
+        std::size_t depth)
+        : device_(device),
+          schedule_(schedule),
+          after_step_(after_step),
+          slots_(std::move(slots)),
+          depth_(depth),
+          copy_(latents) {}
+
+    // Copies read buffers of this run: waited for also where a step failed.
+    ~Run() {
+        try {
+            while (!pending_.empty()) take_oldest();
+            device_.synchronize();
+        } catch (const Error&) {
+            // What failed was told as an error where it ran.
+        }
+    }
+
+    Run(const Run&) = delete;
+    Run& operator=(const Run&) = delete;
+
+    // This step overwrites what was copied two steps before.
+    void before(std::size_t index) {
+        if (index >= 2) fetches_[index - 2]->fence();
+    }
+
+    // Takes a step that was queued; false where the loop ends.
+    bool queued(std::size_t index, const Buffer& latents) {
+        const Buffer slot = slots_.empty() ? Buffer() : slots_[index % depth_];
+        fetches_.push_back(device_.fetch(latents, slot));
+        pending_.push_back(index);
+        while (pending_.size() >= depth_) {
+            if (!look()) return false;
+        }
+        return true;
+    }
+
+    // Looks at what is left; returns the last copy.
+    Buffer finish() {
+        while (!pending_.empty() && look()) {
+        }
+        return copy_;
+    }
+
+    Buffer copy() const { return copy_; }
+
+  private:
+    std::size_t take_oldest() {
+        const std::size_t index = pending_.front();
+        pending_.pop_front();
+        copy_ = fetches_[index]->wait();
+        return index;
+    }
+
+    bool look() {
+        const std::size_t index = take_oldest();
+        return after_step_(
+            {index, schedule_.coefficients.size(), schedule_.sigmas[index + 1], copy_});
+    }
+
+    Device& device_;
+    const Schedule& schedule_;
+    const std::function<bool(const Step&)>& after_step_;
+    std::vector<Buffer> slots_;
+    std::size_t depth_;
+    Buffer copy_;
+    std::vector<std::unique_ptr<Fetch>> fetches_;
+    std::deque<std::size_t> pending_;
+};
+
+Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedule& schedule,
+                          ConditioningSteps& conditioning,
+                          const std::function<bool(const Step&)>& after_step, bool watched,
+                          Clock& clock) {
+    const std::size_t total = schedule.coefficients.size();
+    const auto images = static_cast<std::size_t>(latents.shape()[0]);
+    const Buffer constants = device_.upload(step_constants(schedule, images));
+    const Buffer guidance = guidance_buffer(device_, schedule.guidance);
+    std::optional<DirectSteps> direct;
+    const bool records = device_.queues() && session.recordable();
+    if (!records) direct.emplace(device_, session, latents, guidance);
+    Steps& steps = records ? recorded_steps(session, latents, guidance) : *direct;
+    const std::size_t depth = queue_depth(device_, latents.bytes(), total, watched);
+    Buffer current;
+    Buffer last;
+    {
+        Run run(device_, schedule, latents, after_step, slots_.take(latents.shape(), depth), depth);
+        bool going = true;
+        for (std::size_t i = 0; going && i < total; ++i) {
+            const Conditioning told = conditioning.next();
+            if (i == 0) device_.synchronize();  // tells conditioning from denoising
+            clock.lap("conditioning");
+            run.before(i);
+            current = steps.run(
+                i, {constants.row(static_cast<std::int64_t>(i)), told.context, told.modulation});
+            going = run.queued(i, current);
+            clock.lap("denoise");
+        }
+        last = going ? run.finish() : run.copy();
+    }
+    clock.lap("denoise");
+    return {current, last};
+}
+
+Steps& DenoiseLoop::recorded_steps(Session& session, const Buffer& latents,
+                                   const Buffer& guidance) {
+    const auto known = std::find_if(recorded_.begin(), recorded_.end(), [&](const Recorded& one) {
+        return one.shape == latents.shape();
+    });
+    if (known != recorded_.end() && known->session == &session) {
+        recorded_.splice(recorded_.end(), recorded_, known);
+    } else {
+        if (known != recorded_.end()) recorded_.erase(known);
+        recorded_.push_back(
+            {latents.shape(), &session,
+             std::make_unique<RecordedSteps>(device_, session, latents.shape(), guidance)});
+        if (recorded_.size() > most_shapes) recorded_.pop_front();
+    }
+    RecordedSteps& steps = *recorded_.back().steps;
+    steps.begin(latents, guidance);
+    return steps;
+}
+
+}  // namespace libsd35

@@ -1,0 +1,69 @@
+// The denoise loop: latents stay on the device, the host looks at copies behind it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <utility>
+#include <vector>
+
+#include "clock.hpp"
+#include "conditioning.hpp"
+#include "denoise_steps.hpp"
+#include "host_slots.hpp"
+#include "job.hpp"
+#include "schedule.hpp"
+
+namespace libsd35 {
+
+// What changes from step to step, known before the loop.
+struct Schedule {
+    std::vector<float> sigmas;               // of a step and, last, after it
+    std::vector<Coefficients> coefficients;  // one row for each step
+    std::vector<float> guidance;  // of each image; none where the engine has no such input
+};
+
+// The last latents, on the device and on the host.
+struct Denoised {
+    Buffer device;
+    Buffer host;
+};
+
+// Denoising on one engine. Where the engine's work can be recorded, a step is the replay of a
+// graph.
+//
+// Steps are queued ahead of what the host has seen: by one where somebody looks at each, else by as
+// many as there is memory for. The device never waits for the host.
+class DenoiseLoop {
+  public:
+    explicit DenoiseLoop(Device& device) : device_(device), slots_(device) {}
+
+    // Denoises a batch.
+    //
+    // `session` is the denoiser, `latents` float32 [B, C, h, w] on the host. `after_step` is called
+    // once per step, in order; false ends the loop, and the latents are then some. `watched` says
+    // whether somebody acts on what it sees. Throws Error where the engine fails.
+    Denoised run(Session& session, const Buffer& latents, const Schedule& schedule,
+                 ConditioningSteps& conditioning,
+                 const std::function<bool(const Step&)>& after_step, bool watched, Clock& clock);
+
+    // Releases graphs and their buffers; called before an engine that was recorded closes.
+    void forget() { recorded_.clear(); }
+
+  private:
+    class Run;
+
+    Steps& recorded_steps(Session& session, const Buffer& latents, const Buffer& guidance);
+
+    struct Recorded {
+        Shape shape;
+        Session* session;
+        std::unique_ptr<RecordedSteps> steps;
+    };
+
+    Device& device_;
+    HostSlots slots_;
+    std::list<Recorded> recorded_;  // the one that was used last, last
+};
+
+}  // namespace libsd35

@@ -1,0 +1,181 @@
+#include "engine_set.hpp"
+
+#include <algorithm>
+
+#include "error.hpp"
+
+namespace libsd35 {
+namespace {
+
+bool knows_working_memory(const Manifest& manifest) {
+    return std::all_of(component_order.begin(), component_order.end(), [&](std::string_view name) {
+        const Component* component = manifest.component(name);
+        return component == nullptr || component->activation_bytes.has_value();
+    });
+}
+
+}  // namespace
+
+EngineSet::EngineSet(const Bundle& bundle, Device& device, std::optional<std::uint64_t> budget,
+                     std::uint32_t threads, const Log& log)
+    : bundle_(bundle),
+      device_(device),
+      threads_(threads),
+      planner_(bundle, device.is_gpu(), budget),
+      plan_(planner_.plan({})) {
+    if (budget && device.is_gpu() && !knows_working_memory(bundle.manifest())) {
+        log.warn(bundle.root().string() +
+                 " does not know what its engines work with: vram_budget counts their weights "
+                 "alone, leave room for the rest");
+    }
+}
+
+EngineSet::~EngineSet() {
+    release();
+}
+
+void EngineSet::fit(const Dims& dims) {
+    if (dims_ != dims) {
+        MemoryPlan plan = planner_.plan_within_budget(dims);
+        const std::lock_guard lock(mutex_);
+        plan_ = std::move(plan);
+        dims_ = dims;
+        most_ = std::max(most_, plan_.peak_bytes);
+    }
+    for (const std::string& name : open_names()) {
+        if (held_[name] != held_bytes(name)) close(name);
+    }
+}
+
+Session& EngineSet::use(std::string_view name) {
+    for (const std::string& other : open_names()) {
+        if (other != name && !stays(other)) close(other);
+    }
+    if (const auto coming = ahead_.find(name); coming != ahead_.end()) {
+        Ahead opening = std::move(coming->second);
+        ahead_.erase(coming);
+        keep(name, opening.get());
+    } else if (sessions_.find(name) == sessions_.end()) {
+        held_[std::string(name)] = held_bytes(name);
+        keep(name, open(std::string(name), held_bytes(name)));
+    }
+    device_.memory();  // notes the peak
+    return *sessions_.find(name)->second;
+}
+
+void EngineSet::load_ahead(std::string_view name, std::string_view beside) {
+    if (sessions_.find(name) != sessions_.end() || ahead_.find(name) != ahead_.end()) return;
+    if (bundle_.manifest().component(name) == nullptr) return;
+    if (!stays(name) && limited() && !have_room(name, beside)) return;
+    const auto held = held_bytes(name);
+    held_[std::string(name)] = held;
+    ahead_.emplace(name, std::async(std::launch::async, [this, name = std::string(name), held] {
+                       return open(name, held);
+                   }));
+}
+
+void EngineSet::open_all() {
+    std::vector<std::string_view> staying;
+    for (const std::string_view name : component_order) {
+        if (bundle_.manifest().component(name) != nullptr && stays(name)) staying.push_back(name);
+    }
+    // The denoiser is waited for last, or what is behind it would be opened after it.
+    const auto denoiser = std::find(staying.begin(), staying.end(), "denoiser");
+    if (denoiser != staying.end()) {
+        load_ahead("denoiser", "denoiser");
+        std::rotate(denoiser, denoiser + 1, staying.end());
+    }
+    for (const std::string_view name : staying) use(name);
+}
+
+bool EngineSet::keeps(std::initializer_list<std::string_view> names) const {
+    return std::all_of(names.begin(), names.end(),
+                       [this](std::string_view name) { return stays(name); });
+}
+
+void EngineSet::release() {
+    for (const std::string& name : open_names()) close(name);
+    device_.trim();
+}
+
+MemoryReport EngineSet::memory() {
+    MemoryReport report{{}, device_.memory(), planner_.budget().value_or(0), 0};
+    const std::lock_guard lock(mutex_);
+    report.planned_peak = most_;
+    for (const std::string_view name : component_order) {
+        const Component* component = bundle_.manifest().component(name);
+        if (component == nullptr) continue;
+        const Placement& place = placement(name);
+        const bool open = sessions_.find(name) != sessions_.end();
+        report.engines.push_back({std::string(name), place.kind, open,
+                                  open ? place.device_bytes : planner_.weight_bytes(*component)});
+    }
+    return report;
+}
+
+const Placement& EngineSet::placement(std::string_view name) const {
+    const auto found = plan_.placements.find(name);
+    if (found == plan_.placements.end()) {
+        throw bundle_error(bundle_.root().string() + " has no " + std::string(name),
+                           "build it again");
+    }
+    return found->second;
+}
+
+bool EngineSet::stays(std::string_view name) const {
+    return placement(name).kind == Residence::resident;
+}
+
+// Bytes of weights that an engine holds where it streams, by the plan.
+std::optional<std::uint64_t> EngineSet::held_bytes(std::string_view name) const {
+    const Placement& place = placement(name);
+    return place.kind == Residence::streamed ? std::optional(place.device_bytes) : std::nullopt;
+}
+
+bool EngineSet::have_room(std::string_view coming, std::string_view running) const {
+    const Placement& next = placement(coming);
+    const Placement& now = placement(running);
+    const std::uint64_t extra = stays(running) ? 0 : now.device_bytes;
+    return std::max(next.peak_bytes + extra, now.peak_bytes + next.device_bytes) <=
+           *planner_.budget();
+}
+
+// Those that are being opened included.
+std::vector<std::string> EngineSet::open_names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, _] : sessions_) names.push_back(name);
+    for (const auto& [name, _] : ahead_) names.push_back(name);
+    return names;
+}
+
+// Runs in a thread of its own, too: it reads what does not change.
+std::unique_ptr<Session> EngineSet::open(const std::string& name,
+                                         std::optional<std::uint64_t> held) const {
+    device_.activate();
+    return open_session(bundle_, *bundle_.manifest().component(name), device_, {threads_, held});
+}
+
+void EngineSet::keep(std::string_view name, std::unique_ptr<Session> session) {
+    const std::lock_guard lock(mutex_);
+    sessions_[std::string(name)] = std::move(session);
+}
+
+void EngineSet::close(const std::string& name) {
+    if (name == "denoiser" && forget_denoiser_) forget_denoiser_();
+    std::unique_ptr<Session> closing;
+    if (const auto coming = ahead_.find(name); coming != ahead_.end()) {
+        try {
+            closing = coming->second.get();
+        } catch (const Error&) {
+            // It is not needed any more, so that it could not be opened harms nobody.
+        }
+        ahead_.erase(coming);
+    }
+    if (const auto found = sessions_.find(name); found != sessions_.end()) {
+        const std::lock_guard lock(mutex_);
+        closing = std::move(found->second);
+        sessions_.erase(found);
+    }
+}
+
+}  // namespace libsd35

@@ -1,0 +1,124 @@
+#include "memory_plan.hpp"
+
+#include <algorithm>
+
+#include "error.hpp"
+#include "text.hpp"
+
+namespace libsd35 {
+namespace {
+
+// Dimensions that every tensor of a component grows with, texts and steps excepted.
+constexpr std::array<std::string_view, 6> scaling{"batch", "samples",      "height",
+                                                  "width", "image_height", "image_width"};
+
+// TensorRT streams through two buffers: a layer computes from one while the next fills the other.
+constexpr std::uint64_t stream_buffers = 2;
+
+bool is_text_encoder(std::string_view name) {
+    return name == "clip_l" || name == "clip_g" || name == "t5";
+}
+
+// To what format_memory shows in full: a tenth of a megabyte or of a gigabyte.
+std::uint64_t round_up(std::uint64_t count) {
+    const std::uint64_t unit = count >= 1'000'000'000 ? 100'000'000 : 100'000;
+    return (count + unit - 1) / unit * unit;
+}
+
+MemoryPlan by_component(const std::vector<Footprint>& engines, const Residency& residency) {
+    MemoryPlan plan{{}, residency.peak_bytes, residency.fits};
+    for (std::size_t i = 0; i < engines.size(); ++i) {
+        plan.placements.emplace(engines[i].name, residency.placements[i]);
+    }
+    return plan;
+}
+
+bool can_stream(const Bundle& bundle, const Component& component) {
+    const BackendRow* row = find_backend(component.engine);
+    return row != nullptr && row->streams && bundle.manifest().weight_streaming;
+}
+
+}  // namespace
+
+std::uint64_t working_bytes(const Component& component, const Dims& dims) {
+    double share = 1.0;
+    for (const auto& [name, bounds] : component.bounds) {
+        if (std::find(scaling.begin(), scaling.end(), name) == scaling.end()) continue;
+        const auto found = dims.find(name);
+        const std::int64_t size = found == dims.end() ? bounds.first : found->second;
+        if (bounds.second > 0) {
+            share *= static_cast<double>(std::min(size, bounds.second)) /
+                     static_cast<double>(bounds.second);
+        }
+    }
+    const auto most = static_cast<double>(component.activation_bytes.value_or(0));
+    return static_cast<std::uint64_t>(share * most);
+}
+
+MemoryPlanner::MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<std::uint64_t> budget)
+    : bundle_(bundle), backend_(backend_of(bundle)), on_gpu_(on_gpu), budget_(budget) {
+    for (const std::string_view name : component_order) {
+        if (const Component* component = bundle.manifest().component(name)) {
+            components_.push_back(component);
+        }
+    }
+}
+
+MemoryPlan MemoryPlanner::plan(const Dims& dims) const {
+    const std::vector<Footprint> engines = footprints(dims);
+    return by_component(engines, plan_residency(engines, budget_, reserve()));
+}
+
+MemoryPlan MemoryPlanner::plan_within_budget(const Dims& dims) const {
+    MemoryPlan best = plan(dims);
+    if (!budget_ || best.fits) return best;
+    const std::uint64_t smallest = plan_residency(footprints(dims), 0, reserve()).peak_bytes;
+    throw Error(
+        SD35_OUT_OF_MEMORY,
+        bundle_.root().string() + " does not fit in " + format_memory(*budget_) + " at this size",
+        "the smallest vram_budget for it is " + format_memory(round_up(smallest)) +
+            streaming_advice());
+}
+
+std::uint64_t MemoryPlanner::weight_bytes(const Component& component) const {
+    const std::uint64_t allocated = component.allocated_bytes.value_or(0);
+    return on_gpu_ && allocated != 0 ? allocated : component.weight_bytes;
+}
+
+std::uint64_t MemoryPlanner::reserve() const {
+    return on_gpu_ ? backend_.context_bytes : 0;
+}
+
+std::vector<Footprint> MemoryPlanner::footprints(const Dims& dims) const {
+    // A text encoder's batch is of texts.
+    Dims texts = dims;
+    if (const auto samples = dims.find("samples"); samples != dims.end()) {
+        texts["batch"] = samples->second;
+    }
+    const auto steps = static_cast<std::uint64_t>(bundle_.manifest().defaults.steps);
+    std::vector<Footprint> engines;
+    for (const Component* component : components_) {
+        const bool steps_often = component->name == "denoiser";
+        const BackendRow* row = find_backend(component->engine);
+        engines.push_back(
+            {component->name, weight_bytes(*component),
+             working_bytes(*component, is_text_encoder(component->name) ? texts : dims),
+             steps_often ? steps : 1, stream_bytes(*component),
+             steps_often && row != nullptr && row->keeps_denoiser_room});
+    }
+    return engines;
+}
+
+std::optional<std::uint64_t> MemoryPlanner::stream_bytes(const Component& component) const {
+    if (!component.largest_layer_bytes || !can_stream(bundle_, component)) return std::nullopt;
+    return std::min(stream_buffers * *component.largest_layer_bytes, component.weight_bytes);
+}
+
+std::string MemoryPlanner::streaming_advice() const {
+    const bool streams =
+        std::any_of(components_.begin(), components_.end(),
+                    [&](const Component* one) { return can_stream(bundle_, *one); });
+    return backend_.streams && !streams ? ", or less if it is built with: --weight-streaming" : "";
+}
+
+}  // namespace libsd35

@@ -1,0 +1,59 @@
+// How a bundle's engines share a device's memory, by the bytes that the bundle states.
+#pragma once
+
+#include <array>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backends.hpp"
+#include "bundle.hpp"
+#include "residency.hpp"
+
+namespace libsd35 {
+
+// Components in the order in which a picture takes them.
+inline constexpr std::array<std::string_view, 7> component_order{
+    "clip_l", "clip_g", "t5", "vae_encoder", "conditioner", "denoiser", "vae_decoder"};
+
+// A plan by component.
+struct MemoryPlan {
+    std::map<std::string, Placement, std::less<>> placements;
+    std::uint64_t peak_bytes;
+    bool fits;
+};
+
+class MemoryPlanner {
+  public:
+    // `budget` is bytes of device memory; nothing is without limit.
+    MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<std::uint64_t> budget);
+
+    // Which engines stay and which come and go; dimensions that are left out count as least.
+    MemoryPlan plan(const Dims& dims) const;
+
+    // Throws Error where the budget is too small; names the smallest that is enough.
+    MemoryPlan plan_within_budget(const Dims& dims) const;
+
+    // Memory that a component's weights take as a whole.
+    std::uint64_t weight_bytes(const Component& component) const;
+
+    std::optional<std::uint64_t> budget() const noexcept { return budget_; }
+
+  private:
+    std::uint64_t reserve() const;
+    std::vector<Footprint> footprints(const Dims& dims) const;
+    std::optional<std::uint64_t> stream_bytes(const Component& component) const;
+    std::string streaming_advice() const;
+
+    const Bundle& bundle_;
+    const BackendRow& backend_;
+    bool on_gpu_;
+    std::optional<std::uint64_t> budget_;
+    std::vector<const Component*> components_;
+};
+
+// Memory that an engine takes beside its weights while it runs; 0 where nothing is known.
+std::uint64_t working_bytes(const Component& component, const Dims& dims);
+
+}  // namespace libsd35

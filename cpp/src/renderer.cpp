@@ -1,0 +1,226 @@
+#include "renderer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "contract.hpp"
+#include "error.hpp"
+#include "noise.hpp"
+#include "result_notes.hpp"
+
+namespace libsd35 {
+namespace {
+
+// Refuses what cannot be drawn before anything is opened.
+Bundle checked(Bundle bundle) {
+    check_engines(bundle);
+    check_contract(bundle);
+    return bundle;
+}
+
+// Rows of texts as one array.
+Buffer stack(const std::vector<SharedFeatures>& features, Buffer TextFeatures::*part) {
+    const Buffer& first = (*features.front()).*part;
+    Shape shape{static_cast<std::int64_t>(features.size())};
+    shape.insert(shape.end(), first.shape().begin(), first.shape().end());
+    Buffer all = host_buffer(first.dtype(), std::move(shape));
+    for (std::size_t i = 0; i < features.size(); ++i) {
+        const Buffer& one = (*features[i]).*part;
+        std::memcpy(all.address() + i * one.bytes(), one.address(), one.bytes());
+    }
+    return all;
+}
+
+Buffer rows_of(const Buffer& buffer, const Part& part) {
+    return buffer.rows(static_cast<std::int64_t>(part.first),
+                       static_cast<std::int64_t>(part.count));
+}
+
+std::vector<float> to_floats(const std::vector<double>& values) {
+    std::vector<float> floats;
+    for (const double value : values) floats.push_back(static_cast<float>(value));
+    return floats;
+}
+
+}  // namespace
+
+Renderer::Renderer(Bundle bundle, const RenderOptions& options)
+    : bundle_(checked(std::move(bundle))),
+      manifest_(bundle_.manifest()),
+      log_(options.log),
+      band_(LatentBand::of(bundle_)),
+      train_timesteps_(std::trunc(manifest_.train_timesteps)),
+      device_(open_device(device_of(bundle_, options.device))),
+      loop_(*device_),
+      engines_(bundle_, *device_, options.vram_budget, options.threads, log_),
+      runner_(bundle_, *device_, engines_),
+      text_(bundle_, *device_, runner_, options.prompt_cache) {
+    engines_.before_denoiser_closes([this] { loop_.forget(); });
+    fit(least_request(manifest_));
+}
+
+void Renderer::fit(const Request& request) {
+    Dims dims = request.dims();
+    const std::int64_t branches = manifest_.guided ? 2 : 1;
+    dims["samples"] = branches * static_cast<std::int64_t>(request.count());
+    engines_.fit(dims);
+}
+
+void Renderer::draw(const std::vector<Job*>& jobs, Clock& clock) {
+    std::vector<const Request*> requests;
+    std::vector<JobPart> parts;
+    std::size_t first = 0;
+    for (Job* job : jobs) {
+        requests.push_back(&job->request);
+        parts.push_back({job, {first, job->request.count()}});
+        first += job->request.count();
+    }
+    const Request request = join_requests(requests);
+    fit(request);
+    LatentGuard guard(band_, request);
+    const auto report = [&] {
+        anomalies_ += guard.anomalies().size();
+        for (const auto& [_, anomaly] : guard.anomalies()) {
+            log_.warn(bundle_.root().string() + ": " + anomaly.text());
+        }
+    };
+    try {
+        draw_parts(request, parts, guard, clock);
+    } catch (...) {
+        report();
+        throw;
+    }
+    report();
+}
+
+void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& parts,
+                          LatentGuard& guard, Clock& clock) {
+    const std::vector<SharedFeatures> features = text_.encode(texts_of(request), request.t5_tokens);
+    clock.lap("text");
+    std::vector<float> sigmas = make_sigmas(request.steps, request.shift, train_timesteps_);
+    const Buffer latents = noise(request);
+    if (request.image) {
+        // As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
+        sigmas.erase(sigmas.begin(), sigmas.begin() + first_step(request.steps, request.strength));
+        mix_with_picture(latents, sigmas.front(), request);
+        clock.lap("encode");
+    }
+    const Denoised last = denoise(request, sigmas, latents, features, parts, guard, clock);
+    bool wanted = false;
+    for (const auto& [job, part] : parts) {
+        for (Anomaly& anomaly : guard.within(part)) job->anomalies.push_back(std::move(anomaly));
+        wanted = wanted || !job->ended();
+    }
+    if (!wanted) return;
+    const Outputs decoded = runner_.run("vae_decoder", {{"latents", last.device}}, request.dims());
+    const Buffer images = device_->download(decoded.find("image")->second);
+    clock.lap("decode");
+    for (const auto& [job, part] : parts) {
+        if (job->ended()) continue;
+        job->outcome = result_of(*job, part, features, images, last.host, clock);
+    }
+}
+
+// The negative prompts where there is guidance, then the prompts.
+std::vector<std::string> Renderer::texts_of(const Request& request) const {
+    std::vector<std::string> texts;
+    if (manifest_.guided) texts = request.negatives;
+    texts.insert(texts.end(), request.prompts.begin(), request.prompts.end());
+    return texts;
+}
+
+Denoised Renderer::denoise(const Request& request, const std::vector<float>& sigmas,
+                           const Buffer& latents, const std::vector<SharedFeatures>& features,
+                           const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock) {
+    const auto after_step = [&](const Step& step) {
+        guard.look(step.index, double{step.sigma}, step.latents);
+        bool going = false;
+        for (const auto& [job, part] : parts) {
+            if (!job->ended()) check_finite(*job, part, guard);
+            if (!job->ended()) {
+                job->after_step({step.index, step.total, step.sigma, rows_of(step.latents, part)});
+            }
+            going = going || !job->ended();
+        }
+        return going;
+    };
+    const bool watched = std::any_of(parts.begin(), parts.end(), [](const JobPart& one) {
+        return one.job->callback != nullptr;
+    });
+    const Schedule schedule{sigmas, coefficients(request.sampler, sigmas),
+                            manifest_.guided ? to_floats(request.guidance) : std::vector<float>()};
+    const std::vector<float> before(sigmas.begin(), sigmas.end() - 1);
+    ConditioningSteps conditioning(
+        *device_, engines_, runner_, stack(features, &TextFeatures::hidden),
+        stack(features, &TextFeatures::pooled), make_timesteps(before, train_timesteps_));
+    // The conditioner may be closed for it.
+    Session& denoiser = engines_.use("denoiser");
+    engines_.load_ahead("vae_decoder", "denoiser");
+    return loop_.run(denoiser, latents, schedule, conditioning, after_step, watched, clock);
+}
+
+Buffer Renderer::noise(const Request& request) const {
+    const auto count = static_cast<std::int64_t>(request.count());
+    Buffer latents = host_buffer(
+        DType::float32, {count, manifest_.latent_channels, request.height / request.latent_scale,
+                         request.width / request.latent_scale});
+    const std::size_t one = latents.bytes() / sizeof(float) / request.count();
+    for (std::size_t i = 0; i < request.count(); ++i) {
+        fill_noise(latents.data<float>() + i * one, one, request.seeds[i]);
+    }
+    return latents;
+}
+
+// Makes noise the latents of a picture with so much of it.
+void Renderer::mix_with_picture(const Buffer& latents, float sigma, const Request& request) {
+    const Outputs out =
+        runner_.run("vae_encoder", {{"image", device_->upload(request.image)}}, request.dims());
+    const Buffer encoded = device_->download(out.find("latents")->second);
+    const std::size_t count = std::min(latents.bytes(), encoded.bytes()) / sizeof(float);
+    auto* const values = latents.data<float>();
+    for (std::size_t i = 0; i < count; ++i) {
+        values[i] = mix(values[i], encoded.data<float>()[i], sigma);
+    }
+}
+
+// Ends a job with an image that is not finite.
+void Renderer::check_finite(Job& job, const Part& part, const LatentGuard& guard) const {
+    for (const Anomaly& anomaly : guard.within(part)) {
+        if (anomaly.finite) continue;
+        const std::string what = "the latents are not finite after step " +
+                                 std::to_string(anomaly.step + 1) + " (seed " +
+                                 std::to_string(anomaly.seed) + ")";
+        job.outcome = manifest_.all_fp32
+                          ? Error(SD35_NOT_FINITE, what,
+                                  "lower the guidance; the weights may be damaged, too")
+                          : Error(SD35_NOT_FINITE, what + ": the model overflows in this precision",
+                                  "build the bundle with: --policy fp32");
+        return;
+    }
+}
+
+Result Renderer::result_of(const Job& job, const Part& part,
+                           const std::vector<SharedFeatures>& features, const Buffer& images,
+                           const Buffer& latents, const Clock& clock) const {
+    const SharedFeatures* first = features.data() + part.first;
+    const auto run = static_cast<std::size_t>(images.shape()[0]);
+    const TextBranches branches =
+        manifest_.guided ? TextBranches{first, first + run} : TextBranches{nullptr, first};
+    // Copies: a view would keep the other jobs' images in memory.
+    Result result{host_copy(rows_of(images, part)),
+                  host_copy(rows_of(latents, part)),
+                  job.request.seeds,
+                  job.request.parameters(),
+                  {},
+                  notes_of(job.request, branches),
+                  job.anomalies};
+    for (const std::string& note : result.notes) log_.warn(note);
+    for (const Anomaly& anomaly : job.anomalies) result.notes.push_back(anomaly.text());
+    result.timings.emplace_back("queue", seconds_between(job.created, clock.start()));
+    result.timings.insert(result.timings.end(), clock.timings().begin(), clock.timings().end());
+    result.timings.emplace_back("total", seconds_between(job.created, now()));
+    return result;
+}
+
+}  // namespace libsd35

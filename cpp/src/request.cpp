@@ -1,0 +1,307 @@
+#include "request.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "schedule.hpp"
+#include "text.hpp"
+
+namespace libsd35 {
+namespace {
+
+constexpr std::int64_t most_steps = 1000;
+constexpr std::int64_t largest = std::numeric_limits<std::int32_t>::max();
+
+// ---- Values ----
+
+std::int64_t whole(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
+    if (value < low || value > high) {
+        throw usage_error(std::string(name) + " must be " + std::to_string(low) + " to " +
+                          std::to_string(high) + ", not " + std::to_string(value));
+    }
+    return value;
+}
+
+double number(const char* name, double value, double low, double high) {
+    // NaN is between no two numbers.
+    if (!(value >= low && value <= high)) {
+        throw usage_error(std::string(name) + " must be " + general(low) + " to " + general(high) +
+                          ", not " + general(value));
+    }
+    return value;
+}
+
+bool is_set(double value) {
+    return value != static_cast<double>(SD35_UNSET);
+}
+
+bool is_set(std::int64_t value) {
+    return value != SD35_UNSET;
+}
+
+std::string text(const std::string& name, const sd35_text& value, std::uint32_t limit) {
+    if (value.data == nullptr && value.length != 0) throw usage_error(name + " is NULL");
+    const std::string_view view(value.data == nullptr ? "" : value.data, value.length);
+    const auto characters = count_characters(view);
+    if (!characters) {
+        throw usage_error(name + " is no UTF-8", "replace what is none with U+FFFD");
+    }
+    if (*characters > limit) {
+        throw usage_error(name + " has " + grouped(*characters) + " characters, " + grouped(limit) +
+                              " are allowed",
+                          "shorten it");
+    }
+    return std::string(view);
+}
+
+std::vector<std::string> texts(const std::string& name, const sd35_text* values, std::size_t count,
+                               std::uint32_t limit) {
+    if (values == nullptr && count != 0) throw usage_error(name + " is NULL");
+    std::vector<std::string> result;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::string place = count == 1 ? name : name + "[" + std::to_string(i) + "]";
+        result.push_back(text(place, values[i], limit));
+    }
+    return result;
+}
+
+// ---- Fields ----
+
+std::vector<std::string> negatives_of(const sd35_request& asked, std::size_t prompts,
+                                      std::uint32_t limit) {
+    std::vector<std::string> negatives =
+        texts("negative", asked.negatives, asked.negative_count, limit);
+    if (negatives.empty()) negatives.emplace_back();
+    if (negatives.size() == 1) negatives.resize(prompts, negatives.front());
+    if (negatives.size() != prompts) {
+        throw usage_error(std::to_string(negatives.size()) + " negative prompts for " +
+                              std::to_string(prompts) + " prompts",
+                          "give one, or one each");
+    }
+    return negatives;
+}
+
+std::int64_t check_count(const Manifest& manifest, std::size_t prompts, std::int64_t batch) {
+    const auto [low, high] = manifest.ranges.batch;
+    std::int64_t count = 0;
+    if (__builtin_mul_overflow(static_cast<std::int64_t>(prompts), batch, &count)) {
+        count = std::numeric_limits<std::int64_t>::max();
+    }
+    if (count < low || count > high) {
+        throw usage_error(std::to_string(count) + " images at once, this bundle draws " +
+                              std::to_string(low) + " to " + std::to_string(high),
+                          "draw " + std::to_string(std::clamp(count, low, high)) +
+                              ", or build with: --batch " + std::to_string(low) + ":" +
+                              std::to_string(std::max(count, high)));
+    }
+    return count;
+}
+
+std::vector<std::uint64_t> seeds_of(const sd35_request& asked, std::size_t count) {
+    if (asked.seeds != nullptr) {
+        if (asked.seed_count != count) {
+            throw usage_error(std::to_string(asked.seed_count) + " seeds for " +
+                                  std::to_string(count) + " images",
+                              "give one, or one each");
+        }
+        return {asked.seeds, asked.seeds + count};
+    }
+    const std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
+    if (asked.seed > most - (count - 1)) {
+        throw usage_error("seed of the last image must be 0 to " + std::to_string(most) +
+                          ", not more");
+    }
+    std::vector<std::uint64_t> seeds;
+    for (std::size_t i = 0; i < count; ++i) seeds.push_back(asked.seed + i);
+    return seeds;
+}
+
+double guidance_of(const Manifest& manifest, double asked) {
+    // The bundle's own values are what it was built for, whatever they are.
+    const double given =
+        is_set(asked) ? number("guidance", asked, 0, 100) : manifest.defaults.guidance;
+    // As in diffusers: up to 1, the picture is that of the prompt alone.
+    const double guidance = std::max(given, 1.0);
+    if (!manifest.guided && guidance != 1.0) {
+        throw usage_error(
+            "this bundle was built without guidance, so guidance is 1, not " + general(guidance),
+            "leave it out, or build with: --guidance");
+    }
+    return guidance;
+}
+
+std::string sampler_of(const Manifest& manifest, const char* asked) {
+    std::string name = asked == nullptr ? manifest.defaults.sampler : asked;
+    if (!is_sampler(name)) {
+        std::vector<std::string> names(samplers.begin(), samplers.end());
+        throw usage_error("unknown sampler " + shown(name), "use one of: " + join(names));
+    }
+    return name;
+}
+
+void check_size(std::int64_t width, std::int64_t height, const Ranges& ranges) {
+    const auto [low, high] = ranges.size;
+    const auto nearest = [&, low = low, high = high](std::int64_t value) {
+        const auto step = static_cast<double>(ranges.size_step);
+        // Ties to even, as the usual rounding mode has it.
+        const double steps = std::nearbyint(static_cast<double>(value) / step);
+        return std::clamp(static_cast<std::int64_t>(steps) * ranges.size_step, low, high);
+    };
+    if (nearest(width) == width && nearest(height) == height) return;
+    const auto pair = [](std::int64_t a, std::int64_t b) {
+        return std::to_string(a) + "x" + std::to_string(b);
+    };
+    throw usage_error("size " + pair(width, height) + " is not in " + std::to_string(low) + " to " +
+                          std::to_string(high) + " in steps of " + std::to_string(ranges.size_step),
+                      "the nearest is " + pair(nearest(width), nearest(height)));
+}
+
+struct Size {
+    std::int64_t width;
+    std::int64_t height;
+};
+
+// Width and height are both set or neither; with a picture they are its.
+Size size_of(const Manifest& manifest, const sd35_request& asked) {
+    Size size{manifest.defaults.width, manifest.defaults.height};
+    const bool given = is_set(asked.width) || is_set(asked.height);
+    if (given) {
+        if (!is_set(asked.width) || !is_set(asked.height)) {
+            throw usage_error("width and height must be given together");
+        }
+        size = {whole("width", asked.width, -largest, largest),
+                whole("height", asked.height, -largest, largest)};
+        check_size(size.width, size.height, manifest.ranges);
+    }
+    if (asked.image != nullptr) {
+        const Size picture{asked.image_width, asked.image_height};
+        if (given && (picture.width != size.width || picture.height != size.height)) {
+            throw usage_error("image is " + std::to_string(picture.width) + "x" +
+                                  std::to_string(picture.height) + ", the size is " +
+                                  std::to_string(size.width) + "x" + std::to_string(size.height),
+                              "give the image at its final size");
+        }
+        size = picture;
+    }
+    check_size(size.width, size.height, manifest.ranges);
+    return size;
+}
+
+// The smallest strength that draws a step, with three decimals.
+std::string least_strength(std::int64_t steps) {
+    return general(std::ceil(1000.0 / static_cast<double>(steps)) / 1000.0);
+}
+
+Buffer pixels_of(const sd35_request& asked, const Size& size, std::size_t count) {
+    if (asked.image == nullptr) return {};
+    Buffer pixels =
+        host_buffer(DType::uint8, {static_cast<std::int64_t>(count), size.height, size.width, 3});
+    const std::size_t one = pixels.bytes() / count;
+    for (std::size_t i = 0; i < count; ++i) {
+        std::memcpy(pixels.address() + i * one, asked.image, one);
+    }
+    return pixels;
+}
+
+template <typename T>
+std::vector<T> repeated(const std::vector<T>& values, std::int64_t times) {
+    std::vector<T> result;
+    for (const T& value : values) {
+        result.insert(result.end(), static_cast<std::size_t>(times), value);
+    }
+    return result;
+}
+
+template <typename T>
+void append(std::vector<T>& to, const std::vector<T>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
+}  // namespace
+
+Dims Request::dims() const {
+    return {{"batch", static_cast<std::int64_t>(seeds.size())},
+            {"height", height / latent_scale},
+            {"width", width / latent_scale},
+            {"image_height", height},
+            {"image_width", width}};
+}
+
+bool Request::joins(const Request& other) const {
+    if (image || other.image) return false;
+    return width == other.width && height == other.height && steps == other.steps &&
+           shift == other.shift && sampler == other.sampler && t5_tokens == other.t5_tokens;
+}
+
+std::string Request::parameters() const {
+    nlohmann::ordered_json json{
+        {"prompt", prompts},       {"negative", negatives},        {"seed", seeds},
+        {"steps", steps},          {"guidance", guidance.front()}, {"shift", shift},
+        {"size", {width, height}}, {"sampler", sampler},           {"t5_tokens", t5_tokens}};
+    if (image) json["strength"] = strength;
+    return json.dump();
+}
+
+Request make_request(const Manifest& manifest, const sd35_request& asked,
+                     std::uint32_t max_prompt_chars) {
+    const std::vector<std::string> prompts =
+        texts("prompt", asked.prompts, asked.prompt_count, max_prompt_chars);
+    if (prompts.empty()) throw usage_error("there is no prompt", "give one, which may be empty");
+    const std::vector<std::string> negatives =
+        negatives_of(asked, prompts.size(), max_prompt_chars);
+    const std::int64_t batch = whole("batch", asked.batch, 1, largest);
+    const auto count = static_cast<std::size_t>(check_count(manifest, prompts.size(), batch));
+    Request request{};
+    request.seeds = seeds_of(asked, count);
+    const Defaults& defaults = manifest.defaults;
+    request.steps =
+        whole("steps", is_set(asked.steps) ? asked.steps : defaults.steps, 1, most_steps);
+    request.guidance.assign(count, guidance_of(manifest, asked.guidance));
+    request.shift = is_set(asked.shift) ? number("shift", asked.shift, 0.01, 100) : manifest.shift;
+    request.sampler = sampler_of(manifest, asked.sampler);
+    const auto [shortest, longest] = manifest.ranges.t5_tokens;
+    request.t5_tokens =
+        whole("t5_tokens", is_set(asked.t5_tokens) ? asked.t5_tokens : defaults.t5_tokens, shortest,
+              longest);
+    request.strength = number("strength", asked.strength, 0, 1);
+    const Size size = size_of(manifest, asked);
+    if (asked.image != nullptr && first_step(request.steps, request.strength) == request.steps) {
+        throw usage_error("strength " + general(request.strength) + " of " +
+                              std::to_string(request.steps) + " steps is none",
+                          "give at least " + least_strength(request.steps));
+    }
+    request.width = size.width;
+    request.height = size.height;
+    request.latent_scale = manifest.latent_scale;
+    request.image = pixels_of(asked, size, count);
+    request.prompts = repeated(prompts, batch);
+    request.negatives = repeated(negatives, batch);
+    return request;
+}
+
+Request least_request(const Manifest& manifest) {
+    sd35_request asked;
+    sd35_request_init(&asked);
+    const std::vector<sd35_text> prompts(static_cast<std::size_t>(manifest.ranges.batch.first),
+                                         sd35_text{"", 0});
+    asked.prompts = prompts.data();
+    asked.prompt_count = prompts.size();
+    return make_request(manifest, asked, usual_prompt_chars);
+}
+
+Request join_requests(const std::vector<const Request*>& requests) {
+    Request all = *requests.front();
+    for (std::size_t i = 1; i < requests.size(); ++i) {
+        append(all.prompts, requests[i]->prompts);
+        append(all.negatives, requests[i]->negatives);
+        append(all.seeds, requests[i]->seeds);
+        append(all.guidance, requests[i]->guidance);
+    }
+    return all;
+}
+
+}  // namespace libsd35

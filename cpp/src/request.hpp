@@ -1,0 +1,55 @@
+// A checked request: what the caller asked for, filled with the bundle's defaults.
+#pragma once
+
+#include <sd35/sd35.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "buffer.hpp"
+#include "manifest.hpp"
+
+namespace libsd35 {
+
+inline constexpr std::uint32_t usual_prompt_chars = 10'000;
+
+// One run: every list has one entry per image.
+struct Request {
+    std::vector<std::string> prompts;
+    std::vector<std::string> negatives;
+    std::vector<std::uint64_t> seeds;
+    std::vector<double> guidance;
+    std::int64_t steps;
+    double shift;
+    std::int64_t width;
+    std::int64_t height;
+    std::string sampler;
+    std::int64_t t5_tokens;
+    std::int64_t latent_scale;
+    Buffer image;  // uint8 [B, H, W, 3]; empty where it starts from noise alone
+    double strength;
+
+    std::size_t count() const noexcept { return seeds.size(); }
+
+    // Sizes of the dynamic dimensions of the VAE and the denoiser.
+    Dims dims() const;
+
+    // Whether both can be drawn in one run.
+    bool joins(const Request& other) const;
+
+    // What would draw the same images again, but for the picture started from: JSON.
+    std::string parameters() const;
+};
+
+// Checks what a caller asks of a bundle. Throws Error; names the nearest value that works.
+Request make_request(const Manifest& manifest, const sd35_request& asked,
+                     std::uint32_t max_prompt_chars);
+
+// The smallest batch of the usual size.
+Request least_request(const Manifest& manifest);
+
+// All images of requests that join, in order.
+Request join_requests(const std::vector<const Request*>& requests);
+
+}  // namespace libsd35

@@ -1,0 +1,50 @@
+#include "result_notes.hpp"
+
+#include <algorithm>
+
+namespace libsd35 {
+namespace {
+
+void add_once(std::vector<std::string>& notes, std::string note) {
+    if (std::find(notes.begin(), notes.end(), note) == notes.end()) {
+        notes.push_back(std::move(note));
+    }
+}
+
+// Of the texts of one kind, each named by what it is.
+void add_text_notes(std::vector<std::string>& notes, const std::string& kind,
+                    const std::vector<std::string>& texts, const SharedFeatures* features) {
+    std::vector<std::size_t> unique;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        if (std::find(texts.begin(), texts.begin() + static_cast<std::ptrdiff_t>(i), texts[i]) ==
+            texts.begin() + static_cast<std::ptrdiff_t>(i)) {
+            unique.push_back(i);
+        }
+    }
+    for (std::size_t number = 0; number < unique.size(); ++number) {
+        const std::string name =
+            unique.size() == 1 ? "the " + kind : kind + " " + std::to_string(number + 1);
+        for (const std::string& note : features[unique[number]]->notes) {
+            add_once(notes, name + " " + note);
+        }
+    }
+}
+
+}  // namespace
+
+std::vector<std::string> notes_of(const Request& request, const TextBranches& branches) {
+    std::vector<std::string> notes;
+    const auto& negatives = request.negatives;
+    if (branches.negatives != nullptr) {
+        add_text_notes(notes, "negative prompt", negatives, branches.negatives);
+    }
+    add_text_notes(notes, "prompt", request.prompts, branches.prompts);
+    const bool steers = std::any_of(negatives.begin(), negatives.end(),
+                                    [](const std::string& text) { return !text.empty(); });
+    if (steers && request.guidance.front() == 1.0) {
+        add_once(notes, "without guidance, the negative prompt has no effect");
+    }
+    return notes;
+}
+
+}  // namespace libsd35
