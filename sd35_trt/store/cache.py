@@ -23,7 +23,7 @@ from sd35_trt.errors import Sd35Error, UsageError
 from .disk import CACHE, CLOSED, existing_parent
 from .hashes import HashNotes
 from .lock import exclusive, share
-from .working import remove_directory, working_directory
+from .working import remove_abandoned, remove_directory, working_directory
 
 #: In a finished stage, the sizes and hashes of its files.
 STAGE_FILE = "stage.json"
@@ -69,7 +69,7 @@ def cache_dir(given: Path | None) -> Path:
 
 
 def open_cache(given: Path | None) -> StageCache:
-    """The cache of a command that makes stages.
+    """The cache of a command that makes stages, cleared of what processes that died left there.
 
     Args:
         given: what ``--cache-dir`` names; None takes the default.
@@ -86,6 +86,9 @@ def open_cache(given: Path | None) -> StageCache:
                 pass
     except OSError as error:
         raise UsageError(f"the cache {root} cannot be used: {error.strerror}", fix) from error
+    for folder in root.glob("*/"):
+        if not folder.is_symlink():
+            remove_abandoned(folder, WORK_PREFIX)
     return StageCache(root)
 
 

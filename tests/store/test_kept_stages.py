@@ -285,6 +285,17 @@ def test_a_cache_that_cannot_be_made_is_refused_before_work(root: Path) -> None:
     )
 
 
+def test_what_a_killed_process_left_goes_when_the_cache_is_opened(root: Path) -> None:
+    """Of whatever kind."""
+    work = root / "vae" / ".tmp-work-0123456789ab"
+    work.mkdir(parents=True)
+    work.with_name(f"{work.name}.lock").touch()
+    with StageCache(root).create("t5", "0" * 64) as running:
+        open_cache(root)
+        assert running.is_dir()
+    assert not list((root / "vae").iterdir())
+
+
 def test_a_copy_for_another_process(root: Path) -> None:
     """It has the folder, and no lock of this one's."""
     cache, folder = StageCache(root), finished(root)
