@@ -141,3 +141,11 @@ def test_nothing_is_kept_where_no_folder_is_given(trt: Any, tmp_path: Path) -> N
     config = FakeConfig()
     with timing_cache(trt, config, None):
         assert not hasattr(config, "cache")
+
+
+def test_timings_that_cannot_be_kept_fail_no_build(trt: Any, tmp_path: Path) -> None:
+    """The folder's name is taken by a file."""
+    (tmp_path / "timings").write_bytes(b"mine")
+    assert _measured(trt, tmp_path / "timings", b"a") == {b"a"}
+    assert _measured(trt, tmp_path / "timings" / "below", b"a") == {b"a"}
+    assert (tmp_path / "timings").read_bytes() == b"mine"
