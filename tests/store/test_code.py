@@ -83,6 +83,15 @@ def test_what_type_checkers_alone_read_does_not_count(name: str, house: Path) ->
     assert digest("house.entry") == before
 
 
+def test_what_keeps_results_does_not_count(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "_STORE", "house.room")
+    before = digest("house.entry")
+    touch(house / "room" / "inside.py")
+    assert digest("house.entry") == before
+    touch(house / "deep.py")
+    assert digest("house.entry") != before
+
+
 def test_a_module_that_appears_counts(house: Path) -> None:
     (house / "plain.py").write_text("try:\n    import house.late\nexcept ImportError: ...\n")
     before = digest("house.entry")
