@@ -323,9 +323,12 @@ class Pipeline {
     // Draws several requests in one run; an outcome for each. What a callback throws becomes an
     // error of the status SD35_CANCELLED.
     std::vector<Outcome> generate_joined(const std::vector<Request>& requests) {
-        const std::vector<Asked> asked(requests.begin(), requests.end());
+        std::vector<std::unique_ptr<Asked>> asked;
         std::vector<const sd35_request*> fields;
-        for (const Asked& one : asked) fields.push_back(one.fields());
+        for (const Request& request : requests) {
+            asked.push_back(std::make_unique<Asked>(request));
+            fields.push_back(asked.back()->fields());
+        }
         std::vector<sd35_result*> results(requests.size());
         std::vector<sd35_error*> errors(requests.size());
         const sd35_status status = sd35_pipeline_generate_joined(
@@ -377,45 +380,37 @@ class Pipeline {
     // A request as the C functions take it; it refers to the one that it is made of.
     class Asked {
       public:
-        Asked(const Request& request)  // NOLINT: a row of them is made of a row of requests
-            : request_(&request),
+        explicit Asked(const Request& request)
+            : request_(request),
               prompts_(texts(request.prompts)),
-              negatives_(texts(request.negatives)),
-              thrown_(std::make_unique<std::exception_ptr>()) {}
-
-        const sd35_request* fields() const {
+              negatives_(texts(request.negatives)) {
             sd35_request_init(&fields_);
             fields_.prompts = prompts_.data();
             fields_.prompt_count = prompts_.size();
             fields_.negatives = negatives_.data();
             fields_.negative_count = negatives_.size();
-            if (!request_->seeds.empty()) {
-                fields_.seeds = request_->seeds.data();
-                fields_.seed_count = request_->seeds.size();
+            if (!request.seeds.empty()) {
+                fields_.seeds = request.seeds.data();
+                fields_.seed_count = request.seeds.size();
             }
-            fields_.seed = request_->seed;
-            fields_.batch = request_->batch;
-            fields_.steps = request_->steps.value_or(fields_.steps);
-            fields_.guidance = request_->guidance.value_or(fields_.guidance);
-            fields_.shift = request_->shift.value_or(fields_.shift);
-            if (request_->size) {
-                fields_.width = request_->size->first;
-                fields_.height = request_->size->second;
-            }
-            fields_.t5_tokens = request_->t5_tokens.value_or(fields_.t5_tokens);
-            if (request_->sampler) fields_.sampler = request_->sampler->c_str();
-            if (request_->image) set_image(*request_->image);
-            fields_.strength = request_->strength;
-            if (request_->callback) {
+            fields_.seed = request.seed;
+            fields_.batch = request.batch;
+            set_numbers();
+            if (request.image) set_image(*request.image);
+            if (request.callback) {
                 fields_.callback = &Asked::after_step;
-                fields_.callback_user = const_cast<Asked*>(this);
+                fields_.callback_user = this;
             }
-            return &fields_;
         }
+
+        Asked(const Asked&) = delete;
+        Asked& operator=(const Asked&) = delete;
+
+        const sd35_request* fields() const noexcept { return &fields_; }
 
         // Throws what the callback threw, if it did.
         void rethrow() const {
-            if (*thrown_) std::rethrow_exception(*thrown_);
+            if (thrown_) std::rethrow_exception(thrown_);
         }
 
       private:
@@ -425,7 +420,20 @@ class Pipeline {
             return result;
         }
 
-        void set_image(const Picture& image) const {
+        void set_numbers() {
+            fields_.steps = request_.steps.value_or(fields_.steps);
+            fields_.guidance = request_.guidance.value_or(fields_.guidance);
+            fields_.shift = request_.shift.value_or(fields_.shift);
+            fields_.t5_tokens = request_.t5_tokens.value_or(fields_.t5_tokens);
+            fields_.strength = request_.strength;
+            if (request_.sampler) fields_.sampler = request_.sampler->c_str();
+            if (request_.size) {
+                fields_.width = request_.size->first;
+                fields_.height = request_.size->second;
+            }
+        }
+
+        void set_image(const Picture& image) {
             if (image.pixels.size() != std::size_t{3} * image.width * image.height) {
                 throw Error(SD35_USAGE, "image has not three bytes for each of its pixels");
             }
@@ -436,27 +444,24 @@ class Pipeline {
 
         // An exception must not pass through C.
         static int after_step(const sd35_step* step, void* user) noexcept {
-            const auto* own = static_cast<const Asked*>(user);
+            auto* own = static_cast<Asked*>(user);
             try {
                 Shape shape{};
                 for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = step->shape[i];
-                const Step seen{step->index,
-                                step->total,
-                                step->sigma,
-                                {step->latents, detail::elements(shape)},
-                                shape};
-                return own->request_->callback(seen) ? 0 : 1;
+                const Span<float> latents(step->latents, detail::elements(shape));
+                const Step seen{step->index, step->total, step->sigma, latents, shape};
+                return own->request_.callback(seen) ? 0 : 1;
             } catch (...) {
-                *own->thrown_ = std::current_exception();
+                own->thrown_ = std::current_exception();
                 return 1;
             }
         }
 
-        const Request* request_;
+        const Request& request_;
         std::vector<sd35_text> prompts_;
         std::vector<sd35_text> negatives_;
-        std::unique_ptr<std::exception_ptr> thrown_;
-        mutable sd35_request fields_{};
+        std::exception_ptr thrown_;
+        sd35_request fields_;
     };
 
     static void tell(sd35_log_level level, const char* message, void* user) noexcept {

@@ -42,13 +42,15 @@ pub unsafe extern "C" fn sd35_tokenizer_encode(
 ) -> i64 {
     let count = guarded(error, || {
         let text = from_utf8(bytes(text, size))?;
-        let encoding = encode(&mut *tokenizer, text, length)?;
+        let whole = encode(&mut *tokenizer, text, None)?;
         let room = std::slice::from_raw_parts_mut(ids, length);
         room.fill(pad_id);
-        for (place, id) in room.iter_mut().zip(encoding.get_ids()) {
-            *place = i64::from(*id);
+        if whole.len() <= length {
+            write(room, &whole);
+        } else {
+            write(room, &encode(&mut *tokenizer, text, Some(length))?);
         }
-        Ok(whole_length(&encoding) as i64)
+        Ok(whole.len() as i64)
     });
     count.unwrap_or(-1)
 }
@@ -62,22 +64,22 @@ pub unsafe extern "C" fn sd35_tokenizer_free(tokenizer: *mut Tokenizer) {
     }
 }
 
-fn encode(tokenizer: &mut Tokenizer, text: &str, length: usize) -> Result<Encoding, Failure> {
+/// Special tokens included; cut at the end to `most`, special tokens kept.
+///
+/// A text is encoded whole before it is cut: what the library says of the rest of a text that it
+/// cuts differs from version to version.
+fn encode(tokenizer: &mut Tokenizer, text: &str, most: Option<usize>) -> Result<Encoding, Failure> {
     // The rest is that of the library's `enable_truncation`: from the right, without overlap.
-    let truncation = TruncationParams {
-        max_length: length,
+    let truncation = most.map(|max_length| TruncationParams {
+        max_length,
         ..Default::default()
-    };
-    tokenizer.with_truncation(Some(truncation))?;
+    });
+    tokenizer.with_truncation(truncation)?;
     tokenizer.encode(text, true)
 }
 
-/// Tokens before the text was cut: overflowing parts have special tokens of their own.
-fn whole_length(encoding: &Encoding) -> usize {
-    let special: u32 = encoding.get_special_tokens_mask().iter().sum();
-    let parts = encoding.get_overflowing().iter();
-    let overflow: usize = parts
-        .map(|part| part.get_ids().len().saturating_sub(special as usize))
-        .sum();
-    encoding.get_ids().len() + overflow
+fn write(room: &mut [i64], encoding: &Encoding) {
+    for (place, id) in room.iter_mut().zip(encoding.get_ids()) {
+        *place = i64::from(*id);
+    }
 }

@@ -1,0 +1,106 @@
+// Draws the cases of cases.json by sd35.hpp, and writes what came of them.
+//
+//     conformance CASES POLICY BUNDLE OUT
+//
+// For each case with the policy, OUT/N-M.latents and OUT/N-M.images hold the bytes of request M of
+// case N, OUT/N-M.json its notes and parameters.
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <sd35/sd35.hpp>
+#include <string>
+#include <vector>
+
+namespace {
+
+using nlohmann::json;
+
+sd35::Picture picture_of(const json& size) {
+    sd35::Picture picture{size.at(0), size.at(1), {}};
+    for (std::uint32_t y = 0; y < picture.height; ++y) {
+        for (std::uint32_t x = 0; x < picture.width; ++x) {
+            for (std::uint32_t channel = 0; channel < 3; ++channel) {
+                picture.pixels.push_back(static_cast<std::uint8_t>(x * (channel + 1) + 2 * y));
+            }
+        }
+    }
+    return picture;
+}
+
+template <typename T>
+void read(const json& fields, const char* name, std::optional<T>& into) {
+    if (fields.contains(name)) into = fields.at(name).get<T>();
+}
+
+sd35::Request request_of(const json& fields) {
+    sd35::Request request;
+    request.prompts = fields.at("prompt").get<std::vector<std::string>>();
+    request.negatives = fields.value("negative", std::vector<std::string>());
+    request.seed = fields.value("seed", std::uint64_t{0});
+    request.seeds = fields.value("seeds", std::vector<std::uint64_t>());
+    request.batch = fields.value("batch", 1);
+    read(fields, "steps", request.steps);
+    read(fields, "guidance", request.guidance);
+    read(fields, "shift", request.shift);
+    read(fields, "t5_tokens", request.t5_tokens);
+    read(fields, "sampler", request.sampler);
+    read(fields, "size", request.size);
+    request.strength = fields.value("strength", request.strength);
+    if (fields.contains("image")) request.image = picture_of(fields.at("image"));
+    return request;
+}
+
+template <typename T>
+void write(const std::string& path, const sd35::Span<T>& values) {
+    std::ofstream stream(path, std::ios::binary | std::ios::app);
+    stream.write(reinterpret_cast<const char*>(values.data()),
+                 static_cast<std::streamsize>(values.size() * sizeof(T)));
+}
+
+void write(const std::string& stem, const sd35::Result& result) {
+    write(stem + ".latents", result.latents());
+    for (std::size_t i = 0; i < result.count(); ++i) write(stem + ".images", result.image(i));
+    const json about{{"notes", result.notes()},
+                     {"parameters", json::parse(result.parameters())},
+                     {"seed", result.seed()}};
+    std::ofstream(stem + ".json") << about;
+}
+
+void draw(sd35::Pipeline& pipeline, const json& asked, const std::string& stem) {
+    std::vector<sd35::Request> requests;
+    for (const json& fields : asked) requests.push_back(request_of(fields));
+    if (requests.size() == 1) {
+        write(stem + "-0", pipeline.generate(requests.front()));
+        return;
+    }
+    if (!pipeline.joins(requests[0], requests[1])) throw std::runtime_error("they do not join");
+    const std::vector<sd35::Outcome> outcomes = pipeline.generate_joined(requests);
+    for (std::size_t i = 0; i < outcomes.size(); ++i) {
+        write(stem + "-" + std::to_string(i), std::get<sd35::Result>(outcomes[i]));
+    }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count != 5) {
+        std::cerr << "usage: conformance CASES POLICY BUNDLE OUT\n";
+        return 2;
+    }
+    const std::string policy = arguments[2];
+    try {
+        std::ifstream stream(arguments[1]);
+        const json cases = json::parse(stream).at("cases");
+        sd35::LoadOptions options;
+        options.threads = 1;
+        sd35::Pipeline pipeline(arguments[3], options);
+        for (std::size_t i = 0; i < cases.size(); ++i) {
+            if (cases[i].at("policy") != policy) continue;
+            draw(pipeline, cases[i].at("requests"), arguments[4] + ("/" + std::to_string(i)));
+        }
+    } catch (const std::exception& error) {
+        std::cerr << error.what() << '\n';
+        return 1;
+    }
+    return 0;
+}

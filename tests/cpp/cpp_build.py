@@ -1,0 +1,72 @@
+"""libsd35, built once for all tests of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from sd35_ctypes import Library
+
+ROOT = Path(__file__).parents[2]
+CASES: list[dict[str, Any]] = json.loads((ROOT / "cpp/tests/cases.json").read_text("utf-8"))[
+    "cases"
+]
+
+# Of cpp/build.sh.
+_MISSING = 3
+
+
+@functools.cache
+def built(preset: str = "release") -> Path:
+    """The build directory of a preset; skips the test where something is missing."""
+    folder = ROOT / "build" / "cpp"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".lock-{preset}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait, and find it built
+        run = subprocess.run(
+            [ROOT / "cpp/build.sh", preset], capture_output=True, text=True, check=False
+        )
+    if run.returncode == _MISSING:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    if not (folder / preset / "sd35" / "libsd35-onnxruntime.so").exists():
+        pytest.skip("libsd35 is built without ONNX Runtime, whose headers are not installed")
+    return folder / preset
+
+
+def onnxruntime_library() -> Path:
+    """The library of Python's own package."""
+    return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+
+
+def environment() -> dict[str, str]:
+    """With the same ONNX Runtime as Python's."""
+    return {**os.environ, "SD35_ONNXRUNTIME": str(onnxruntime_library())}
+
+
+def library() -> Library:
+    """The shared library, on the same ONNX Runtime as Python's."""
+    os.environ["SD35_ONNXRUNTIME"] = str(onnxruntime_library())
+    return Library(built() / "libsd35.so")
+
+
+def run_program(program: Path, *arguments: object, text: str = "") -> str:
+    """What a program prints."""
+    run = subprocess.run(
+        [program, *map(str, arguments)], input=text, capture_output=True, text=True, check=False,
+        env=environment(),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout
+
+
+def probe(part: str, document: Any) -> Any:
+    """What a part of libsd35 makes of a document; see cpp/tests/probe.cpp."""
+    return json.loads(run_program(built() / "tests" / "probe", part, text=json.dumps(document)))

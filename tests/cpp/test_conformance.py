@@ -1,0 +1,85 @@
+"""libsd35 draws what the Python runtime draws, bit for bit, on the same ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cpp_build import CASES, ROOT, built, run_program
+
+from sd35_trt.runtime import Pipeline, Result
+from sd35_trt.runtime.job import Job
+
+POLICIES = sorted({case["policy"] for case in CASES})
+
+
+def picture(width: int, height: int) -> np.ndarray:
+    """What the cases call ``image``."""
+    y, x, channel = np.indices((height, width, 3))
+    return ((x * (channel + 1) + 2 * y) % 256).astype(np.uint8)
+
+
+def arguments(request: dict[str, Any]) -> dict[str, Any]:
+    """A case's request for Python."""
+    own = dict(request)
+    if "seeds" in own:
+        own["seed"] = own.pop("seeds")
+    if "image" in own:
+        own["image"] = picture(*own["image"])
+    if len(own.get("negative", [])) == 1:
+        [own["negative"]] = own["negative"]
+    return own
+
+
+def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
+    jobs = [Job(pipe.request(**arguments(request))) for request in requests]
+    pipe.draw(jobs)
+    results = [job.outcome for job in jobs if isinstance(job.outcome, Result)]
+    assert len(results) == len(jobs)
+    return results
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_cases_are_equal(
+    policy: str, make_bundle: Callable[..., Path], mini_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = mini_bundle if policy == "fp32" else make_bundle(policy=policy)
+    program = built() / "tests" / "conformance"
+    run_program(program, ROOT / "cpp/tests/cases.json", policy, bundle, tmp_path)
+    with Pipeline.load(bundle, threads=1) as pipe:
+        for number, case in enumerate(CASES):
+            if case["policy"] != policy:
+                continue
+            for part, result in enumerate(draw(pipe, case["requests"])):
+                check(tmp_path / f"{number}-{part}", result, case["name"])
+
+
+def check(stem: Path, expected: Result, name: str) -> None:
+    latents = np.fromfile(f"{stem}.latents", np.float32)
+    np.testing.assert_array_equal(
+        latents.view(np.uint32), expected.latents.ravel().view(np.uint32), name
+    )
+    images = np.fromfile(f"{stem}.images", np.uint8)
+    np.testing.assert_array_equal(images, expected.images.ravel(), name)
+    about = json.loads(Path(f"{stem}.json").read_text("utf-8"))
+    assert about["parameters"] == expected.parameters, name
+    assert about["notes"] == list(expected.notes), name
+    assert about["seed"] == expected.seeds[0], name
+
+
+def test_the_cases_hold_what_they_promise() -> None:
+    """Guidance on and off, batches, joined requests, pictures, samplers, sizes, lengths."""
+    requests = [request for case in CASES for request in case["requests"]]
+    assert {"fp32", "half", "int8-weight", "fp8"} == set(POLICIES)
+    assert any(len(case["requests"]) > 1 for case in CASES)
+    assert {1, 3} <= {request.get("batch", 1) for request in requests}
+    assert {None, "dpmpp-2m"} <= {request.get("sampler") for request in requests}
+    assert len({request.get("t5_tokens") for request in requests}) >= 3
+    for field in ("image", "negative", "guidance", "shift", "size", "seeds"):
+        assert any(field in request for request in requests), field
+    names = [case["name"] for case in CASES]
+    assert len(set(names)) == len(names)
