@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from .modules import (
 from .part_layers import StoredSize, component_attentions, component_layers, part_layers
 from .ports import ComponentModule
 from .program_writer import write_program
-from .quantized import WEIGHT_ONLY
+from .quantized import WEIGHT_ONLY, weight_only_linear
 from .range_guard import guard
 from .scales import Scales
 from .torch_layers import use_torch_layers
@@ -97,13 +98,18 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
 
 
 def apply_policy(
-    part: nn.Module, component: str, policy: Policy, scales: Scales | None = None
+    part: nn.Module,
+    component: str,
+    policy: Policy,
+    scales: Scales | None = None,
+    weights: Weights | None = None,
 ) -> dict[str, float]:
     """Give every layer of a component the precision that the policy asks for.
 
     Args:
         scales: of the part, from a calibration; without, FP8 layers have the right shapes and
             types but cannot be written, and nothing guards FP16's range.
+        weights: of the part: integer weights have scales that suit them; without, FP16's.
 
     Returns:
         ``component/module`` → amax of what the range guard computes in FP32, of all the part.
@@ -126,7 +132,10 @@ def apply_policy(
         if not isinstance(module, ExportLinear):
             raise TypeError(f"{precision} for {name}, which is a {type(module).__name__}")
         if precision in WEIGHT_ONLY:
-            layer: nn.Module = WEIGHT_ONLY[precision](module)
+            read = None
+            if weights is not None and name in own:
+                read = partial(weights.read, f"{name}.weight")
+            layer: nn.Module = weight_only_linear(module, precision, read)
         else:
             amax = None if scales is None else scales.inputs[f"{owner}/{name}"]
             layer = Fp8Linear(module, amax)
@@ -247,7 +256,7 @@ def export_component(
     with fake_tensors():
         part = build_part(folder, checkpoint)
         precisions = _precisions(part, name, policy)
-        places = apply_policy(part, name, policy, scales)
+        places = apply_policy(part, name, policy, scales, weights)
         dialect = use_dialect(part, options)
         size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()

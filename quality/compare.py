@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import scipy
 import skimage
 
 from sd35_trt import __version__
+from sd35_trt.backends import BACKENDS
 from sd35_trt.calibration.prompts import digest, read_prompts
+from sd35_trt.compat.library import load_library
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import MANIFEST, Bundle, sha256_file
 from sd35_trt.formats.report import ComparedModel, Report, Run, Side
@@ -42,7 +43,7 @@ PAGE_FILE = "index.html"
 CAPTIONS = 100
 
 # What the figures depend on.
-_LIBRARIES = (np, onnx, onnxruntime, scipy, skimage)
+_LIBRARIES = (np, onnx, scipy, skimage)
 
 
 def verify(options: VerifyOptions, progress: Progress = silent) -> Report:
@@ -108,7 +109,7 @@ def _report(
     return Report(
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=options.command,
-        versions=_versions(),
+        versions=_versions(reference, candidate),
         model=ComparedModel(model.name, model.variant),
         reference=_describe(reference, options.against),
         candidate=_describe(candidate, str(options.bundle)),
@@ -179,8 +180,10 @@ def _check_request(options: VerifyOptions, candidate: Bundle) -> None:
     )
 
 
-def _versions() -> dict[str, str]:
-    return {"sd35-trt": __version__} | {m.__name__: m.__version__ for m in _LIBRARIES}
+def _versions(*bundles: Bundle) -> dict[str, str]:
+    engines = {c.engine for bundle in bundles for c in bundle.manifest.components}
+    libraries = [*_LIBRARIES, *(load_library(BACKENDS[engine]) for engine in sorted(engines))]
+    return {"sd35-trt": __version__} | {m.__name__: str(m.__version__) for m in libraries}
 
 
 def _describe(bundle: Bundle, name: str) -> Side:

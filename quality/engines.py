@@ -25,9 +25,10 @@ from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from sd35_trt.runtime.sessions.session import Session, SessionOptions, device_of, open_session
 
 from .bisection import Difference, first_difference
+from .graph_sessions import written_options
 from .marked_graphs import engine_runs, run_as_written
 from .metrics import RelativeError
-from .onnx_graph import Arrays, OnnxGraph, written_options
+from .onnx_graph import Arrays, OnnxGraph
 from .watched_session import WatchedSession
 
 #: ‖a − b‖ / ‖b‖ that a component may have, by the coarsest precision in it.

@@ -27,7 +27,6 @@ from sd35_trt.mini.scenes import Example
 from sd35_trt.progress import Progress
 
 from .draw import CandidateDrawing, PictureSet, ReferenceDrawing, draw_candidate, draw_reference
-from .linears import equal_linears, linear_errors
 from .metrics import load_lpips, psnr, squared_error, ssim
 from .page import Pictures
 
@@ -103,6 +102,9 @@ def _linears(
             or any(BACKENDS[c.engine].needs_library for c in (one, other))
         ):
             return [], "single layers are compared in ONNX Runtime bundles only"
+        # Where the bundles are others', ONNX Runtime need not be installed.
+        from .linears import equal_linears, linear_errors
+
         path = reference.path(one.files[0].path)
         if [file.sha256 for file in one.files] == [file.sha256 for file in other.files]:
             errors += equal_linears(name, path)

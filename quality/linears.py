@@ -18,9 +18,10 @@ import numpy as np
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.report import LinearError
 
+from .graph_sessions import open_graph
 from .linear_graph import LinearGraph, input_name
 from .metrics import RelativeError
-from .onnx_graph import Arrays, open_graph
+from .onnx_graph import Arrays
 
 # Exposed activations held at a time.
 _BUDGET = 2 << 30

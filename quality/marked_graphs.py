@@ -14,7 +14,8 @@ from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Device
 from sd35_trt.runtime.sessions.onnxruntime import session_options
 
-from .onnx_graph import Arrays, OnnxGraph, open_graph
+from .graph_sessions import open_graph
+from .onnx_graph import Arrays, OnnxGraph
 
 #: Outputs by name, for inputs and the names of values.
 MarkedRun = Callable[[Arrays, Sequence[str]], Arrays]

@@ -1,4 +1,4 @@
-"""A component's ONNX graph: its values, and sessions that run it as it is written."""
+"""A component's ONNX graph and its values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
@@ -67,27 +66,3 @@ class OnnxGraph:
     def feed(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Arrays for its inputs, in their types."""
         return {name: arrays[name].astype(self.dtype(name), copy=False) for name in self.inputs}
-
-
-def written_options() -> ort.SessionOptions:
-    """How a graph runs operator by operator, as written: fusions would move what is compared."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
-
-
-def open_graph(
-    model: ModelProto, folder: Path, options: ort.SessionOptions | None = None
-) -> ort.InferenceSession:
-    """A session on the CPU.
-
-    Args:
-        folder: where the files of its weights are.
-        options: None takes :func:`written_options`.
-    """
-    options = options or written_options()
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

@@ -66,7 +66,8 @@ def _providers(device: Device) -> list[Any]:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise Sd35Error(
             f"this onnxruntime {ort.__version__} has no CUDA provider",
-            "pip uninstall onnxruntime, then: pip install onnxruntime-gpu",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then: "
+            "pip install 'sd35-trt[onnxruntime-gpu]'",
         )
     # Or each load warns that the provider is no plug-in, past the session's own level.
     ort.set_default_logger_severity(_ERRORS)

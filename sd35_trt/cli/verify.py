@@ -152,10 +152,13 @@ def _compare_engines(bundle: Path, as_json: bool, arguments: dict[str, Any]) -> 
     """The part of ``verify`` that runs engines beside their graphs."""
     from dataclasses import asdict
 
+    from sd35_trt.backends import BACKENDS
+    from sd35_trt.compat.library import load_library
     from sd35_trt.compat.requirement import requirement
     from sd35_trt.formats.bundle import Bundle
     from sd35_trt.store.cache import open_cache
 
+    load_library(BACKENDS[ONNXRUNTIME])
     with requirement("comparing engines", "compare"):
         from sd35_trt.quality.engines import STEPS, compare_engines
         from sd35_trt.quality.graph_source import find_graphs

@@ -22,6 +22,13 @@ def load_library(backend: Backend) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name == backend.module
         state = "is not installed" if absent else "does not load"
         raise Sd35Error(f"{backend.title} {state} ({error})", advice) from error
+    if library.__spec__ is not None and library.__spec__.origin is None:
+        # What pip leaves of two packages that share their files, when one of them is uninstalled.
+        package = backend.packages[0]
+        raise Sd35Error(
+            f"{backend.title} is installed in parts ({package} shares its files with others)",
+            f"pip uninstall -y {' '.join(backend.packages)}, then: {advice}",
+        )
     version = str(getattr(library, "__version__", backend.minimum_version))
     if version_numbers(version) < version_numbers(backend.minimum_version):
         raise Sd35Error(

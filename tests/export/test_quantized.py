@@ -12,9 +12,12 @@ import torch
 from conftest import psnr
 from onnx import numpy_helper
 from safetensors.torch import load_file
+from torch import nn
 
 from sd35_trt.components import COMPONENTS
-from sd35_trt.export.quantized import int4_scale, int4_weight, int8_scale, int8_weight
+from sd35_trt.export.layers import ExportLinear
+from sd35_trt.export.quantized import IntegerFormat, WeightOnlyLinear, weight_only_linear
+from sd35_trt.export.torch_layers import IntegerLinear
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.policies import load_policy
 from sd35_trt.runtime import Pipeline
@@ -32,22 +35,94 @@ def policy_and_bundle(
     return request.param, make_bundle(policy=request.param)
 
 
-@pytest.mark.parametrize("scale", [1e-5, 0.02, 30.0])
-def test_rounding_is_to_nearest_against_the_stored_scale(scale: float) -> None:
+INT8 = IntegerFormat(127)
+INT4 = IntegerFormat(7, 128)
+
+
+def stored(weight: torch.Tensor, form: IntegerFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a weight [out, in] is after it was stored, and the step of each value."""
+    dtype = form.scale_dtype(weight)
+    step = form.scale(weight, dtype).float()
+    if form.block is not None:
+        step = step.repeat_interleave(form.block, dim=0)
+    integers = form.integers(weight, dtype)
+    assert integers.abs().max() <= form.levels
+    return (integers * step).t(), step.t() if step.ndim > 1 else step[:, None]
+
+
+@pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize("scale", [2.0**-30, 2.0**-10, 0.02, 30.0])
+def test_rounding_is_to_nearest_against_the_stored_scale(form: IntegerFormat, scale: float) -> None:
     weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(0)) * scale
-    step = int8_scale(weight).float()[:, None]
-    error = (int8_weight(weight).t() * step - weight).abs()
-    assert (error <= step * 0.5001).all()
+    actual, step = stored(weight, form)
     # FP16 rounds the scale, so the largest value may clip by a part in 2048.
-    step = int4_scale(weight, 128).t().float().repeat_interleave(128, dim=1)
-    error = (int4_weight(weight, 128).t() * step - weight).abs()
-    assert (error <= step * 0.51).all()
-    assert int4_weight(weight, 128).abs().max() <= 7
+    assert ((actual - weight).abs() <= step * 0.51).all()
+    assert (step <= 1.001 * weight.abs().max() / form.levels).all(), "none is floored"
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
-    assert (int8_weight(torch.zeros(4, 128)) == 0).all()
-    assert torch.isfinite(int8_scale(torch.zeros(4, 128))).all()
+@pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
+def test_one_small_channel_among_large_ones(form: IntegerFormat) -> None:
+    """A layer with a channel of 2⁻¹⁰, whose scales FP16 would floor, and one of zeros."""
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(1))
+    weight[3] *= 2.0**-14 / weight[3].abs().max()
+    weight[5] = 0
+    assert form.scale_dtype(weight) == torch.float32
+    actual, _ = stored(weight, form)
+    rows = [i for i in range(8) if i != 5]
+    errors = (actual - weight).norm(dim=1)[rows] / weight.norm(dim=1)[rows]
+    assert errors.max() <= 1.5 * errors.min(), "the small one is as precise as the others"
+    assert (actual[5] == 0).all()
+
+
+def test_scales_are_in_fp16_where_it_has_them() -> None:
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(1))
+    weight[5] = 0
+    for form in (INT8, INT4):
+        assert form.scale_dtype(weight) == torch.float16
+        assert torch.isfinite(form.scale(torch.zeros(4, 128))).all()
+        assert (form.integers(torch.zeros(4, 128)) == 0).all()
+
+
+class _OneLinear:
+    """Weights of a checkpoint with one layer."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
+    def read(self, name: str) -> torch.Tensor:
+        return {"layer.weight": self._weight, "layer.bias": torch.zeros(len(self._weight))}[name]
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int4-weight"])
+@pytest.mark.parametrize("smallest", [2.0**-10, 0.0, 1.0])
+def test_a_layer_with_small_channels_is_as_precise_as_another(
+    precision: str, smallest: float
+) -> None:
+    """As it is traced, and as a program of PyTorch's computes it."""
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
+    weight[::2] *= smallest / weight[::2].abs().amax(dim=1, keepdim=True)
+    linear = ExportLinear(nn.Linear(128, 64, bias=False))
+    layer = weight_only_linear(linear, precision, lambda: weight)
+    program = IntegerLinear(layer)
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(3)).half()
+    expected = x.double() @ weight.double().t()
+    for module in (layer, program):
+        for name in ("weight", "scale"):
+            source, convert = module.SOURCES[name]
+            assert source == "weight"
+            parameter = getattr(module, name)
+            parameter.data = convert(weight).to(parameter.dtype).reshape(parameter.shape)
+        actual = _dequantized(layer, x) if module is layer else module(x)
+        error = (actual.double() - expected).norm(dim=0) / expected.norm(dim=0).clamp(min=1e-30)
+        assert error.max() <= (0.02 if precision == "int8-weight" else 0.25)
+
+
+def _dequantized(layer: WeightOnlyLinear, x: torch.Tensor) -> torch.Tensor:
+    """What DequantizeLinear and the product compute: the symbolic operator does not."""
+    scale = layer.scale
+    if "block_size" in layer.attributes:
+        scale = scale.repeat_interleave(layer.attributes["block_size"], dim=0)
+    return x @ (layer.weight.to(scale.dtype) * scale).half()
 
 
 def test_the_file_holds_what_the_policy_says(policy_and_bundle: tuple[str, Path]) -> None:

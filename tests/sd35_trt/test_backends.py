@@ -68,6 +68,31 @@ def test_a_library_that_is_absent_too_old_or_broken(
     assert load_library(backend).__version__ == "2.0.0rc1"
 
 
+def test_a_library_of_which_pip_left_a_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two packages with one module, one was uninstalled: the module imports, and is empty."""
+    (tmp_path / "half_a_library" / "capi").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = replace(BACKENDS["onnxruntime"], module="half_a_library")
+    with pytest.raises(Sd35Error) as caught:
+        load_library(backend)
+    assert "ONNX Runtime is installed in parts" in str(caught.value)
+    assert str(caught.value).endswith(
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then: pip install 'sd35-trt[onnxruntime]'"
+    )
+
+
+def test_no_other_extra_takes_onnx_runtime() -> None:
+    """Two packages install its module, and which of them is the user's choice."""
+    named = {
+        extra
+        for extra, requirements in EXTRAS.items()
+        if any(requirement.startswith("onnxruntime") for requirement in requirements)
+    }
+    assert named == {"onnxruntime", "onnxruntime-gpu"}
+
+
 class _Builder:
     """Copies the exported graph, as ONNX Runtime's does, under other names."""
 
