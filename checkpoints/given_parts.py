@@ -11,6 +11,7 @@ from .configuration import KINDS, class_name
 from .contents import describe
 from .diffusers import Part, read_config, way_without
 from .findings import Findings
+from .hub import expand_user
 from .model_options import OPTIONS
 from .part_files import configure, open_own_file
 from .weight_files import read_json
@@ -64,6 +65,6 @@ def open_parts(paths: Mapping[str, Path]) -> dict[str, Part]:
     findings, parts = Findings(), {}
     for part, path in paths.items():
         with findings.part():
-            parts[part] = open_part(part, path.expanduser())
+            parts[part] = open_part(part, expand_user(path))
     findings.tell()
     return parts

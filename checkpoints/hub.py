@@ -32,6 +32,20 @@ _ADDRESS = re.compile(
 )
 
 
+def expand_user(path: Path) -> Path:
+    """The path with the home directory of ``~`` and ``~user`` in it.
+
+    Raises:
+        CheckpointError: there is no such home directory.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"there is no home directory for {path}", "give the whole path"
+        ) from error
+
+
 def resolve_model(model: str) -> Path:
     """The directory or file behind ``mini``, a path, or a model on the hub.
 
@@ -45,7 +59,7 @@ def resolve_model(model: str) -> Path:
         return checkpoint_path()
     if "://" in model:
         raise CheckpointError(f"{model} is an address", f"give {_instead_of(model)}")
-    path = Path(model).expanduser()
+    path = expand_user(Path(model))
     match = _ID.fullmatch(model)
     if match is None or _is_local(path, match["file"] is not None):
         return path

@@ -119,11 +119,11 @@ class InductorSession:
                 f"{device.name} has no room for {component.name}", "load with a vram_budget"
             ) from error
 
-    def _offer_kernels(self, bundle: Bundle) -> Path:
+    def _offer_kernels(self, bundle: Bundle) -> Path | None:
         """Hand over what was compiled before, for this GPU by this PyTorch; see the return value.
 
         Returns:
-            Where to keep what this process compiles.
+            Where to keep what this process compiles; None where there is no folder.
         """
         gpu = torch.cuda.get_device_name(self._queue.device)
         manifest = bundle.manifest

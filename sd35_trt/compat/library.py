@@ -22,7 +22,8 @@ def load_library(backend: Backend) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name == backend.module
         state = "is not installed" if absent else "does not load"
         raise Sd35Error(f"{backend.title} {state} ({error})", advice) from error
-    if library.__spec__ is not None and library.__spec__.origin is None:
+    spec = getattr(library, "__spec__", None)
+    if spec is not None and spec.origin is None:
         # What pip leaves of two packages that share their files, when one of them is uninstalled.
         package = backend.packages[0]
         raise Sd35Error(

@@ -205,3 +205,8 @@ def test_an_address(address: str, instead: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve_model(address)
     assert str(caught.value) == f"{address} is an address — give {instead}"
+
+
+def test_a_home_that_there_is_not() -> None:
+    with pytest.raises(CheckpointError, match="no home directory for ~nobody-here/sd3.5 — give"):
+        resolve_model("~nobody-here/sd3.5")

@@ -112,9 +112,11 @@ def test_a_layer_with_small_channels_is_as_precise_as_another(
             assert source == "weight"
             parameter = getattr(module, name)
             parameter.data = convert(weight).to(parameter.dtype).reshape(parameter.shape)
-        actual = _dequantized(layer, x) if module is layer else module(x)
-        error = (actual.double() - expected).norm(dim=0) / expected.norm(dim=0).clamp(min=1e-30)
-        assert error.max() <= (0.02 if precision == "int8-weight" else 0.25)
+        actual = (_dequantized(layer, x) if module is layer else module(x)).double()
+        for channels in (slice(0, None, 2), slice(1, None, 2)):
+            error = (actual - expected)[:, channels].norm()
+            bound = 0.012 if precision == "int8-weight" else 0.15
+            assert error <= bound * expected[:, channels].norm()
 
 
 def _dequantized(layer: WeightOnlyLinear, x: torch.Tensor) -> torch.Tensor:

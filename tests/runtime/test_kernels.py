@@ -22,7 +22,9 @@ from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SD35_TRT_CACHE", str(tmp_path / "cache"))
     component = write_bundle(tmp_path / "bundle").components[0]
-    return kernel_file(component, "NVIDIA H100", "2.11")
+    file = kernel_file(component, "NVIDIA H100", "2.11")
+    assert file is not None
+    return file
 
 
 @pytest.fixture
@@ -43,6 +45,25 @@ def test_kept_and_read(path: Path, log: list[str]) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert not log
+
+
+def test_without_a_home_none_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    for name in ("SD35_TRT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    component = write_bundle(tmp_path / "bundle").components[0]
+    file = kernel_file(component, "NVIDIA H100", "2.11")
+    assert file is None
+    assert read_kernels(file) == b""
+    write_kernels(file, b"kernels")
+    assert "there is no home directory" in log[0]
+    assert "SD35_TRT_CACHE" in log[0]
 
 
 def test_the_latest_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
