@@ -31,6 +31,7 @@ const BackendRow* find_backend(std::string_view name) {
 }
 
 void check_engines(const Bundle& bundle) {
+    backend_of(bundle);
     for (const Component& component : bundle.manifest().components) {
         if (find_backend(component.engine) == nullptr) {
             throw unknown_engine(bundle, component.engine);

@@ -6,6 +6,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "error.hpp"
+
 namespace libsd35 {
 namespace {
 
@@ -33,8 +35,10 @@ Buffer Buffer::rows(std::int64_t first, std::int64_t count) const {
 
 Buffer Buffer::part(std::int64_t first, std::int64_t count, Shape shape) const {
     if (first < 0 || count < 0 || first + count > shape_.at(0)) {
-        throw std::out_of_range("rows " + std::to_string(first) + " to " +
-                                std::to_string(first + count) + " of " + to_text(shape_));
+        // What an engine gives has another shape than what was asked of it.
+        throw bundle_error("a tensor of shape " + to_text(shape_) + " has no rows " +
+                               std::to_string(first) + " to " + std::to_string(first + count - 1),
+                           "build the bundle again");
     }
     const std::size_t row_bytes =
         bytes_ / static_cast<std::size_t>(std::max<std::int64_t>(shape_.front(), 1));

@@ -21,7 +21,8 @@ class Buffer {
     std::size_t bytes() const noexcept { return bytes_; }
     explicit operator bool() const noexcept { return address_ != nullptr; }
 
-    // Row i of the first axis, of one axis less; `count` rows from `first` on.
+    // Row i of the first axis, of one axis less; `count` rows from `first` on. Throws Error where
+    // it has no such rows.
     Buffer row(std::int64_t i) const;
     Buffer rows(std::int64_t first, std::int64_t count) const;
     Buffer reshape(Shape shape) const;

@@ -34,20 +34,30 @@ bool goes_up(const fs::path& path) {
     return std::any_of(path.begin(), path.end(), [](const fs::path& part) { return part == ".."; });
 }
 
-fs::path inside(const fs::path& root, const std::string& relative) {
-    const fs::path path(relative);
-    if (path.is_absolute() || goes_up(path) || !lies_in(root, root / path)) {
-        throw bundle_error((root / "bundle.json").string() + ": the path " + shown(relative) +
-                               " leaves the bundle",
-                           "do not use this bundle");
+// Whether a link that leaves the bundle leads to a regular file with the content of `file`, as in
+// the cache of Hugging Face's hub.
+bool is_linked(const fs::path& root, const File& file) {
+    const fs::path path(file.path);
+    std::error_code failure;
+    if (path.is_absolute() || goes_up(path) || !fs::is_symlink(root / path, failure)) return false;
+    const fs::path target = fs::canonical(root / path, failure);
+    if (failure) return false;
+    try {
+        RegularFile content(target);
+        if (content.size() != file.bytes) return false;
+        // The cache names large files by their SHA-256, and checks it.
+        const bool named = target.filename() == file.sha256 && content.size() > small_file;
+        return named || sha256_of(content) == file.sha256;
+    } catch (const FileError&) {
+        return false;
     }
-    return root / path;
 }
 
-void check_file(const fs::path& path, const File& expected, bool verify) {
+void check_content(const fs::path& path, const File& expected, bool verify) {
     std::error_code failure;
+    if (!fs::exists(path, failure)) throw bundle_error(path.string() + " is missing", rebuild);
     if (!fs::is_regular_file(path, failure)) {
-        throw bundle_error(path.string() + " is missing", rebuild);
+        throw bundle_error(path.string() + " is no regular file", rebuild);
     }
     try {
         RegularFile file(path);
@@ -64,27 +74,33 @@ void check_file(const fs::path& path, const File& expected, bool verify) {
     }
 }
 
-void check_files(const fs::path& root, const Manifest& manifest, bool verify) {
-    for (const File& file : manifest.files) check_file(inside(root, file.path), file, verify);
-    std::set<std::string> seen;
-    for (const Component& component : manifest.components) {
-        for (const File& file : component.files) {
-            if (seen.insert(file.path).second) {
-                check_file(inside(root, file.path), file, verify);
-            }
-        }
-    }
-    for (const auto& [_, tokenizer] : manifest.tokenizers) inside(root, tokenizer.path);
-}
-
 }  // namespace
 
 Bundle::Bundle(const fs::path& root, bool verify) : root_(root), manifest_(read_manifest(root)) {
-    check_files(root_, manifest_, verify);
+    for (const File& file : manifest_.files) check(file, verify);
+    std::set<std::string> seen;
+    for (const Component& component : manifest_.components) {
+        for (const File& file : component.files) {
+            if (seen.insert(file.path).second) check(file, verify);
+        }
+    }
+    for (const auto& [_, tokenizer] : manifest_.tokenizers) path(tokenizer.path);
+}
+
+void Bundle::check(const File& file, bool verify) {
+    if (!lies_in(root_, root_ / file.path) && is_linked(root_, file)) links_.insert(file.path);
+    check_content(path(file.path), file, verify);
 }
 
 fs::path Bundle::path(const std::string& relative) const {
-    return inside(root_, relative);
+    if (links_.find(relative) != links_.end()) return root_ / relative;
+    const fs::path path(relative);
+    if (path.is_absolute() || goes_up(path) || !lies_in(root_, root_ / path)) {
+        throw bundle_error((root_ / "bundle.json").string() + ": the path " + shown(relative) +
+                               " leaves the bundle",
+                           "do not use this bundle");
+    }
+    return root_ / path;
 }
 
 std::string Bundle::read(const std::string& relative, std::uint64_t limit) const {

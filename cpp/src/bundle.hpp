@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
 #include <string>
 
 #include "manifest.hpp"
@@ -17,15 +18,19 @@ class Bundle {
     const std::filesystem::path& root() const noexcept { return root_; }
     const Manifest& manifest() const noexcept { return manifest_; }
 
-    // Path of a file of the bundle. Throws Error where it leaves the bundle.
+    // Path of a file of the bundle. Throws Error where it leaves the bundle, unless it is a link
+    // whose target was seen to have the manifest's hash.
     std::filesystem::path path(const std::string& relative) const;
 
     // Content of a file of at most so many bytes. Throws Error.
     std::string read(const std::string& relative, std::uint64_t limit) const;
 
   private:
+    void check(const File& file, bool verify);
+
     std::filesystem::path root_;
     Manifest manifest_;
+    std::set<std::string, std::less<>> links_;
 };
 
 }  // namespace libsd35

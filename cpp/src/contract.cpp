@@ -1,8 +1,11 @@
 #include "contract.hpp"
 
 #include <algorithm>
-#include <initializer_list>
+#include <array>
+#include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -12,199 +15,255 @@
 namespace libsd35 {
 namespace {
 
-using Side = std::variant<std::int64_t, std::string>;
+// No width of a network, and no number of its tokens, is larger.
+constexpr std::int64_t largest = 1 << 20;
 
-// Any fixed number.
-const Side width = std::int64_t{-1};
+// No token of a vocabulary is.
+constexpr std::int64_t largest_token = std::int64_t{1} << 31;
 
-// No engine takes as many at once.
-constexpr std::int64_t most_images = 1 << 16;
+// Names of dynamic dimensions, which a builder may have pinned to a number. All other names are of
+// one number each, the same wherever the name stands.
+constexpr std::array<std::string_view, 8> dynamic{
+    "batch", "samples", "tokens", "steps", "height", "width", "image_height", "image_width"};
 
-// A type that may be float16 or float32.
-constexpr std::string_view half = "half";
-
+// A port and its dimensions, those that are not numbers by name.
 struct Expected {
-    const char* name;
-    std::string_view dtype;
-    std::vector<Side> shape;
+    std::string_view port;
+    std::vector<std::string_view> dims;
 };
+
+struct Ports {
+    std::vector<Expected> inputs;
+    std::vector<Expected> outputs;
+};
+
+// What names of dimensions stand for.
+using Sizes = std::map<std::string, std::int64_t, std::less<>>;
+
+std::vector<std::string_view> latents() {
+    return {"batch", "channels", "height", "width"};
+}
+
+std::vector<std::string_view> image() {
+    return {"batch", "image_height", "image_width", "3"};
+}
+
+Ports denoiser_ports(bool guided) {
+    Ports ports{{{"latents", latents()},
+                 {"sigma", {"batch"}},
+                 {"coefficients", {"batch", "3"}},
+                 {"previous_denoised", latents()},
+                 {"context", {"batch", "tokens", "context"}},
+                 {"modulation", {"batch", "rows", "modulation"}}},
+                {{"next_latents", latents()}, {"denoised", latents()}}};
+    if (guided) {
+        ports.inputs.push_back({"uncond_context", {"batch", "tokens", "context"}});
+        ports.inputs.push_back({"uncond_modulation", {"batch", "rows", "modulation"}});
+        ports.inputs.push_back({"guidance", {"batch"}});
+    }
+    return ports;
+}
+
+// Nothing where the component is a later version's; the manifest would require it.
+std::optional<Ports> ports_of(std::string_view component, bool guided) {
+    if (component == "clip_l") {
+        return Ports{
+            {{"input_ids", {"batch", "clip"}}},
+            {{"hidden", {"batch", "clip", "clip_l"}}, {"pooled", {"batch", "clip_l_pooled"}}}};
+    }
+    if (component == "clip_g") {
+        return Ports{
+            {{"input_ids", {"batch", "clip"}}},
+            {{"hidden", {"batch", "clip", "clip_g"}}, {"pooled", {"batch", "clip_g_pooled"}}}};
+    }
+    if (component == "t5") {
+        return Ports{{{"input_ids", {"batch", "tokens"}}},
+                     {{"hidden", {"batch", "tokens", "embeds"}}}};
+    }
+    if (component == "conditioner") {
+        return Ports{{{"prompt_embeds", {"samples", "tokens", "embeds"}},
+                      {"pooled", {"samples", "pooled"}},
+                      {"timesteps", {"steps"}}},
+                     {{"context", {"samples", "tokens", "context"}},
+                      {"modulation", {"steps", "samples", "rows", "modulation"}}}};
+    }
+    if (component == "denoiser") return denoiser_ports(guided);
+    if (component == "vae_decoder") return Ports{{{"latents", latents()}}, {{"image", image()}}};
+    if (component == "vae_encoder") return Ports{{{"image", image()}}, {{"latents", latents()}}};
+    return std::nullopt;
+}
+
+// What a port may hold: of what was computed, either of two, in the policy's precision.
+std::vector<std::string> dtypes_of(std::string_view port) {
+    if (port == "input_ids") return {"int64"};
+    if (port == "image") return {"uint8"};
+    for (const std::string_view exact :
+         {"timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
+          "next_latents", "denoised"}) {
+        if (port == exact) return {"float32"};
+    }
+    return {"float16", "float32"};
+}
+
+bool is_dynamic(std::string_view dim) {
+    return std::find(dynamic.begin(), dynamic.end(), dim) != dynamic.end();
+}
+
+std::string shape_of(const Port& port) {
+    std::vector<std::string> sides;
+    for (const auto& side : port.shape) {
+        const auto* number = std::get_if<std::int64_t>(&side);
+        sides.push_back(number != nullptr ? std::to_string(*number)
+                                          : shown(std::get<std::string>(side)));
+    }
+    return "[" + join(sides) + "]";
+}
 
 class Checker {
   public:
-    explicit Checker(const Bundle& bundle) : bundle_(bundle) {}
+    explicit Checker(const Bundle& bundle)
+        : bundle_(bundle),
+          manifest_(bundle.manifest()),
+          sizes_{{"channels", manifest_.latent_channels}} {}
 
-    const Component& component(const std::string& name) const {
-        const Component* found = bundle_.manifest().component(name);
-        if (found == nullptr) throw refusal("it has no " + name);
-        return *found;
-    }
-
-    // Every port that is expected is there, and no other.
-    void ports(const Component& component, const std::vector<Port>& actual,
-               const std::vector<Expected>& expected) const {
-        for (const Expected& one : expected) port(component, actual, one);
-        if (actual.size() == expected.size()) return;
-        for (const Port& one : actual) {
-            if (std::none_of(expected.begin(), expected.end(),
-                             [&](const Expected& other) { return one.name == other.name; })) {
-                throw refusal(component.name + " has a port " + shown(one.name) +
-                              ", which this version does not know");
-            }
+    void check() {
+        check_names();
+        for (const Component& component : manifest_.components) check_component(component);
+        check_features();
+        for (const char* name : {"clip_l", "clip_g", "t5"}) {
+            if (manifest_.component(name) != nullptr) check_tokenizer(name);
         }
-        throw refusal(component.name + " has a port twice");
-    }
-
-    void agree(bool condition, const std::string& what) const {
-        if (!condition) throw refusal(what);
-    }
-
-    // The last side of a port, which is fixed.
-    static std::int64_t last_side(const Port& port) {
-        return std::get<std::int64_t>(port.shape.back());
-    }
-
-    Error refusal(const std::string& what) const {
-        return bundle_error(bundle_.root().string() + " cannot be drawn from: " + what,
-                            "build it again with: sd35-trt build");
     }
 
   private:
-    void port(const Component& component, const std::vector<Port>& actual,
-              const Expected& expected) const {
-        const auto found = std::find_if(actual.begin(), actual.end(),
-                                        [&](const Port& one) { return one.name == expected.name; });
-        const std::string name = component.name + "'s " + expected.name;
-        if (found == actual.end()) throw refusal("it has no " + name);
-        const bool typed = expected.dtype == half
-                               ? found->dtype == DType::float16 || found->dtype == DType::float32
-                               : name_of(found->dtype) == expected.dtype;
-        if (!typed) throw refusal(name + " is " + std::string(name_of(found->dtype)));
-        if (!std::equal(found->shape.begin(), found->shape.end(), expected.shape.begin(),
-                        expected.shape.end(), same_side)) {
-            throw refusal(name + " has another shape than this version knows");
+    [[noreturn]] void refuse(const std::string& fault) const {
+        throw bundle_error(bundle_.root().string() + ": " + fault,
+                           "build it again with: sd35-trt build");
+    }
+
+    void check_names() const {
+        for (const Component& one : manifest_.components) {
+            if (manifest_.component(one.name) != &one) refuse("it has two components " + one.name);
+        }
+        for (const char* name : {"clip_l", "clip_g", "conditioner", "denoiser", "vae_decoder"}) {
+            if (manifest_.component(name) == nullptr) refuse("it has no " + std::string(name));
         }
     }
 
-    static bool same_side(const Side& actual, const Side& expected) {
-        return expected == width ? std::holds_alternative<std::int64_t>(actual)
-                                 : actual == expected;
+    void check_component(const Component& component) {
+        const auto expected = ports_of(component.name, manifest_.guided);
+        if (!expected) return;
+        check_ports(component.name, "input", component.inputs, expected->inputs);
+        check_ports(component.name, "output", component.outputs, expected->outputs);
+        for (const auto& [dim, bounds] : component.bounds) {
+            const auto [low, high] = bounds;
+            if (!(1 <= low && low <= high && high <= largest)) {
+                refuse("bounds of " + dim + " of " + component.name + " are " +
+                       std::to_string(low) + " to " + std::to_string(high));
+            }
+        }
+        // Inputs that nobody would feed; further outputs may be left out.
+        if (component.inputs.size() == expected->inputs.size()) return;
+        for (const Port& port : component.inputs) {
+            if (std::none_of(expected->inputs.begin(), expected->inputs.end(),
+                             [&](const Expected& one) { return one.port == port.name; })) {
+                refuse(component.name + " has an input " + port.name + ", which is unknown");
+            }
+        }
+        refuse(component.name + " has an input twice");
+    }
+
+    void check_ports(const std::string& component, const std::string& kind,
+                     const std::vector<Port>& found, const std::vector<Expected>& expected) {
+        for (const auto& [name, dims] : expected) {
+            const std::string what = kind + " " + std::string(name);
+            const auto port =
+                std::find_if(found.begin(), found.end(),
+                             [&name = name](const Port& one) { return one.name == name; });
+            if (port == found.end()) refuse(component + " has no " + what);
+            const std::vector<std::string> dtypes = dtypes_of(name);
+            const std::string dtype(name_of(port->dtype));
+            if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) {
+                refuse(what + " of " + component + " is " + dtype + ", not " +
+                       join(dtypes, " or "));
+            }
+            if (!fits(*port, dims)) {
+                refuse(what + " of " + component + " is " + shape_of(*port) + ", not " +
+                       expected_shape(dims));
+            }
+        }
+    }
+
+    bool fits(const Port& port, const std::vector<std::string_view>& dims) {
+        if (port.shape.size() != dims.size()) return false;
+        for (std::size_t i = 0; i < dims.size(); ++i) {
+            const auto* number = std::get_if<std::int64_t>(&port.shape[i]);
+            if (number == nullptr) {
+                const auto& name = std::get<std::string>(port.shape[i]);
+                if (!is_dynamic(dims[i]) || name != dims[i]) return false;
+            } else if (!is_size_of(*number, dims[i])) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    // A name that is new gets its number.
+    bool is_size_of(std::int64_t number, std::string_view dim) {
+        if (number < 1 || number > largest) return false;
+        if (is_dynamic(dim)) return true;
+        if (dim == "3") return number == 3;
+        return sizes_.emplace(dim, number).first->second == number;
+    }
+
+    std::string expected_shape(const std::vector<std::string_view>& dims) const {
+        std::vector<std::string> sides;
+        for (const std::string_view dim : dims) {
+            const auto known = sizes_.find(dim);
+            sides.push_back(known == sizes_.end() ? std::string(dim)
+                                                  : std::to_string(known->second));
+        }
+        return "[" + join(sides) + "]";
+    }
+
+    std::int64_t size(std::string_view name) const { return sizes_.find(name)->second; }
+
+    // What the text encoders give fits where the conditioner reads it.
+    void check_features() const {
+        const std::int64_t pooled = size("clip_l_pooled") + size("clip_g_pooled");
+        if (pooled != size("pooled")) {
+            refuse("conditioner takes pooled of " + std::to_string(size("pooled")) + ", CLIP has " +
+                   std::to_string(pooled));
+        }
+        const std::int64_t hidden = size("clip_l") + size("clip_g");
+        if (hidden > size("embeds")) {
+            refuse("conditioner takes prompt_embeds of " + std::to_string(size("embeds")) +
+                   ", CLIP alone has " + std::to_string(hidden));
+        }
+    }
+
+    void check_tokenizer(const std::string& name) const {
+        const auto found = manifest_.tokenizers.find(name);
+        if (found == manifest_.tokenizers.end()) refuse("it has no tokenizer of " + name);
+        const auto& [_, length, pad_id] = found->second;
+        const std::string pads = "the tokenizer of " + name + " pads to " + std::to_string(length);
+        if (length > largest || pad_id >= largest_token) {
+            refuse(pads + " with " + std::to_string(pad_id));
+        }
+        if (name != "t5" && length != size("clip")) {
+            refuse(pads + ", the encoder reads " + std::to_string(size("clip")));
+        }
     }
 
     const Bundle& bundle_;
+    const Manifest& manifest_;
+    Sizes sizes_;
 };
-
-void check_text_encoder(const Checker& checker, const Manifest& manifest, const std::string& name) {
-    const Component& encoder = checker.component(name);
-    const auto tokenizer = manifest.tokenizers.find(name);
-    checker.agree(tokenizer != manifest.tokenizers.end(), "it has no tokenizer of " + name);
-    if (name == "t5") {
-        checker.ports(encoder, encoder.inputs, {{"input_ids", "int64", {"batch", "tokens"}}});
-        checker.ports(encoder, encoder.outputs, {{"hidden", half, {"batch", "tokens", width}}});
-        return;
-    }
-    const std::int64_t length = tokenizer->second.length;
-    checker.ports(encoder, encoder.inputs, {{"input_ids", "int64", {"batch", length}}});
-    checker.ports(encoder, encoder.outputs,
-                  {{"hidden", half, {"batch", length, width}}, {"pooled", half, {"batch", width}}});
-}
-
-void check_conditioner(const Checker& checker) {
-    const Component& one = checker.component("conditioner");
-    checker.ports(one, one.inputs,
-                  {{"prompt_embeds", half, {"samples", "tokens", width}},
-                   {"pooled", half, {"samples", width}},
-                   {"timesteps", "float32", {"steps"}}});
-    checker.ports(one, one.outputs,
-                  {{"context", half, {"samples", "tokens", width}},
-                   {"modulation", half, {"steps", "samples", width, width}}});
-}
-
-void check_denoiser(const Checker& checker, const Manifest& manifest) {
-    const Component& one = checker.component("denoiser");
-    const std::vector<Side> latents{"batch", manifest.latent_channels, "height", "width"};
-    std::vector<Expected> inputs{{"latents", "float32", latents},
-                                 {"sigma", "float32", {"batch"}},
-                                 {"coefficients", "float32", {"batch", std::int64_t{3}}},
-                                 {"previous_denoised", "float32", latents},
-                                 {"context", half, {"batch", "tokens", width}},
-                                 {"modulation", half, {"batch", width, width}}};
-    if (manifest.guided) {
-        inputs.push_back({"uncond_context", half, {"batch", "tokens", width}});
-        inputs.push_back({"uncond_modulation", half, {"batch", width, width}});
-        inputs.push_back({"guidance", "float32", {"batch"}});
-    }
-    checker.ports(one, one.inputs, inputs);
-    checker.ports(one, one.outputs,
-                  {{"next_latents", "float32", latents}, {"denoised", "float32", latents}});
-}
-
-void check_autoencoder(const Checker& checker, const Manifest& manifest) {
-    const std::vector<Side> latents{"batch", manifest.latent_channels, "height", "width"};
-    const std::vector<Side> image{"batch", "image_height", "image_width", std::int64_t{3}};
-    const Component& decoder = checker.component("vae_decoder");
-    checker.ports(decoder, decoder.inputs, {{"latents", "float32", latents}});
-    checker.ports(decoder, decoder.outputs, {{"image", "uint8", image}});
-    const Component& encoder = checker.component("vae_encoder");
-    checker.ports(encoder, encoder.inputs, {{"image", "uint8", image}});
-    checker.ports(encoder, encoder.outputs, {{"latents", "float32", latents}});
-}
-
-// What the text encoders give fits where the conditioner reads it.
-void check_features(const Checker& checker, const Manifest& manifest) {
-    const Component& conditioner = checker.component("conditioner");
-    const std::int64_t room = Checker::last_side(*conditioner.input("prompt_embeds"));
-    std::int64_t hidden = 0;
-    std::int64_t pooled = 0;
-    for (const char* name : {"clip_l", "clip_g"}) {
-        hidden += Checker::last_side(*checker.component(name).output("hidden"));
-        pooled += Checker::last_side(*checker.component(name).output("pooled"));
-    }
-    checker.agree(hidden <= room, "prompt_embeds has no room for both of CLIP's");
-    checker.agree(pooled == Checker::last_side(*conditioner.input("pooled")),
-                  "pooled is not as wide as both of CLIP's");
-    const auto length = [&](const char* name) {
-        return manifest.tokenizers.find(name)->second.length;
-    };
-    checker.agree(length("clip_l") == length("clip_g"), "CLIP's texts differ in length");
-    if (const Component* t5 = manifest.component("t5")) {
-        checker.agree(Checker::last_side(*t5->output("hidden")) == room,
-                      "prompt_embeds is not as wide as T5's hidden");
-    }
-}
-
-// What the conditioner gives is what the denoiser reads.
-void check_conditioning(const Checker& checker, const Manifest& manifest) {
-    const Component& conditioner = checker.component("conditioner");
-    const Component& denoiser = checker.component("denoiser");
-    const auto same = [&](const char* output, const std::string& input) {
-        const Port& from = *conditioner.output(output);
-        const Port& to = *denoiser.input(input);
-        // Rows of modulation are as many; those of the context are tokens.
-        const bool rows = from.shape.size() < 4 || from.shape[2] == to.shape[1];
-        checker.agree(from.dtype == to.dtype && from.shape.back() == to.shape.back() && rows,
-                      "the denoiser's " + input + " is not what the conditioner gives");
-    };
-    same("context", "context");
-    same("modulation", "modulation");
-    if (!manifest.guided) return;
-    same("context", "uncond_context");
-    same("modulation", "uncond_modulation");
-}
 
 }  // namespace
 
 void check_contract(const Bundle& bundle) {
-    const Checker checker(bundle);
-    const Manifest& manifest = bundle.manifest();
-    checker.agree(manifest.ranges.batch.first <= most_images,
-                  "it draws " + std::to_string(manifest.ranges.batch.first) + " images at least");
-    for (const char* name : {"clip_l", "clip_g"}) check_text_encoder(checker, manifest, name);
-    if (manifest.component("t5") != nullptr) check_text_encoder(checker, manifest, "t5");
-    check_conditioner(checker);
-    check_denoiser(checker, manifest);
-    check_autoencoder(checker, manifest);
-    check_features(checker, manifest);
-    check_conditioning(checker, manifest);
+    Checker(bundle).check();
 }
 
 }  // namespace libsd35

@@ -22,12 +22,13 @@ std::vector<std::string> unique_of(const std::vector<std::string>& texts) {
 
 // Copies rows of values into a block of wider rows, from a column on.
 void place(const Buffer& rows, const Buffer& block, std::int64_t first_row, std::int64_t column) {
+    // An engine that was built for one length may give others than those asked for.
+    const Buffer room = block.rows(first_row, rows.shape()[0]);
     const auto width = static_cast<std::size_t>(rows.shape()[1]);
     const std::size_t from_row = width * item_bytes(rows.dtype());
     const std::size_t item = item_bytes(block.dtype());
     const std::size_t to_row = static_cast<std::size_t>(block.shape()[1]) * item;
-    std::byte* to = block.address() + static_cast<std::size_t>(first_row) * to_row +
-                    static_cast<std::size_t>(column) * item;
+    std::byte* to = room.address() + static_cast<std::size_t>(column) * item;
     const std::byte* from = rows.address();
     for (std::int64_t i = 0; i < rows.shape()[0]; ++i, from += from_row, to += to_row) {
         convert(from, rows.dtype(), to, block.dtype(), width);

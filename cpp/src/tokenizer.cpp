@@ -7,8 +7,8 @@
 namespace libsd35 {
 namespace {
 
-// T5's has 2.4 MB.
-constexpr std::uint64_t largest_tokenizer = 256 << 20;
+// T5's has some MB.
+constexpr std::uint64_t largest_tokenizer = 64 << 20;
 
 // Takes and frees the message of a function that failed.
 std::string taken(char* message) {
