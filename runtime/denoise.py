@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,15 +86,18 @@ class DenoiseLoop:
         steps = self._steps(session, latents, guidance)
         depth = _depth(device, latents.nbytes, total, watched)
         slots = self._slots.take(latents.shape, depth)
-        pending: deque[tuple[int, Fetch]] = deque()
+        pending: deque[tuple[int, Fetch, Buffer]] = deque()
         fetches: list[Fetch] = []
         copy = latents
 
         def look() -> bool:
             nonlocal copy
-            index, fetch = pending.popleft()
+            index, fetch, denoised = pending.popleft()
             copy = fetch.wait()
-            return after_step(Step(index, total, float(schedule.sigmas[index + 1]), copy))
+            sigma = float(schedule.sigmas[index + 1])
+            # Only one step more was queued: it has not overwritten this one's.
+            fetch_denoised = functools.cache(lambda: device.download(denoised))
+            return after_step(Step(index, total, sigma, copy, fetch_denoised))
 
         try:
             for i in range(total):
@@ -104,9 +108,9 @@ class DenoiseLoop:
                 inputs = StepInputs(constants[i], context, modulation)
                 if i >= 2:
                     fetches[i - 2].fence()  # this step overwrites what was copied then
-                current = steps.run(i, inputs)
+                current, denoised = steps.run(i, inputs)
                 fetches.append(device.fetch(current, slots[i % depth] if slots else None))
-                pending.append((i, fetches[-1]))
+                pending.append((i, fetches[-1], denoised))
                 going = True
                 while going and len(pending) >= depth:
                     going = look()
@@ -117,7 +121,7 @@ class DenoiseLoop:
                 pass
             return current, copy
         finally:
-            for _, fetch in pending:
+            for _, fetch, _ in pending:
                 fetch.wait()
             device.synchronize()
             clock.lap("denoise")

@@ -37,6 +37,13 @@ class StepInputs(NamedTuple):
         return ports
 
 
+class StepOutputs(NamedTuple):
+    """What a step computes, float32 [B, C, h, w] each; the step after the next overwrites both."""
+
+    latents: Buffer
+    denoised: Buffer
+
+
 class DirectSteps:
     """Steps that the engine computes from where the inputs are."""
 
@@ -50,8 +57,8 @@ class DirectSteps:
         self._denoised = [device.empty(latents.shape, np.float32),
                           device.upload(np.zeros_like(latents))]  # fmt: skip
 
-    def run(self, index: int, inputs: StepInputs) -> Buffer:
-        """Queue a step; returns the buffer of its latents."""
+    def run(self, index: int, inputs: StepInputs) -> StepOutputs:
+        """Queue a step; returns its buffers."""
         read, write = index % 2, 1 - index % 2
         feed = {
             **inputs.ports(self._latents[read].shape[0], self._guidance),
@@ -60,7 +67,7 @@ class DirectSteps:
         }
         outputs = {"next_latents": self._latents[write], "denoised": self._denoised[read]}
         self._session.run(feed, outputs)
-        return self._latents[write]
+        return StepOutputs(self._latents[write], self._denoised[read])
 
 
 class RecordedSteps:
@@ -95,8 +102,8 @@ class RecordedSteps:
         if guidance is not None and self._guidance is not None:
             device.copy(guidance, self._guidance)
 
-    def run(self, index: int, inputs: StepInputs) -> Buffer:
-        """Queue a step; returns the buffer of its latents."""
+    def run(self, index: int, inputs: StepInputs) -> StepOutputs:
+        """Queue a step; returns its buffers."""
         own = self._place(inputs)
         turn = index % 2
         if self._device.scratch_version != self._scratch_version:
@@ -109,7 +116,7 @@ class RecordedSteps:
             self._ran[turn] = True
         else:
             graph.replay()
-        return self._latents[1 - turn]
+        return StepOutputs(self._latents[1 - turn], self._denoised[turn])
 
     def _place(self, inputs: StepInputs) -> StepInputs:
         """Copy a step's inputs to where the graphs read them, which is returned."""

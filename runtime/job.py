@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +29,29 @@ class Step:
         total: number of steps of this run.
         sigma: noise level after the step; 0 after the last.
         latents: float32 [B, C, h, w], the loop's own buffer: copy what you keep.
+        fetch_denoised: see :attr:`denoised`.
     """
 
     index: int
     total: int
     sigma: float
     latents: np.ndarray
+    fetch_denoised: Callable[[], np.ndarray] = field(repr=False)
+
+    @property
+    def denoised(self) -> np.ndarray:
+        """The step's estimate of the finished latents, float32 [B, C, h, w]: what a preview shows.
+
+        It is fetched from the device when it is asked for, within the callback; copy what you
+        keep. A GPU ends the step that it is at first.
+        """
+        return self.fetch_denoised()
+
+    def part(self, images: slice) -> Step:
+        """The same step as some of the images see it."""
+        return replace(
+            self, latents=self.latents[images], fetch_denoised=lambda: self.denoised[images]
+        )
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any], index: int) -> None:
-    """Write a PNG with its parameters as JSON in the text chunk ``sd35-trt``.
+def picture_info(parameters: dict[str, Any], index: int) -> PngInfo:
+    """An image's parameters as JSON in the text chunk ``sd35-trt`` of a PNG.
 
     Args:
         parameters: of the run; lists in it hold one entry per image.
         index: which image of the run this is.
-
-    Raises:
-        Sd35Error: the file cannot be written; nothing of it stays.
     """
     own = {
         key: value[index] if key in ("prompt", "negative", "seed") else value
@@ -96,6 +93,16 @@ def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any], ind
     }
     info = PngInfo()
     info.add_text("sd35-trt", json.dumps({"version": __version__, **own}))
+    return info
+
+
+def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any], index: int) -> None:
+    """Write a PNG with its parameters; see :func:`picture_info`.
+
+    Raises:
+        Sd35Error: the file cannot be written; nothing of it stays.
+    """
+    info = picture_info(parameters, index)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         image.save(partial, format="PNG", pnginfo=info)

@@ -143,6 +143,10 @@ class PipelinePool:
         """
         self.set_traffic({name: 100})
 
+    def choose(self, key: str | None = None) -> str:
+        """The bundle that a new request goes to; without a key, a draw by the shares."""
+        return self._traffic.choose(key_of_traffic(key))
+
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or name not in self.pipelines:
             raise UsageError(
@@ -212,7 +216,7 @@ class PipelinePool:
         self._home.check("the pool")
         check_watchers(cancel, callback)
         key, timeout = key_of_traffic(key), seconds(timeout)
-        name = self._traffic.choose(key) if bundle is None else bundle
+        name = self.choose(key) if bundle is None else bundle
         self._check_name(name)
         try:
             request = self.pipelines[name].request(prompt, **arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 
 import numpy as np
@@ -161,7 +160,7 @@ class Renderer:
                 if job.outcome is None:
                     self._check_finite(job, part, guard)
                 if job.outcome is None:
-                    job.after_step(replace(step, latents=step.latents[part]))
+                    job.after_step(step.part(part))
             return any(job.outcome is None for job, _ in parts)
 
         watched = any(job.callback is not None for job, _ in parts)

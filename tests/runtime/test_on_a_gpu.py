@@ -78,6 +78,17 @@ def on_gpu(
     return pipe
 
 
+def denoised_by_step(pipe: Pipeline, wanted: Callable[[int], bool], **request: Any) -> Any:
+    """The result, and by step what a callback fetched of the steps that it wanted."""
+    seen: dict[int, np.ndarray] = {}
+
+    def on_step(step: Step) -> None:
+        if wanted(step.index):
+            seen[step.index] = step.denoised.copy()
+
+    return pipe.generate(**request, callback=on_step), seen
+
+
 def equal(one: Any, other: Any) -> None:
     np.testing.assert_array_equal(one.latents, other.latents)
     np.testing.assert_array_equal(one.images, other.images)
@@ -103,6 +114,21 @@ def test_it_draws_what_the_cpu_draws(tiny_bundle: Path, fake: FakeCuda, recordab
         source = cpu.generate(**REQUESTS[0]).images[0]
         request = {**REQUESTS[0], "image": source, "strength": 0.5}
         equal(gpu.generate(**request), cpu.generate(**request))
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_denoised_is_that_of_the_step_that_is_looked_at(
+    tiny_bundle: Path, fake: FakeCuda, recordable: bool
+) -> None:
+    with Pipeline.load(tiny_bundle) as cpu, on_gpu(tiny_bundle, fake, recordable) as gpu:
+        for request in REQUESTS:
+            _, expected = denoised_by_step(cpu, lambda _: True, **request)
+            for wanted in (lambda _: True, lambda index: index % 3 == 1):
+                result, seen = denoised_by_step(gpu, wanted, **request)
+                equal(result, cpu.generate(**request))
+                assert set(seen) == {index for index in expected if wanted(index)}
+                for index, denoised in seen.items():
+                    np.testing.assert_array_equal(denoised, expected[index])
 
 
 def test_text_of_another_length_is_recorded_anew(tiny_bundle: Path, fake: FakeCuda) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def test_callback_sees_every_step(pipe: Pipeline) -> None:
     assert [s.sigma for s in progress] == sorted([s.sigma for s in progress], reverse=True)
     assert progress[-1].sigma == 0
     np.testing.assert_array_equal(latents[-1], result.latents)
+
+
+def test_denoised_is_what_each_step_takes_for_the_finished_latents(tiny_bundle: Path) -> None:
+    seen: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def on_step(step: Step) -> None:
+        seen.append((step.sigma, step.latents.copy(), step.denoised.copy()))
+
+    with Pipeline.load(tiny_bundle) as pipe:
+        pipe.generate("a red star", steps=4, batch=2, sampler="euler", callback=on_step)
+    # Euler's step goes from where it is to the estimate, by the share of noise that it removes.
+    for (sigma, start, _), (after, end, denoised) in pairwise(seen):
+        share = after / sigma
+        np.testing.assert_allclose(end, share * start + (1 - share) * denoised, atol=1e-5)
+    np.testing.assert_array_equal(seen[-1][1], seen[-1][2])
 
 
 def test_callback_cancels_and_the_pipeline_goes_on(pipe: Pipeline) -> None:

@@ -67,6 +67,32 @@ def test_waiting_requests_share_a_run(
         same(future.result(), alone(tiny_bundle, **request))
 
 
+def test_a_joined_request_sees_its_own_latents(tiny_bundle: Path) -> None:
+    def watched(seen: list[np.ndarray]) -> Any:
+        return lambda step: seen.extend([step.latents.copy(), step.denoised.copy()])
+
+    expected: dict[int, list[np.ndarray]] = {seed: [] for seed in (1, 2)}
+    for seed, seen in expected.items():
+        engines = FakeEngines()
+        engines.pipeline(tiny_bundle).generate("a star", seed=seed, callback=watched(seen), **QUICK)
+    together: dict[int, list[np.ndarray]] = {seed: [] for seed in expected}
+    engines = FakeEngines(held=True)
+    with PipelinePool({"fp16": engines.pipeline(tiny_bundle)}) as pool:
+        first = pool.submit("a star", **QUICK)
+        engines.wait_for_step()
+        futures = [
+            pool.submit("a star", seed=seed, callback=watched(seen), **QUICK)
+            for seed, seen in together.items()
+        ]
+        engines.release()
+        done(first, *futures)
+    assert engines.batches == [1, 2]
+    for seed, seen in together.items():
+        assert len(seen) == 2 * QUICK["steps"]
+        for one, other in zip(seen, expected[seed], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_an_image_is_drawn_by_itself(pool: PipelinePool, engines: FakeEngines) -> None:
     first = pool.submit("a star", **QUICK)
     engines.wait_for_step()
