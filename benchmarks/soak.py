@@ -1,4 +1,5 @@
-"""A pool under load: many callers over two bundles, with cancels, time-outs and bad input.
+"""A pool under load: many callers over two bundles, with cancels, time-outs, bad input, extreme
+values and callbacks that misbehave.
 
     sd35-trt build --policy fp32 --out bundles/fp32
     sd35-trt build --policy half --out bundles/half
@@ -20,65 +21,28 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import psutil
+from soak_requests import DRAWN, SENDERS, SoakRequest, judge, make_requests
 
-from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, TimedOut, UsageError
+from sd35_trt.errors import PoolBusy
 from sd35_trt.quality.metrics import psnr, squared_error
 from sd35_trt.runtime import Pipeline, PipelinePool
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 
-_PROMPTS = ("a red star", "two blue squares", "a small green circle on white", "no ring, a cross")
 _SIZE = (64, 64)
-
-# What becomes of a request, and how often of a hundred.
-_KINDS = {"draw": 85, "cancel": 6, "timeout": 5, "invalid": 4}
 
 # Requests that one caller draws, to compare throughput.
 _ALONE = 100
 
 #: Memory counts as flat when its line rises by less than this over the rest of the run.
 FLAT = 0.02
-
-
-@dataclass(frozen=True)
-class SoakRequest:
-    """A request: which bundle, what to draw, and what becomes of it."""
-
-    bundle: str
-    kind: str
-    arguments: dict[str, Any]
-
-    @property
-    def picture(self) -> tuple[Any, ...]:
-        """What decides the picture."""
-        return (self.bundle, *sorted(self.arguments.items()))
-
-
-def make_requests(count: int, steps: int, seed: int = 0) -> list[SoakRequest]:
-    """Requests by chance: two bundles, four prompts, seeds, guidance and two numbers of steps."""
-    rng = random.Random(seed)
-    kinds = rng.choices(list(_KINDS), list(_KINDS.values()), k=count)
-    return [
-        SoakRequest(
-            rng.choice("ab"),
-            kind,
-            {
-                "prompt": rng.choice(_PROMPTS),
-                "seed": rng.randrange(6),
-                "guidance": rng.choice((1.0, 3.0, 5.0)),
-                "steps": steps + rng.randrange(2),
-            },
-        )
-        for kind in kinds
-    ]
 
 
 def soak(
@@ -103,7 +67,7 @@ def soak(
     pipes = {name: Pipeline.load(path, threads=1) for name, path in zip("ab", bundles, strict=True)}
     expected: dict[tuple[Any, ...], np.ndarray] = {}
     for request in requests:
-        if request.kind == "draw" and request.picture not in expected:
+        if request.kind in DRAWN and request.picture not in expected:
             expected[request.picture] = pipes[request.bundle].generate(**_arguments(request)).images
     drawings = [request for request in requests if request.kind == "draw"]
     some = drawings[:_ALONE]
@@ -215,43 +179,20 @@ def _one(
     """Send a request: how it ended, and what is wrong with that."""
     rng = random.Random(number)
     arguments = {"bundle": request.bundle, **_arguments(request)}
-    if request.kind == "invalid":
-        change = rng.choice(({"steps": 0}, {"size": (65, 64)}, {"bundle": "c"}, {"seed": -1}))
-        try:
-            pool.generate(**arguments | change)
-        except UsageError:
-            return "refused", ""
-        return "drawn", "bad input was drawn"
     try:
-        if request.kind == "timeout":
-            result = pool.generate(**arguments, timeout=rng.uniform(0, 0.05))
-        elif request.kind == "cancel":
-            event = threading.Event()
-            if rng.random() < 0.5:
-                timer = threading.Timer(rng.uniform(0, 0.2), event.set)
-                timer.start()
-                result = pool.generate(**arguments, cancel=event)
-            else:
-                future = pool.submit(**arguments)
-                timer = threading.Timer(rng.uniform(0, 0.2), future.cancel)
-                timer.start()
-                result = future.result()
-        else:
-            result = pool.generate(**arguments)
-    except TimedOut:
-        return "timed out", "" if request.kind == "timeout" else "nobody limited its time"
-    except (Cancelled, CancelledError):
-        return "cancelled", "" if request.kind == "cancel" else "nobody cancelled it"
+        result = SENDERS[request.kind](pool, arguments, rng)
     except PoolBusy:
         raise
-    except Sd35Error as error:
-        return "failed", str(error)
+    except BaseException as error:  # noqa: BLE001 a callback may raise anything
+        return judge(request.kind, error)
+    if request.kind not in DRAWN:
+        return "drawn", "it was drawn"
     # A cancelled request may have been faster.
     images = expected.get(request.picture)
     distance = None if images is None else psnr(squared_error(result.images, images))
     if distance is None or (least is not None and distance >= least):
         return "drawn", ""
-    where = f"bundle {request.bundle}, guidance {request.arguments['guidance']:g}"
+    where = f"bundle {request.bundle}, {request.arguments}"
     return "drawn", f"{distance:.1f} dB from what its request gives alone ({where})"
 
 

@@ -110,6 +110,12 @@ class ClipEncoder(WholeModule):
 _SIBLINGS = (("q", "k", "v"), ("wi_0", "wi_1"))
 
 
+class _Zeros:
+    """Tensors of a run, which ``torch.export`` refuses in an attribute of the module itself."""
+
+    values: tuple[torch.Tensor, ...] = ()
+
+
 class T5Encoder(WholeModule):
     """The T5 encoder, without an attention mask: SD3 attends to the padding too.
 
@@ -126,7 +132,7 @@ class T5Encoder(WholeModule):
         config: Any = model.config
         self.inputs = {"input_ids": (torch.int64, ("batch", "tokens"))}
         self.outputs = {"hidden": (self.dtype, ("batch", "tokens", config.d_model))}
-        self._zeros: tuple[torch.Tensor, ...] = ()
+        self._zeros = _Zeros()
         for module in model.modules():
             for names in _SIBLINGS:
                 for index, name in enumerate(names[1:]):
@@ -138,12 +144,12 @@ class T5Encoder(WholeModule):
         self, index: int, layer: nn.Module, inputs: tuple[torch.Tensor]
     ) -> tuple[torch.Tensor]:
         (x,) = inputs
-        return (x + self._zeros[index].to(x.dtype),)
+        return (x + self._zeros.values[index].to(x.dtype),)
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
         # No id is negative.
         first = input_ids[:1, :1, None]
-        self._zeros = (first < 0, first < -1)
+        self._zeros.values = (first < 0, first < -1)
         encoder: Any = self.part.encoder
         # The residual stream starts, and by promotion stays, in the dtype of the feed-forward
         # output: T5's exceeds FP16.
@@ -152,7 +158,7 @@ class T5Encoder(WholeModule):
         position_bias = None
         # Block by block: the encoder's own forward would build a mask from the stream's dtype.
         for block in encoder.block:
-            hidden, position_bias, _ = block(hidden, position_bias=position_bias)
+            hidden, position_bias, *_ = block(hidden, position_bias=position_bias)
         return (cast(encoder.final_layer_norm(hidden), self.dtype),)
 
 

@@ -76,8 +76,11 @@ def text(name: str, value: Any, limit: int) -> str:
     return _SURROGATES.sub(_REPLACEMENT, str(value))
 
 
-def several(name: str, value: Any, check: Callable[[str, Any], _T]) -> list[_T]:
+def several(name: str, value: Any, check: Callable[[str, Any], _T], what: str) -> list[_T]:
     """The entries of a list, a tuple or an array of one dimension, each checked.
+
+    Args:
+        what: the argument may be, for the message.
 
     Raises:
         UsageError: it is none, or an entry is refused.
@@ -85,7 +88,7 @@ def several(name: str, value: Any, check: Callable[[str, Any], _T]) -> list[_T]:
     if not isinstance(value, list | tuple) and not (
         isinstance(value, np.ndarray) and value.ndim == 1
     ):
-        raise UsageError(f"{name} must be one or a list, not {shown(value)}")
+        raise UsageError(f"{name} must be {what}, not {shown(value)}")
     return [check(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
 
 

@@ -234,7 +234,9 @@ def _first_step(steps: int, strength: float) -> int:
 
 
 def _texts(name: str, value: Any, one_text: Callable[[str, Any], str]) -> list[str]:
-    return [one_text(name, value)] if isinstance(value, str) else several(name, value, one_text)
+    if isinstance(value, str):
+        return [one_text(name, value)]
+    return several(name, value, one_text, "text, or a list of texts")
 
 
 def _seeds(seed: Any, count: int) -> list[int]:
@@ -244,7 +246,7 @@ def _seeds(seed: Any, count: int) -> list[int]:
         return whole(name, value, 0, _LARGEST_SEED)
 
     if isinstance(seed, list | tuple | np.ndarray):
-        seeds = several("seed", seed, one_seed)
+        seeds = several("seed", seed, one_seed, "a whole number, or one for each image")
         if len(seeds) != count:
             raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
         return seeds
@@ -254,9 +256,14 @@ def _seeds(seed: Any, count: int) -> list[int]:
 
 
 def _size(size: Any) -> tuple[int, int]:
-    sides = several("size", size, lambda name, value: whole(name, value, -_LARGEST, _LARGEST))
+    what = "(width, height)"
+
+    def side(name: str, value: Any) -> int:
+        return whole(name, value, -_LARGEST, _LARGEST)
+
+    sides = several("size", size, side, what)
     if len(sides) != 2:
-        raise UsageError(f"size must be (width, height), not {shown(size)}")
+        raise UsageError(f"size must be {what}, not {shown(size)}")
     return sides[0], sides[1]
 
 

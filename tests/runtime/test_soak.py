@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_engines import FakeEngines
+
+from sd35_trt.runtime import Pipeline
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -15,7 +20,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    sys.modules.pop("soak", None)
+    for name in ("soak", "soak_requests"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.nightly
@@ -28,17 +34,44 @@ def test_sixty_requests(tiny_bundle: Path, make_bundle: Callable[..., Path]) -> 
     assert figures["wrong"] == []
     assert sum(figures["outcomes"].values()) == 60
     kinds = [request.kind for request in make_requests(60, 1)]
-    assert {"draw", "cancel", "timeout", "invalid"} == set(kinds)
+    assert set(kinds) == {"draw", "extreme", "cancel", "timeout", "callback", "invalid"}
     assert figures["outcomes"]["draw: drawn"] == kinds.count("draw")
     assert figures["outcomes"]["invalid: refused"] == kinds.count("invalid")
     assert "60 requests from 8 threads" in table(figures)[0]
 
 
 @pytest.mark.usefixtures("benchmarks")
+def test_two_thousand_requests_on_stub_engines(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is mixed with them, normal requests equal their single ones, and the pool lives."""
+    import soak
+    from soak_requests import make_requests
+
+    def load(path: Path, **arguments: Any) -> Pipeline:
+        return FakeEngines().pipeline(path, fallback=path)
+
+    monkeypatch.setattr(soak.Pipeline, "load", load)
+    requests = make_requests(2000, 2)
+    kinds = Counter(request.kind for request in requests)
+    figures = soak.soak((tiny_bundle, tiny_bundle), len(requests), steps=2, callers=16)
+    assert figures["wrong"] == []
+    outcomes = figures["outcomes"]
+    assert sum(outcomes.values()) == 2000
+    assert outcomes["draw: drawn"] == kinds["draw"]
+    assert outcomes["extreme: drawn"] == kinds["extreme"]
+    assert outcomes["invalid: refused"] == kinds["invalid"]
+    assert (
+        outcomes["callback: its own error"]
+        + outcomes["callback: called back"]
+        + outcomes["callback: cancelled"]
+        == kinds["callback"]
+    )
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_a_swapped_result_is_found(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import soak
-
-    from sd35_trt.runtime import Pipeline
 
     draw = Pipeline.draw
 
