@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -19,7 +20,7 @@ from sd35_trt.targets import PresentGpu, Target, choose_builder, present_gpus, t
 
 _BUILD_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 # What every session on a GPU needs.
-_CUDA = "cuda-bindings"
+_CUDA = "cuda.bindings.runtime"
 
 
 def examine() -> dict[str, Any]:
@@ -88,7 +89,8 @@ def _examine_target(
     works = engine["problem"] is None
     gpu = next((g for g in gpus if g.compute_capability in target.compute_capabilities), None)
     on_cpu = not target.compute_capabilities
-    ready = bool(_version(_CUDA)) and gpu is not None and _knows_gpus(backend)
+    has_cuda = _loads(_CUDA)
+    ready = has_cuda and gpu is not None and _knows_gpus(backend)
     runs = works and (on_cpu or ready)
     faster = [
         companion.extra
@@ -103,7 +105,7 @@ def _examine_target(
         notes.append(f"needs: pip install 'sd35-trt[{backend.extra}]'")
     elif not works:
         notes.append(f"{backend.title}: see above")
-    elif gpu is not None and not _version(_CUDA):
+    elif gpu is not None and not has_cuda:
         notes.append("to run: pip install 'sd35-trt[cuda]'")
     elif gpu is not None and not ready:
         notes.append("to run: a PyTorch with CUDA, see pytorch.org/get-started")
@@ -124,6 +126,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _loads(module: str) -> bool:
+    """Whether a module can be imported, whichever package it is from."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 def _knows_gpus(backend: Backend) -> bool:
