@@ -22,8 +22,7 @@ def load_library(backend: Backend) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and error.name == backend.module
         state = "is not installed" if absent else "does not load"
         raise Sd35Error(f"{backend.title} {state} ({error})", advice) from error
-    spec = getattr(library, "__spec__", None)
-    if spec is not None and spec.origin is None:
+    if _is_bare_folder(library):
         # What pip leaves of two packages that share their files, when one of them is uninstalled.
         package = backend.packages[0]
         raise Sd35Error(
@@ -36,3 +35,9 @@ def load_library(backend: Backend) -> Any:
             f"{backend.title} {version} is too old, {backend.minimum_version} is needed", advice
         )
     return library
+
+
+def _is_bare_folder(module: Any) -> bool:
+    """Whether a module is a folder without ``__init__.py``, which Python imports as well."""
+    spec = getattr(module, "__spec__", None)
+    return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
