@@ -15,6 +15,9 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/generated/sd35Config.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/generated/sd35ConfigVersion.cmake
         DESTINATION ${package_dir})
 
+# So that the tree may be moved.
+set(pc_dir /${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH pc_include ${pc_dir} /${CMAKE_INSTALL_INCLUDEDIR})
 configure_file(cmake/sd35.pc.in generated/sd35.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/generated/sd35.pc
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -70,3 +70,25 @@ def run_program(program: Path, *arguments: object, text: str = "") -> str:
 def probe(part: str, document: Any) -> Any:
     """What a part of libsd35 makes of a document; see cpp/tests/probe.cpp."""
     return json.loads(run_program(built() / "tests" / "probe", part, text=json.dumps(document)))
+
+
+@functools.cache
+def examples() -> Path:
+    """The examples, built from an installed tree as any project would."""
+    tree = built() / "tree"
+    folder = ROOT / "build" / "cpp" / "examples"
+    httplib = ROOT / ".venv" / "httplib"
+    commands = (
+        ["cmake", "-S", ROOT / "cpp" / "examples", "-B", folder, "-G", "Ninja",
+         "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={tree}",
+         "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror",
+         "-DCMAKE_C_FLAGS=-Wall -Wextra -Wpedantic -Wconversion -Werror",
+         *([f"-Dhttplib_ROOT={httplib}"] if httplib.exists() else [])],
+        ["cmake", "--build", folder, "-j", "2"],
+    )  # fmt: skip
+    with (folder.parent / ".lock-examples").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in commands:
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return folder
