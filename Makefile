@@ -1,6 +1,7 @@
 # make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
 # make test: install what the tests need, run the daily tests and check style, types, imports and pages.
 # make test-all: the same with all tests, which takes an hour.
+# make cpp: build libsd35 and run its units; it is installed into build/cpp/release/tree.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PACKAGE := .[build,onnxruntime,rtx,test,docs]
 TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality mini
 
-.PHONY: demo test test-all tests lint calibration clean
+.PHONY: demo test test-all tests lint cpp calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -53,8 +54,12 @@ $(STAMP): pyproject.toml
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install -q -e "$(PACKAGE)" || $(BIN)/pip install -q -e "$(PACKAGE)"
 	@touch $@
 
+cpp:
+	cpp/build.sh release
+	cd cpp && ctest --preset release
+
 calibration: $(STAMP)
 	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --out mini/calibration
 
 clean:
-	rm -rf $(VENV) bundles demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) bundles build/cpp demo.png .mypy_cache .pytest_cache .ruff_cache
