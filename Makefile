@@ -1,6 +1,7 @@
 # make demo: install, build the packaged model for the CPU, draw a picture, build for an Ada GPU.
 # make test: install what the tests need, run the daily tests and check style, types, imports and pages.
 # make test-all: the same with all tests, which takes an hour.
+# make test-lowest: daily tests with the lowest versions that pyproject.toml allows.
 # make cpp: build libsd35 and run its units; it is installed into build/cpp/release/tree.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
@@ -10,9 +11,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGE := .[build,onnxruntime,rtx,test,docs]
 TYPES := $(VENV)/types/sd35_trt
-ROOMS := checkpoints programs calibration export engines runtime quality mini
+ROOMS := checkpoints programs calibration export engines runtime quality serving mini
 
-.PHONY: demo test test-all tests lint cpp calibration clean
+LOWEST := .venv-lowest
+LOWEST_PACKAGE := .[build,onnxruntime,report,compare,metrics,cuda]
+LOWEST_TESTS := tests/formats tests/checkpoints tests/calibration tests/export tests/runtime
+
+.PHONY: demo test test-all test-lowest tests lint cpp calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -25,6 +30,14 @@ demo: $(STAMP)
 # Files in their order: by xdist's own, the fullest come first, and one of few but long tests last.
 tests: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --prepare $(SELECTED)
+
+# uv pip keeps what is installed where it suffices: what tests need besides comes in its newest version.
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install -q --upgrade pip uv
+	VIRTUAL_ENV=$(abspath $(LOWEST)) $(LOWEST)/bin/uv pip install -q --resolution lowest-direct -e "$(LOWEST_PACKAGE)"
+	VIRTUAL_ENV=$(abspath $(LOWEST)) $(LOWEST)/bin/uv pip install -q accelerate hypothesis psutil pytest pytest-xdist pyyaml
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not nightly" $(LOWEST_TESTS)
 
 # The checks keep one processor busy: beside the tests, they take little time of their own.
 test test-all: $(STAMP)

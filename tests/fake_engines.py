@@ -62,6 +62,11 @@ class FakeEngines:
         """Allow the denoiser some steps."""
         self._permits.release(steps)
 
+    def hold(self) -> None:
+        """Wait before every step from now on."""
+        self._permits, self._arrivals = threading.Semaphore(0), threading.Semaphore(0)
+        self._held = True
+
     def release(self) -> None:
         """Let it run freely from now on."""
         self._held = False

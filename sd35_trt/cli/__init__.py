@@ -17,6 +17,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "bench",
+    "serve",
     "policy",
     "gpus",
     "doctor",

@@ -1,0 +1,65 @@
+"""What an operator decides about a server."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35_trt.errors import UsageError
+
+_LEAST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and secrets of a server.
+
+    Attributes:
+        token: what clients send as ``Authorization: Bearer``; None lets everybody draw.
+        admin_token: the same for the admin endpoints; None refuses them.
+        key_header: name of the header whose value keeps a user on one bundle; None takes the
+            body's ``user``.
+        time_limit: seconds of a request, waiting and drawing together.
+        body_limit: bytes of a request's body.
+        upload_limit: seconds until a request's body is there.
+        grace: seconds that accepted requests have after SIGTERM.
+        local: the server listens on a loopback address without a token: pages of other sites
+            are refused.
+    """
+
+    token: str | None = None
+    admin_token: str | None = None
+    key_header: str | None = None
+    time_limit: float = 300.0
+    body_limit: int = 32 << 20
+    upload_limit: float = 60.0
+    grace: float = 8.0
+    local: bool = False
+
+
+def read_token(path: Path, option: str) -> str:
+    """The token in a file, without the space around it.
+
+    Raises:
+        UsageError: no such file, or no token that is worth one.
+    """
+    try:
+        token = path.read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is not ASCII text"
+        raise UsageError(f"{option} {path}: {reason}", "name a file with the token") from error
+    if len(token) < _LEAST_TOKEN or not token.isprintable() or " " in token:
+        raise UsageError(
+            f"{option} {path}: a token has at least {_LEAST_TOKEN} characters and no space",
+            f"make one with: openssl rand -hex 32 > {path}",
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
