@@ -15,7 +15,7 @@ from sd35_trt.errors import CheckpointError
 from .comfy import INPUT_SCALES, MARKS
 from .configuration import KINDS, check_class, check_configuration
 from .findings import Findings
-from .single_file import AnyCheckpoint
+from .merged import AnyCheckpoint
 from .tensor_shapes import tensor_shapes
 from .tokenizer_ids import TokenizerIds, read_tokenizer_ids
 from .weights import Weights

@@ -14,7 +14,7 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.reading import read_file
 
 from .file_formats import AGAIN, file_header, format_kind
-from .tensor_names import MODEL, PART, SD35, Kind, adapter_kind, is_sd3, tensors_kind
+from .tensor_names import MERGED, MODEL, PART, SD35, Kind, adapter_kind, is_sd3, tensors_kind
 
 #: Bytes of a JSON file of a model; the index of a large one, and its tokenizers, have some MB.
 LARGEST_JSON = 256 << 20
@@ -214,9 +214,10 @@ def _by_bundle(path: Path) -> Kind | None:
 def _by_adapter_config(path: Path) -> Kind | None:
     data = _small_json(path)
     kind = str(data.get("peft_type")) if isinstance(data, dict) else ""
-    return Kind(f"{_PEFT.get(kind, 'an adapter')} of PEFT",
-                "merge it into the model: merge_and_unload() in PEFT, then save_pretrained(DIR), "
-                "and give the directory")  # fmt: skip
+    merge = "merge it into the model: merge_and_unload() in PEFT, then save_pretrained(DIR), " \
+            "and give the directory"  # fmt: skip
+    advice = MERGED if kind in ("LORA", "LOKR", "LOHA") else merge
+    return Kind(f"{_PEFT.get(kind, 'an adapter')} of PEFT", advice)
 
 
 def _by_config(path: Path) -> Kind | None:

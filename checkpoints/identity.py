@@ -9,11 +9,13 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.store.cache import StageCache
 
 from .contents import refusal
-from .single_file import AnyCheckpoint
+from .merged import AnyCheckpoint, MergedCheckpoint
 
 
 def folder_files(checkpoint: AnyCheckpoint, folders: Iterable[str]) -> dict[str, Path]:
     """Files of a checkpoint by ``folder/name``, as a bundle's manifest and a calibration list them.
+
+    A LoRA in a part is ``part/lora-N/file:SCALE``.
 
     Args:
         folders: its parts, such as ``transformer``, or tokenizers' folders.
@@ -27,7 +29,15 @@ def folder_files(checkpoint: AnyCheckpoint, folders: Iterable[str]) -> dict[str,
             if not path.is_file():
                 raise refusal(path, "a file of the model")
             files[f"{folder}/{path.name}"] = path
+        files |= _lora_files(checkpoint, folder)
     return files
+
+
+def _lora_files(checkpoint: AnyCheckpoint, folder: str) -> dict[str, Path]:
+    """What LoRAs are in a part: another one, or another scale, is another checkpoint."""
+    if not isinstance(checkpoint, MergedCheckpoint):
+        return {}
+    return {f"{folder}/{name}": path for name, path in checkpoint.lora_files(folder).items()}
 
 
 def file_hashes(
@@ -64,7 +74,8 @@ def difference(
             return f"{name} is missing"
         if cache.file_hash(files[name]) != digest:
             return f"{name} differs"
-    return None
+    added = (name for folder in folders for name in _lora_files(checkpoint, folder))
+    return next((f"{name} was not in it" for name in added if name not in hashes), None)
 
 
 def _present_files(checkpoint: AnyCheckpoint, folder: str) -> Iterator[tuple[str, Path]]:
@@ -75,3 +86,4 @@ def _present_files(checkpoint: AnyCheckpoint, folder: str) -> Iterator[tuple[str
     for path in paths:
         if path.is_file():
             yield f"{folder}/{path.name}", path
+    yield from _lora_files(checkpoint, folder).items()

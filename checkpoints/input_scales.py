@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
 
-from .single_file import AnyCheckpoint
+from .merged import AnyCheckpoint
 from .weights import Weights
 
 

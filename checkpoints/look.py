@@ -11,14 +11,16 @@ from sd35_trt.errors import UsageError
 from sd35_trt.store.model_names import hub_origin, model_name
 from sd35_trt.variants import Variant, recognise
 
+from .adapter_file import AdapterFile
 from .checks import check_parts, check_tokenizers
 from .findings import Findings
 from .gguf import LIBRARY
 from .given_parts import open_parts
 from .hub import resolve_model
+from .merged import AnyCheckpoint, MergedCheckpoint, MergedLora, merge_loras
 from .model_options import OPTIONS, ModelOptions
 from .scheduler import SchedulerSource, find_scheduler
-from .single_file import AnyCheckpoint, open_checkpoint
+from .single_file import OpenedCheckpoint, open_checkpoint
 from .structure import PUBLISHED, Structure
 
 _Source = TypeVar("_Source", bound=AnyCheckpoint | Structure, covariant=True)
@@ -73,6 +75,12 @@ class Model(Generic[_Source]):
         }
 
     @property
+    def loras(self) -> tuple[MergedLora, ...]:
+        """What is merged into its weights, in turn."""
+        checkpoint = self.checkpoint
+        return checkpoint.loras if isinstance(checkpoint, MergedCheckpoint) else ()
+
+    @property
     def libraries(self) -> tuple[str, ...]:
         """What makes the tensors' values, besides what every build uses."""
         return (LIBRARY,) if self.quantization else ()
@@ -105,6 +113,11 @@ def look_at_structure(options: ModelOptions) -> Model[AnyCheckpoint | Structure]
             f"{option} needs a checkpoint; {options.model} is planned by its structure",
             f"leave out {option}, or give a file or a folder as --model",
         )
+    if options.loras:
+        raise UsageError(
+            f"--lora needs a checkpoint; {options.model} is planned by its structure",
+            "leave out --lora: engines with it are as large",
+        )
     structure = Structure(options.model, options.without_t5)
     scheduler = find_scheduler(structure, options.scheduler)
     return _describe(options.model, structure, scheduler, options.variant)
@@ -113,9 +126,9 @@ def look_at_structure(options: ModelOptions) -> Model[AnyCheckpoint | Structure]
 def _look(options: ModelOptions, tokenized: bool) -> Model[AnyCheckpoint]:
     if options.without_t5 and options.t5 is not None:
         raise UsageError("--no-t5 leaves out T5, and --t5 names one", "leave out one of them")
-    root, findings = resolve_model(options.model), Findings()
-    given = open_parts(options.parts)
-    checkpoint = open_checkpoint(root, options.tokenizers, options.without_t5, given)
+    for lora in options.loras:
+        AdapterFile(lora.path)  # refuses what is none, before a model is fetched
+    checkpoint, findings = open_model(options), Findings()
     configs = check_parts(checkpoint, _parts(checkpoint), findings)
     notes: list[str] = []
     if tokenized:
@@ -124,8 +137,21 @@ def _look(options: ModelOptions, tokenized: bool) -> Model[AnyCheckpoint]:
         scheduler = find_scheduler(checkpoint, options.scheduler)
     findings.tell()
     mini = options.model == "mini"
-    name = options.model if mini else model_name(root)
-    return _describe(name, checkpoint, scheduler, options.variant, tuple(notes), mini and not given)
+    name = options.model if mini else model_name(checkpoint.root)
+    merged = merge_loras(checkpoint, options.loras)
+    packaged = mini and not options.parts and not options.loras
+    return _describe(name, merged, scheduler, options.variant, tuple(notes), packaged)
+
+
+def open_model(options: ModelOptions) -> OpenedCheckpoint:
+    """The files of a model, without LoRAs; nothing in them is checked.
+
+    Raises:
+        CheckpointError: no such model, or it cannot be read.
+        UsageError: no such part.
+    """
+    root, given = resolve_model(options.model), open_parts(options.parts)
+    return open_checkpoint(root, options.tokenizers, options.without_t5, given)
 
 
 def _describe(

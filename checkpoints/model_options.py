@@ -17,6 +17,24 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA that is merged into the model.
+
+    Attributes:
+        path: the file, or a folder that PEFT or diffusers saved.
+        scale: that its update is multiplied by, besides the file's own.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+    @property
+    def factor(self) -> str:
+        """The scale in as many digits as tell it from others."""
+        return repr(float(self.scale)).removesuffix(".0")
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which model is looked at.
 
@@ -31,6 +49,7 @@ class ModelOptions:
         scheduler: a ``scheduler_config.json``, or a folder with one; None takes the model's.
         variant: ``large``, ``large-turbo``, ``medium``, ``mini`` or ``custom``; None asks the
             model's structure and its name.
+        loras: merged into the weights, in turn.
     """
 
     model: str = "mini"
@@ -43,6 +62,7 @@ class ModelOptions:
     tokenizers: Path | None = None
     scheduler: Path | None = None
     variant: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -62,6 +82,8 @@ class ModelOptions:
             "--model-variant": self.variant,
         }
         words = [word for name, value in options.items() if value for word in (name, str(value))]
+        for lora in self.loras:
+            words += ["--lora", f"{lora.path}:{lora.factor}"]
         return shlex.join([*words, *(["--no-t5"] if self.without_t5 else [])])
 
     def model_fields(self) -> dict[str, Any]:

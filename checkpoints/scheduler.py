@@ -17,7 +17,7 @@ from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.store.cache import StageCache
 
 from .diffusers import Checkpoint, read_json
-from .single_file import AnyCheckpoint
+from .merged import AnyCheckpoint
 from .structure import Structure
 
 #: Where a model directory has it.

@@ -155,7 +155,7 @@ class SingleFileCheckpoint:
 
 
 #: What :func:`open_checkpoint` gives.
-AnyCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
+OpenedCheckpoint: TypeAlias = Checkpoint | SingleFileCheckpoint
 
 
 def open_checkpoint(
@@ -163,7 +163,7 @@ def open_checkpoint(
     tokenizers: Path | None = None,
     without_t5: bool = False,
     given: Mapping[str, Part] | None = None,
-) -> AnyCheckpoint:
+) -> OpenedCheckpoint:
     """Open a diffusers model directory, or a file in the original layout.
 
     Args:

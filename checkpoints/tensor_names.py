@@ -39,10 +39,8 @@ SD35 = f"give a {MODEL} model"
 PART = "give the model's own file, or its directory"
 
 _DIRECTORY = "give the model's directory, the one with model_index.json"
-_IN_DIFFUSERS = (
-    "merge it into the model with diffusers: load_lora_weights(), fuse_lora(), "
-    "unload_lora_weights(), save_pretrained(DIR), and give DIR"
-)
+#: Advice where an adapter was given for the model.
+MERGED = "give the model, and this with it: --lora FILE:SCALE"
 _IN_COMFY = (
     "merge it into the model in ComfyUI: LoraLoader, then CheckpointSave, and give the file that "
     "it saves"
@@ -52,18 +50,18 @@ _ALONE = f"bundles take none of these: give the {MODEL} model alone"
 
 # Adapters, the special before the general: pattern of a tensor's name, title, advice.
 _ADAPTERS = (
-    (r"[._]lokr_w[12]|[._]lokr_t2", "a LoKr", _IN_COMFY),
-    (r"[._]hada_[wt][12]", "a LoHa", _IN_COMFY),
+    (r"[._]lokr_w[12]|[._]lokr_t2", "a LoKr", MERGED),
+    (r"[._]hada_[wt][12]", "a LoHa", MERGED),
     (r"[._]boft_[RSs]", "a BOFT adapter", _IN_PEFT),
     (r"[._]oft_(blocks|diag)", "an OFT adapter", _IN_COMFY),
     (r"[._]oft_[rR]\b", "an OFT adapter", _IN_PEFT),
     (r"[._]ia3_l|\.on_input$", "an (IA)³ adapter", _IN_PEFT),
-    (r"dora_scale", "a DoRA", _IN_COMFY),
-    (r"lora_magnitude_vector", "a DoRA", _IN_PEFT),
+    (r"dora_scale", "a DoRA", MERGED),
+    (r"lora_magnitude_vector", "a DoRA", MERGED),
     (r"vera_lambda|fourierft_|[._]hra_|randlora_|[._]bone_|adaption_prompt", "a PEFT adapter",
      _IN_PEFT),
     (r"(^|[._])lora[_.](down|up|mid|[AaBbE]|embedding_[AB])\b|lora_embedding_|"
-     r"lora\d?\.(down|up)\.|_lora\.(down|up)\.", "a LoRA", _IN_DIFFUSERS),
+     r"lora\d?\.(down|up)\.|_lora\.(down|up)\.", "a LoRA", MERGED),
     (r"^(lora|lycoris)_\w+\.(weight|alpha|[ab][12]\.weight|diff|diff_b|w_norm|b_norm)$|\.diff(_b)?$",
      "a LyCORIS adapter", _IN_COMFY),
     (r"modules_to_save\.|\.original_module\.", "a PEFT adapter", _IN_PEFT),
@@ -82,13 +80,13 @@ _FAMILIES = (
     (r"(down|up|input|output|mid|middle)_blocks?[._]", "Stable Diffusion 1, 2 or XL"),
 )
 
-# Names that one layout of adapters has, of which ComfyUI's is read by ComfyUI alone.
+# Names that one layout of adapters has.
 _LAYOUTS = (
-    (r"^(lora|lycoris)_(unet|te\d?|transformer|prior|clip)", "kohya's names", _IN_COMFY),
-    (r"^base_model\.model\.", "PEFT's names", _IN_DIFFUSERS),
-    (r"^(transformer|unet|text_encoder\w*)\.", "diffusers' names", _IN_DIFFUSERS),
+    (r"^(lora|lycoris)_(unet|te\d?|transformer|prior|clip)", "kohya's names"),
+    (r"^base_model\.model\.", "PEFT's names"),
+    (r"^(transformer|unet|text_encoder\w*)\.", "diffusers' names"),
     (r"^(model\.)?(diffusion_model\.)?(joint|double|single)_blocks\.|^diffusion_model\.",
-     "the original names", _IN_COMFY),
+     "the original names"),
 )  # fmt: skip
 
 # Whole models and parts of models, the special before the general.
@@ -165,9 +163,9 @@ def _adapter(title: str, advice: str, names: list[str]) -> Kind:
         if any(re.search(pattern, name) for name in names) and advice != _ALONE:
             return Kind(f"{title} for {family}", SD35)
     if title == "a LoRA":
-        for pattern, layout, way in _LAYOUTS:
+        for pattern, layout in _LAYOUTS:
             if any(re.search(pattern, name) for name in names):
-                return Kind(f"{title} in {layout}", way)
+                return Kind(f"{title} in {layout}", advice)
     return Kind(title, advice)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
 from sd35_trt.policies import Policy

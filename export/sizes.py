@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.compat.torch import TorchDispatchMode, storage_key
 from sd35_trt.components import COMPONENTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import COMPONENTS
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts

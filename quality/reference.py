@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sd35_trt.checkpoints.given_parts import open_parts
 from sd35_trt.checkpoints.hub import resolve_model
 from sd35_trt.checkpoints.identity import difference
+from sd35_trt.checkpoints.look import open_model
+from sd35_trt.checkpoints.merged import merge_loras
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.scheduler import FOLDER as SCHEDULER
 from sd35_trt.checkpoints.scheduler import write_scheduler
-from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.errors import BundleError, CheckpointError, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import DESCRIPTION, CalibrationExtract
@@ -133,10 +133,9 @@ def check_checkpoint(candidate: Bundle, source: ModelOptions | None, cache: Stag
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     options = candidate_model(candidate, source)
-    root = resolve_model(options.model)
+    resolve_model(options.model)  # a model that cannot be had is no other one
     try:
-        given = open_parts(options.parts)
-        checkpoint = open_checkpoint(root, options.tokenizers, options.without_t5, given)
+        checkpoint = merge_loras(open_model(options), options.loras)
         reason = difference(checkpoint, _model_files(candidate), cache)
     except CheckpointError as error:
         reason = str(error).partition(" — ")[0]
@@ -144,8 +143,15 @@ def check_checkpoint(candidate: Bundle, source: ModelOptions | None, cache: Stag
         raise BundleError(
             f"{candidate.root} was not made from "
             f"{options.model if source else 'the packaged mini'} ({reason})",
-            "name its checkpoint with --model DIR, or compare with --against BUNDLE",
+            _named(candidate),
         )
+
+
+def _named(candidate: Bundle) -> str:
+    """How the checkpoint behind a bundle is named."""
+    loras = candidate.manifest.model.loras
+    words = ["--model DIR", *(f"--lora {lora.name}:{lora.scale:.12g}" for lora in loras)]
+    return f"name its checkpoint with {' '.join(words)}, or compare with --against BUNDLE"
 
 
 def check_comparable(reference: Bundle, candidate: Bundle) -> Common:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sd35_trt.checkpoints.look import Model
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.engines.builder import Builder
-from sd35_trt.formats.bundle import Manifest, ModelRecord, PolicyRecord, PolicyRule
+from sd35_trt.formats.bundle import LoraRecord, Manifest, ModelRecord, PolicyRecord, PolicyRule
 from sd35_trt.planning.decide import Decision
 from sd35_trt.policies import Policy
 
@@ -25,7 +27,12 @@ def manifest_facts(
     model = decision.model
     return Manifest(
         model=ModelRecord(
-            model.name, model.variant.name, dict(export.files), model.quantization, model.origin
+            model.name,
+            model.variant.name,
+            dict(export.files),
+            model.quantization,
+            model.origin,
+            _loras(model, export),
         ),
         target=decision.target.name,
         builder=builder.backend.name,
@@ -45,6 +52,18 @@ def manifest_facts(
         files=(),
         calibration=None,
         created="",
+    )
+
+
+def _loras(model: Model[AnyCheckpoint], export: Export) -> tuple[LoraRecord, ...]:
+    """The LoRAs in the model; their hashes are among those of its files."""
+    return tuple(
+        LoraRecord(
+            merged.file.name,
+            merged.lora.scale,
+            export.files[f"{next(iter(merged.parts))}/{merged.listed(number)}"],
+        )
+        for number, merged in enumerate(model.loras, 1)
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sd35_trt.checkpoints.identity import file_hashes
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.components import COMPONENTS
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.scales import Scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sd35_trt.checkpoints.model_options import Lora
 from sd35_trt.errors import UsageError
 from sd35_trt.units import parse_bytes, parse_duration
 from sd35_trt.variants import CUSTOM, VARIANTS
@@ -53,6 +55,26 @@ class _Duration(click.ParamType):
             return parse_duration(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Lora(click.ParamType):
+    """``FILE:SCALE``, or ``FILE`` alone for a scale of 1."""
+
+    name = "FILE[:SCALE]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Lora:
+        if isinstance(value, Lora):
+            return value
+        path, colon, scale = str(value).rpartition(":")
+        if not colon or Path(value).exists():
+            return Lora(Path(value))
+        try:
+            number = float(scale)
+        except ValueError:
+            return Lora(Path(value))
+        if not path or not math.isfinite(number):
+            self.fail(f"{value!r} is not FILE:SCALE with a finite number", param, ctx)
+        return Lora(Path(path), number)
 
 
 #: Width and height: ``1344x768``.
@@ -138,19 +160,33 @@ def part_options(command: _Command) -> _Command:
     return command
 
 
+def lora_option(command: _Command) -> _Command:
+    """``loras``: what is merged into the model's weights."""
+    return click.option(
+        "--lora",
+        "loras",
+        type=_Lora(),
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="A LoRA, DoRA, LoHa or LoKr to merge into the weights; may be given more than once.",
+    )(command)
+
+
 _PARTS = {"--clip-l": "CLIP-L", "--clip-g": "CLIP-G", "--t5": "T5", "--vae": "Autoencoder"}
 
 
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model``, its parts, ``tokenizers``, ``scheduler``, ``variant`` and
-    ``without_t5``.
+    """The checkpoint: ``model``, its parts, ``loras``, ``tokenizers``, ``scheduler``, ``variant``
+    and ``without_t5``.
     """
     rest = tokenizers_option(scheduler_option(variant_option(command)))
-    return model_option(part_options(without_t5_option(rest)))
+    return model_option(lora_option(part_options(without_t5_option(rest))))
 
 
 def structure_options(command: _Command) -> _Command:
-    """The checkpoint, of which weights are not read: ``model``, its parts, ``without_t5``."""
+    """The checkpoint, of which weights are not read: ``model``, ``loras``, its parts,
+    ``without_t5``.
+    """
     option = click.option(
         "--model",
         default="mini",
@@ -159,7 +195,7 @@ def structure_options(command: _Command) -> _Command:
         help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
         "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
     )
-    return option(part_options(without_t5_option(command)))
+    return option(lora_option(part_options(without_t5_option(command))))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

@@ -17,6 +17,7 @@ from .options import (
     cache_dir_option,
     invocation,
     json_option,
+    lora_option,
     part_options,
     steps_option,
     tokenizers_option,
@@ -27,7 +28,7 @@ from .output import print_json
 ONNXRUNTIME = "onnxruntime"
 
 # What each kind of comparison takes.
-_OF_MODEL = frozenset({"model", "clip_l", "clip_g", "t5", "vae", "tokenizers"})
+_OF_MODEL = frozenset({"model", "loras", "clip_l", "clip_g", "t5", "vae", "tokenizers"})
 _OF_BOTH = _OF_MODEL | {"seed", "steps", "cache_dir"}
 _OF_ENGINES = _OF_BOTH | {"device", "bisect"}
 _OF_PICTURES = _OF_BOTH | {
@@ -51,6 +52,7 @@ _OF_PICTURES = _OF_BOTH | {
     help="With --against half or onnxruntime: the checkpoint behind BUNDLE. Default: mini, where "
     "it is; with onnxruntime, first the graphs in the bundle or the cache.",
 )
+@lora_option
 @part_options
 @tokenizers_option
 @click.option(
@@ -112,6 +114,7 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
       sd35-trt verify bundles/int8 --against bundles/half --prompts prompts.txt --min-psnr 30
       sd35-trt verify bundles/h100 --against onnxruntime --model ~/models/sd3.5-large
     """
+    arguments["loras"] = arguments["loras"] or None
     wishes = {name for name, value in arguments.items() if value is not None}
     if against == ONNXRUNTIME:
         if foreign := sorted(wishes - _OF_ENGINES):
@@ -137,7 +140,7 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
 
 
 def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--lora" if name == "loras" else "--" + name.replace("_", "-")
 
 
 def _source(arguments: dict[str, Any]) -> ModelOptions | None:

@@ -149,6 +149,14 @@ class Tokenizer(Struct, frozen=True):
     pad_id: Count
 
 
+class LoraRecord(Struct, frozen=True):
+    """A LoRA that was merged into the checkpoint: its file's name and SHA-256, and its scale."""
+
+    name: Text
+    scale: float
+    sha256: Digest
+
+
 class ModelRecord(Struct, frozen=True):
     """The checkpoint.
 
@@ -159,6 +167,7 @@ class ModelRecord(Struct, frozen=True):
             the scheduler's.
         quantization: of GGUF files among them, path → how many tensors are of which type.
         origin: where on the hub it is from, as ``owner/name@revision``.
+        loras: what was merged into it, in turn; ``files`` has them too, for each part.
     """
 
     name: Text
@@ -166,6 +175,7 @@ class ModelRecord(Struct, frozen=True):
     files: Annotated[dict[Name, Digest], Meta(max_length=65536)]
     quantization: Annotated[dict[Name, Text], Meta(max_length=64)] = {}
     origin: Text | None = None
+    loras: Annotated[tuple[LoraRecord, ...], Meta(max_length=1024)] = ()
 
 
 class PolicyRule(Struct, frozen=True):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,8 +241,10 @@ class Calibration:
             UsageError: names the file, or the layers.
         """
         files = self.provenance.files or {}
-        for file, digest in checkpoint_files.items():
-            if files.get(file) != digest:
+        folders = {_folder(file) for file in checkpoint_files}
+        own = {file for file in files if _LORA.match(file) and _folder(file) in folders}
+        for file in (*checkpoint_files, *sorted(own - checkpoint_files.keys())):
+            if files.get(file) != checkpoint_files.get(file):
                 raise UsageError(
                     f"the calibration is of another checkpoint ({file} differs)",
                     "calibrate this one with: sd35-trt calibrate",
@@ -256,6 +259,14 @@ class Calibration:
         bad = [name for name, value in self.activations.items() if not math.isfinite(value)]
         if bad:
             raise UsageError(f"activations not finite in the calibration: {_some(bad)}", _AGAIN)
+
+
+# How a LoRA in a part is listed.
+_LORA = re.compile(r"[^/]+/lora-\d+/")
+
+
+def _folder(file: str) -> str:
+    return file.partition("/")[0]
 
 
 def _same_names(names: list[str], scales: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.input_scales import stored_magnitudes
 from sd35_trt.checkpoints.look import Model
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.errors import UsageError
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.calibration import Calibration, Provenance

@@ -11,7 +11,7 @@ from .decide import Decision
 
 
 def describe(decision: Decision) -> list[str]:
-    """Lines with the variant and what it is drawn with, the files of each part, and notes."""
+    """Lines with the variant and what it is drawn with, the parts' files, LoRAs, and notes."""
     model = decision.model
     steps, guidance = decision.steps_and_guidance
     rows = [
@@ -24,6 +24,10 @@ def describe(decision: Decision) -> list[str]:
     for part in dict.fromkeys(row.part for row in COMPONENTS.values()):
         weights = model.checkpoint.weights(part) if model.checkpoint.has(part) else None
         rows.append((KINDS[part].title, NO_T5 if weights is None else _listed(weights.files)))
+    for merged in model.loras:
+        layers = (f"{count} of {KINDS[part].title}" for part, count in merged.parts.items())
+        scaled = f"{merged.file} at {merged.lora.factor}"
+        rows.append(("LoRA", f"{scaled}, in layers: {', '.join(layers)}"))
     width = max(len(title) for title, _ in rows)
     return [
         *(f"{title:<{width}}  {text}" for title, text in rows),

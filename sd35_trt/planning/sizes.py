@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.look import Model
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weight_files import read_json
 from sd35_trt.components import COMPONENTS, LATENT_SCALE

@@ -28,7 +28,7 @@ from sd35_trt.store.stages import Stage, run_stage
 from sd35_trt.targets import Target
 
 if TYPE_CHECKING:
-    from sd35_trt.checkpoints.single_file import AnyCheckpoint
+    from sd35_trt.checkpoints.merged import AnyCheckpoint
     from sd35_trt.checkpoints.structure import Structure
     from sd35_trt.export.component import ExportOptions
 

@@ -182,18 +182,18 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "lora_unet_joint_blocks_0_x_block_attn_qkv.alpha",
         ],
         "a LoRA in kohya's names",
-        "ComfyUI",
+        "--lora FILE",
     ),
     "kohya, text encoder": (
         ["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"],
         "a LoRA in kohya's",
-        "Comfy",
+        "--lora FILE",
     ),
-    "kohya, convolution": (["lora_unet_x_embedder_proj.lora_mid.weight"], "a LoRA", "ComfyUI"),
+    "kohya, convolution": (["lora_unet_x_embedder_proj.lora_mid.weight"], "a LoRA", "--lora FILE"),
     "OneTrainer": (
         ["lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight"],
         "a LoRA in kohya's names",
-        "ComfyUI",
+        "--lora FILE",
     ),
     "diffusers": (
         [
@@ -201,12 +201,12 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "transformer.transformer_blocks.0.attn.to_q.lora_B.weight",
         ],
         "a LoRA in diffusers' names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "diffusers, text encoder": (
         ["text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"],
         "a LoRA in diffusers' names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "diffusers, older": (
         [
@@ -214,32 +214,32 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "transformer.transformer_blocks.0.attn.processor.to_q_lora.up.weight",
         ],
         "a LoRA in diffusers' names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "diffusers, dotted": (
         ["transformer.transformer_blocks.0.attn.to_q.lora.down.weight"],
         "a LoRA in diffusers' names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "PEFT": (
         ["base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight"],
         "a LoRA in PEFT's names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "PEFT, with the adapter's name": (
         ["base_model.model.transformer_blocks.0.attn.to_q.lora_A.default.weight"],
         "a LoRA in PEFT's names",
-        "fuse_lora()",
+        "--lora FILE",
     ),
     "original": (
         ["diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight"],
         "a LoRA in the original names",
-        "ComfyUI",
+        "--lora FILE",
     ),
     "original, bare": (
         ["joint_blocks.0.x_block.attn.qkv.lora_B.weight"],
         "a LoRA in the original names",
-        "ComfyUI",
+        "--lora FILE",
     ),
     "of FLUX, kohya": (
         ["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"],
@@ -266,10 +266,14 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_a",
         ],
         "a LoKr",
-        "ComfyUI",
+        "--lora FILE",
     ),
-    "LoKr, kohya": (["lora_unet_joint_blocks_0_x_block_attn_qkv.lokr_w1_a"], "a LoKr", "ComfyUI"),
-    "LoHa": (["lora_unet_joint_blocks_0_x_block_attn_qkv.hada_w1_a"], "a LoHa", "ComfyUI"),
+    "LoKr, kohya": (
+        ["lora_unet_joint_blocks_0_x_block_attn_qkv.lokr_w1_a"],
+        "a LoKr",
+        "--lora FILE",
+    ),
+    "LoHa": (["lora_unet_joint_blocks_0_x_block_attn_qkv.hada_w1_a"], "a LoHa", "--lora FILE"),
     "LoHa, PEFT": (["base_model.model.transformer_blocks.0.attn.to_q.hada_w2_b"], "a LoHa", ""),
     "OFT": (["lora_unet_joint_blocks_0_x_block_attn_qkv.oft_blocks"], "an OFT adapter", "ComfyUI"),
     "OFT, PEFT": (
@@ -284,7 +288,7 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "lora_unet_joint_blocks_0_x_block_attn_qkv.dora_scale",
         ],
         "a DoRA",
-        "ComfyUI",
+        "--lora FILE",
     ),
     "DoRA, PEFT": (
         [
@@ -292,7 +296,7 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
             "base_model.model.transformer_blocks.0.attn.to_q.lora_magnitude_vector",
         ],
         "a DoRA",
-        "merge_and_unload()",
+        "--lora FILE",
     ),
     "(IA)³": (
         ["base_model.model.transformer_blocks.0.attn.to_q.ia3_l"],
@@ -499,9 +503,11 @@ FOLDERS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "model_index.json that is a list": (
         lambda root: write(root / "model_index.json", "[]"), ("no JSON object",)),
     "bundle": (config("bundle.json"), ("a bundle that sd35-trt built", "sd35-trt generate")),
-    "PEFT, LoRA": (config("adapter_config.json", peft_type="LORA"), ("a LoRA of PEFT", "merge")),
+    "PEFT, LoRA": (config("adapter_config.json", peft_type="LORA"), ("a LoRA of PEFT", "--lora")),
     "PEFT, LoKr": (config("adapter_config.json", peft_type="LOKR"), ("a LoKr of PEFT",)),
-    "PEFT, other": (config("adapter_config.json", peft_type="VERA"), ("an adapter of PEFT",)),
+    "PEFT, other": (
+        config("adapter_config.json", peft_type="VERA"), ("an adapter of PEFT", "merge")
+    ),
     "ControlNet": (
         config("config.json", _class_name="SD3ControlNetModel"), ("a ControlNet (SD3Con", "alone")),
     "transformer alone": (

@@ -13,8 +13,8 @@ from random_checkpoints import Layout, kept_checkpoint
 from safetensors.torch import load_file, save_file
 
 from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.model_options import ModelOptions
-from sd35_trt.checkpoints.single_file import AnyCheckpoint
 from sd35_trt.errors import CheckpointError
 from sd35_trt.store.cache import StageCache
 

@@ -62,6 +62,8 @@ def print_manifest(bundle: Bundle) -> None:
     }
     if m.model.origin:
         facts["from the hub"] = m.model.origin
+    if m.model.loras:
+        facts["LoRA"] = "\n".join(f"{lora.name} at {lora.scale:g}" for lora in m.model.loras)
     facts["made from"] = _sources(m)
     console.print(fact_table(facts))
     sizes = {"weights": [format_bytes(c.weight_bytes) for c in m.components]}
