@@ -4,8 +4,8 @@
 #
 #     cpp/build.sh [release|asan|tsan]
 #
-# The headers of ONNX Runtime are looked for in $onnxruntime_ROOT, .venv/onnxruntime, and where
-# CMake looks.
+# The headers of ONNX Runtime are looked for in $onnxruntime_ROOT or .venv/onnxruntime, CUDA's in
+# $CUDAToolkit_ROOT or the packages in .venv, TensorRT's in $TENSORRT_ROOT, and all where CMake looks.
 set -eu
 
 preset=${1:-release}
@@ -34,8 +34,10 @@ if [ -n "$missing" ]; then
 fi
 
 onnxruntime=${onnxruntime_ROOT:-$root/.venv/onnxruntime}
+cuda=${CUDAToolkit_ROOT:-$(echo "$root"/.venv/lib/python3*/site-packages/nvidia/cu13)}
 cd "$cpp"
 cmake --preset "$preset" -DCMAKE_INSTALL_PREFIX="$root/build/cpp/$preset/tree" \
-    ${onnxruntime:+"-Donnxruntime_ROOT=$onnxruntime"}
+    -Donnxruntime_ROOT="$onnxruntime" -DCUDAToolkit_ROOT="$cuda" \
+    ${TENSORRT_ROOT:+"-DTENSORRT_ROOT=$TENSORRT_ROOT"}
 cmake --build --preset "$preset" -j "${JOBS:-2}"
 cmake --install "$root/build/cpp/$preset"

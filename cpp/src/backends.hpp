@@ -21,11 +21,9 @@ struct BackendRow {
     std::uint64_t context_bytes;  // of the GPU's memory, beside the engines
 };
 
-inline constexpr std::array<BackendRow, 3> backends{{
+inline constexpr std::array<BackendRow, 2> backends{{
     {"onnxruntime", "ONNX Runtime", "libsd35-onnxruntime.so",
      "build libsd35 with -Donnxruntime_ROOT=DIR", true, true, false, true, 400'000'000},
-    {"tensorrt-rtx", "TensorRT for RTX", "libsd35-tensorrt-rtx.so",
-     "build libsd35 with -DTENSORRT_RTX_ROOT=DIR", false, true, true, false, 400'000'000},
     {"tensorrt", "TensorRT", "libsd35-tensorrt.so", "build libsd35 with -DTENSORRT_ROOT=DIR", false,
      true, true, false, 400'000'000},
 }};

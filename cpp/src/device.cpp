@@ -4,6 +4,7 @@
 
 #include "cpu_device.hpp"
 #include "error.hpp"
+#include "gpu_device.hpp"
 #include "text.hpp"
 
 namespace libsd35 {
@@ -24,11 +25,11 @@ int gpu_index(const std::string& name) {
 
 std::unique_ptr<Device> open_device(const std::string& name) {
     if (name == "cpu") return std::make_unique<CpuDevice>();
-    if (gpu_index(name) < 0) {
+    const int index = gpu_index(name);
+    if (index < 0) {
         throw usage_error("unknown device " + shown(name), "use cpu, cuda or cuda:N");
     }
-    throw Error(SD35_FAILED, name + " needs libsd35-cuda.so, which this version does not have",
-                "use cpu");
+    return open_gpu(index);
 }
 
 }  // namespace libsd35

@@ -1,25 +1,13 @@
 #include "session.hpp"
 
-#include <array>
-
 #include "backends.hpp"
 #include "error.hpp"
 #include "plugin/loading.hpp"
+#include "plugin/message.hpp"
 #include "text.hpp"
 
 namespace libsd35 {
 namespace {
-
-// Where a plug-in writes why it failed.
-class Message {
-  public:
-    sd35_plugin_message* pointer() { return &message_; }
-    std::string text() const { return text_.data(); }
-
-  private:
-    std::array<char, 4096> text_{};
-    sd35_plugin_message message_{text_.data(), text_.size()};
-};
 
 std::vector<sd35_plugin_tensor> tensors(const Feed& feed) {
     std::vector<sd35_plugin_tensor> result;
@@ -37,9 +25,9 @@ class PluginSession final : public Session {
     PluginSession(const sd35_plugin_backend& backend, Device& device,
                   const sd35_plugin_engine& engine)
         : backend_(backend), device_(device) {
-        Message message;
-        const int status = backend_.open(&engine, &session_, message.pointer());
-        if (status != SD35_OK) throw backend_error(status, message.text());
+        call_plugin([&](sd35_plugin_message* message) {
+            return backend_.open(&engine, &session_, message);
+        });
     }
 
     ~PluginSession() override {
@@ -59,10 +47,10 @@ class PluginSession final : public Session {
     void run(const Feed& inputs, const Feed& outputs) override {
         const std::vector<sd35_plugin_tensor> read = tensors(inputs);
         const std::vector<sd35_plugin_tensor> written = tensors(outputs);
-        Message message;
-        const int status = backend_.run(session_, read.data(), read.size(), written.data(),
-                                        written.size(), message.pointer());
-        if (status != SD35_OK) throw backend_error(status, message.text());
+        call_plugin([&](sd35_plugin_message* message) {
+            return backend_.run(session_, read.data(), read.size(), written.data(), written.size(),
+                                message);
+        });
     }
 
   private:

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "plugin/failure.hpp"
 #include "text.hpp"
 
 namespace libsd35::onnx {

@@ -8,19 +8,6 @@
 
 namespace libsd35::onnx {
 
-// A failure with its status of sd35.h; the message names the fix.
-class Failure : public std::exception {
-  public:
-    Failure(int status, std::string message) : status_(status), message_(std::move(message)) {}
-
-    int status() const noexcept { return status_; }
-    const char* what() const noexcept override { return message_.c_str(); }
-
-  private:
-    int status_;
-    std::string message_;
-};
-
 // The library, and what all sessions have in common. It stays until the process ends.
 class Library {
   public:

@@ -3,31 +3,13 @@
 
 #include <memory>
 
-#include "plugin/guarding.hpp"
+#include "plugin/failure.hpp"
 #include "session.hpp"
 
 namespace {
 
-using libsd35::write_message;
-using libsd35::onnx::Failure;
+using libsd35::guarded;
 using libsd35::onnx::OnnxSession;
-
-template <typename Work>
-int guarded(sd35_plugin_message* message, const Work& work) noexcept {
-    try {
-        work();
-        return SD35_OK;
-    } catch (const Failure& failure) {
-        write_message(message, failure.what());
-        return failure.status();
-    } catch (const std::bad_alloc&) {
-        write_message(message, "the host has no memory left — draw a smaller size or batch");
-        return SD35_OUT_OF_MEMORY;
-    } catch (const std::exception& error) {
-        write_message(message, error.what());
-        return SD35_FAILED;
-    }
-}
 
 int open(const sd35_plugin_engine* engine, void** session, sd35_plugin_message* message) {
     return guarded(message, [&] { *session = std::make_unique<OnnxSession>(*engine).release(); });

@@ -4,26 +4,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <memory>
 #include <string_view>
 
 #include "dtype.hpp"
+#include "plugin/failure.hpp"
 
 namespace libsd35::onnx {
 namespace {
-
-// Libraries say in words alone that there is no memory: ONNX Runtime's allocators, CUDA, cuBLAS.
-constexpr std::array<std::string_view, 3> no_memory{"failed to allocate memory", "out of memory",
-                                                    "alloc_failed"};
-
-bool lacks_memory(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    return std::any_of(no_memory.begin(), no_memory.end(), [&](std::string_view words) {
-        return text.find(words) != std::string::npos;
-    });
-}
 
 std::string device_name(const sd35_plugin_place& place) {
     return place.cuda != 0 ? "cuda:" + std::to_string(place.index) : "cpu";
@@ -134,13 +122,7 @@ void OnnxSession::run(const sd35_plugin_tensor* inputs, std::size_t input_count,
         // On a GPU it waits for the work: see runtime/sessions/onnxruntime.py.
         session_.Run(run_options_, binding);
     } catch (const Ort::Exception& error) {
-        const std::string what = component_ + " failed in ONNX Runtime: " + error.what();
-        if (lacks_memory(error.what())) {
-            throw Failure(SD35_OUT_OF_MEMORY, what + " — try a smaller size or batch");
-        }
-        throw Failure(SD35_FAILED, what +
-                                       " — check the bundle: sd35-trt verify BUNDLE, and this "
-                                       "machine: sd35-trt doctor");
+        throw engine_failure(component_, "ONNX Runtime", error.what());
     }
 }
 

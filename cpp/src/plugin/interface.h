@@ -69,6 +69,50 @@ typedef struct sd35_plugin_backend {
 typedef const sd35_plugin_backend *(*sd35_plugin_backend_entry)(void);
 #define SD35_PLUGIN_BACKEND_ENTRY "sd35_plugin_backend_v1"
 
+/* A GPU. Functions are for one thread at a time, but `release`, which is for any, and `activate`.
+ * What is queued is done in order. */
+typedef struct sd35_plugin_device {
+    uint32_t version; /* SD35_PLUGIN_VERSION */
+    int (*open)(int32_t index, void **device, sd35_plugin_message *message);
+    void (*close)(void *device);
+    /* Makes it the calling thread's device. */
+    int (*activate)(void *device, sd35_plugin_message *message);
+    sd35_plugin_place (*place)(void *device);
+    int (*allocate)(void *device, uint64_t bytes, void **address, sd35_plugin_message *message);
+    void (*release)(void *device, void *address);
+    /* The memory of the host may be changed, or is there, when these return. */
+    int (*upload)(void *device, const void *from, void *to, uint64_t bytes,
+                  sd35_plugin_message *message);
+    int (*download)(void *device, const void *from, void *to, uint64_t bytes,
+                    sd35_plugin_message *message);
+    int (*copy)(void *device, const void *from, void *to, uint64_t bytes,
+                sd35_plugin_message *message);
+    /* Memory of the host that `fetch` copies to. */
+    int (*pin)(uint64_t bytes, void **address, sd35_plugin_message *message);
+    void (*unpin)(void *address);
+    /* Begins to copy to pinned memory, beside the work that is queued after this. */
+    int (*fetch)(void *device, const void *from, void *to, uint64_t bytes, void **fetch,
+                 sd35_plugin_message *message);
+    int (*fetch_wait)(void *fetch, sd35_plugin_message *message);
+    /* What is queued from now on runs after the copy. */
+    int (*fetch_fence)(void *fetch, sd35_plugin_message *message);
+    void (*fetch_free)(void *fetch);
+    /* Between the two, work is recorded and not done. `graph` is NULL where `end` drops it. */
+    int (*record_begin)(void *device, sd35_plugin_message *message);
+    int (*record_end)(void *device, void **graph, sd35_plugin_message *message);
+    int (*replay)(void *device, void *graph, sd35_plugin_message *message);
+    void (*graph_free)(void *graph);
+    /* Changes when the address of the engines' working memory does. */
+    uint64_t (*scratch_version)(void *device);
+    int (*synchronize)(void *device, sd35_plugin_message *message);
+    int (*trim)(void *device, sd35_plugin_message *message);
+    int (*memory)(void *device, uint64_t *used, uint64_t *peak, uint64_t *total,
+                  sd35_plugin_message *message);
+} sd35_plugin_device;
+
+typedef const sd35_plugin_device *(*sd35_plugin_device_entry)(void);
+#define SD35_PLUGIN_DEVICE_ENTRY "sd35_plugin_device_v1"
+
 #ifdef __cplusplus
 }
 #endif

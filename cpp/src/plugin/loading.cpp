@@ -41,35 +41,53 @@ std::string last_failure() {
     return reason == nullptr ? "no reason given" : reason;
 }
 
-void* open_library(const BackendRow& row, const fs::path& path) {
+// What a library is needed for, and what to do where it is missing.
+struct Needed {
+    std::string_view file;
+    std::string purpose;
+    std::string install;
+};
+
+void* open_library(const Needed& needed, const fs::path& path) {
     std::error_code failure;
     if (!fs::exists(path, failure)) {
-        throw Error(
-            SD35_FAILED,
-            std::string(row.title) + " engines need " + path.string() + ", which is missing",
-            std::string(row.install) + ", or name its directory in SD35_BACKENDS");
+        throw Error(SD35_FAILED, needed.purpose + " need " + path.string() + ", which is missing",
+                    needed.install + ", or name its directory in SD35_BACKENDS");
     }
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
         throw Error(SD35_FAILED, path.string() + " does not load: " + last_failure(),
-                    std::string(row.install));
+                    needed.install);
     }
     return library;
+}
+
+// The table that a library's function of this name returns.
+template <typename Table>
+const Table& load(const Needed& needed, const char* entry_name) {
+    const fs::path path = plugin_folder() / needed.file;
+    void* library = open_library(needed, path);
+    const auto entry = reinterpret_cast<const Table* (*)()>(::dlsym(library, entry_name));
+    const Table* table = entry == nullptr ? nullptr : entry();
+    if (table == nullptr || table->version != SD35_PLUGIN_VERSION) {
+        throw Error(SD35_FAILED, path.string() + " is of another version of libsd35",
+                    "install both from one build");
+    }
+    return *table;
 }
 
 }  // namespace
 
 const sd35_plugin_backend& load_backend(const BackendRow& row) {
-    const fs::path path = plugin_folder() / row.plugin;
-    void* library = open_library(row, path);
-    const auto entry =
-        reinterpret_cast<sd35_plugin_backend_entry>(::dlsym(library, SD35_PLUGIN_BACKEND_ENTRY));
-    const sd35_plugin_backend* backend = entry == nullptr ? nullptr : entry();
-    if (backend == nullptr || backend->version != SD35_PLUGIN_VERSION) {
-        throw Error(SD35_FAILED, path.string() + " is of another version of libsd35",
-                    "install both from one build");
-    }
-    return *backend;
+    return load<sd35_plugin_backend>(
+        {row.plugin, std::string(row.title) + " engines", std::string(row.install)},
+        SD35_PLUGIN_BACKEND_ENTRY);
+}
+
+const sd35_plugin_device& load_gpu() {
+    return load<sd35_plugin_device>(
+        {"libsd35-cuda.so", "GPUs", "build libsd35 with -DCUDAToolkit_ROOT=DIR"},
+        SD35_PLUGIN_DEVICE_ENTRY);
 }
 
 }  // namespace libsd35
