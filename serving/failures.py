@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -46,6 +45,14 @@ _KINDS: tuple[tuple[type[Sd35Error], int, str, str], ...] = (
     (TimedOut, 504, _SERVER, "time_limit"),
     (Cancelled, 503, _SERVER, "stopping"),
 )
+
+# Of what the framework refuses, and the gate while a body comes.
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_too_slow",
+    413: "body_too_large",
+}
 
 
 class Refusal(Exception):
@@ -142,7 +149,7 @@ def answer_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code).name.lower()
+        code = _CODES.get(error.status_code, "bad_request")
         message = " ".join(str(error.detail).split())
         return Refusal(error.status_code, message, code, headers=error.headers).response()
 

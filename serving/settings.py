@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd35_trt.errors import UsageError
@@ -28,8 +28,8 @@ class Settings:
             are refused.
     """
 
-    token: str | None = None
-    admin_token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
     key_header: str | None = None
     time_limit: float = 300.0
     body_limit: int = 32 << 20

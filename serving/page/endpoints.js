@@ -15,9 +15,9 @@ function typeOf(schema) {
   if (schema.anyOf) return schema.anyOf.filter((one) => one.type !== "null").map(typeOf).join(" or ");
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(", ");
   if (schema.const !== undefined) return JSON.stringify(schema.const);
-  const bounds = [schema.minimum, schema.maximum].map((bound) => bound ?? "");
-  const range = bounds.some((bound) => bound !== "") ? ` ${bounds.join(" to ")}` : "";
-  return `${schema.format === "binary" ? "file" : schema.type ?? "any"}${range}`;
+  const least = schema.minimum === undefined ? "" : ` from ${schema.minimum}`;
+  const most = schema.maximum === undefined ? "" : ` to ${schema.maximum}`;
+  return `${schema.format === "binary" ? "file" : schema.type ?? "any"}${least}${most}`;
 }
 
 function fields(body) {

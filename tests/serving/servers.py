@@ -38,11 +38,17 @@ class Running:
         url: where it is.
         client: sends its token.
         service: that draws.
+    server: in whose thread it runs.
     """
 
     url: str
     client: httpx.Client
     service: Service
+    server: Server
+
+    def stop(self) -> None:
+        """As a signal does."""
+        self.server.should_exit = True
 
 
 @contextlib.contextmanager
@@ -69,7 +75,7 @@ def running(
         assert ready.wait(PATIENCE)
         headers = {} if settings.token is None else {"Authorization": f"Bearer {settings.token}"}
         with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as client:
-            yield Running(url, client, service)
+            yield Running(url, client, service, server)
         server.should_exit = True
         thread.join(PATIENCE)
         assert not thread.is_alive()
