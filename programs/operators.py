@@ -82,6 +82,7 @@ OPERATORS = frozenset(
         "to.device",
         "to.dtype",
         "transpose.int",
+        "type_as.default",
         "unflatten.int",
         "unsqueeze.default",
         "upsample_nearest2d.vec",

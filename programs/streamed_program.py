@@ -26,6 +26,7 @@ _VIEWS = frozenset(
         "alias.default", "chunk.default", "contiguous.default", "expand.default",
         "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
         "split_with_sizes.default", "t.default", "to.device", "to.dtype", "transpose.int",
+        "type_as.default",
         "unflatten.int", "unsqueeze.default", "view.default",
     )
 )  # fmt: skip

@@ -80,7 +80,7 @@ def decode(data: bytes, kind: type[T], path: Path, error: type[Sd35Error], fix: 
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as reason:
         raise error(f"{path} lacks or misstates a field: {reason}", fix) from reason
-    except (ValueError, RecursionError) as reason:
+    except (msgspec.DecodeError, ValueError, RecursionError) as reason:
         raise error(f"{path} cannot be read: {reason}", fix) from reason
 
 
