@@ -14,8 +14,8 @@ TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality serving mini
 
 LOWEST := .venv-lowest
-LOWEST_PACKAGE := .[build,onnxruntime,report,compare,metrics,cuda]
-LOWEST_TESTS := tests/formats tests/checkpoints tests/calibration tests/export tests/runtime
+LOWEST_PACKAGE := .[build,onnxruntime,rtx,report,compare,metrics]
+LOWEST_TESTS := tests/formats tests/calibration tests/export tests/runtime
 
 .PHONY: demo test test-all test-lowest tests lint cpp calibration clean
 
