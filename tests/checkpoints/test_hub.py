@@ -208,5 +208,5 @@ def test_an_address(address: str, instead: str) -> None:
 
 
 def test_a_home_that_there_is_not() -> None:
-    with pytest.raises(CheckpointError, match="no home directory for ~nobody-here/sd3.5 — give"):
+    with pytest.raises(CheckpointError, match=r"no home directory for ~nobody-here/sd3\.5 — give"):
         resolve_model("~nobody-here/sd3.5")
