@@ -33,7 +33,7 @@ class Launch:
         traffic: see :func:`parse_traffic`; empty sends all to the first bundle.
         fallbacks: ``NAME=DIR`` for a bundle's fallback, ``DIR`` for every bundle's.
         queue: how many requests may wait.
-        device, vram_budget, trust_kernels: see :meth:`sd35_trt.runtime.Pipeline.load`.
+        threads, device, vram_budget, trust_kernels: see :meth:`sd35_trt.runtime.Pipeline.load`.
         settings: see :class:`~sd35_trt.serving.settings.Settings`.
     """
 
@@ -43,6 +43,7 @@ class Launch:
     traffic: str
     fallbacks: Sequence[str]
     queue: int
+    threads: int | None
     device: str | None
     vram_budget: int | None
     trust_kernels: bool
@@ -80,7 +81,8 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
         pipes = {}
         for name, path in bundles.items():
             pipe = Pipeline.load(
-                path, fallback=fallbacks.get(name), device=options.device,
+                path, fallback=fallbacks.get(name),
+                threads=options.threads, device=options.device,
                 vram_budget=options.vram_budget, trust_kernels=options.trust_kernels,
             )  # fmt: skip
             pipes[name] = opened.enter_context(pipe)

@@ -82,6 +82,12 @@ from .options import BYTES, device_options
     show_default=True,
     help="Of a request's body, pictures included.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="CPU threads of each engine. Default: all cores.",
+)
 @device_options
 def command(
     token_file: Path | None,

@@ -4,7 +4,6 @@ process of their own."""
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -86,10 +85,10 @@ def running(
 @contextlib.contextmanager
 def serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """``sd35-trt serve`` on a free port: the process, and its URL."""
-    command = [sys.executable, "-m", "sd35_trt", "serve", "--port", "0", *map(str, words)]
+    options = ("--port", "0", "--threads", "1")
+    command = [sys.executable, "-m", "sd35_trt", "serve", *options, *map(str, words)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -1,0 +1,250 @@
+"""A server under load: what HTTP costs, what joining brings, and latency at given rates.
+
+    sd35-trt build --out bundles/mini
+    python benchmarks/serve.py bundles/mini
+    python benchmarks/serve.py bundles/medium --size 512x512 --rates 0.5,0.8,1.2 --seconds 60
+
+First, one client asks the server and a pool in this process in turns: the difference is what the
+server takes. Then clients that ask again as soon as they are answered say how much joining brings.
+Last, requests arrive by chance at given rates, shares of what one client gets in a second, whether
+or not earlier ones are answered (an open loop; Poisson): latency counts from when a request was
+due. Goodput is what was answered in time, in requests per second. The figures go to
+results/serve.json too; the exit status is 1 where the server takes more than 5 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from server_process import server
+
+from sd35_trt.runtime import Pipeline, PipelinePool
+
+RESULTS = Path(__file__).parent / "results" / "serve.json"
+
+#: Milliseconds that the server may take beside drawing, at the median.
+OVERHEAD_MS = 5.0
+
+_PATH = "/v1/images/generations"
+_PROMPTS = ("a red star", "two blue squares", "a small green circle on white", "a yellow ring")
+
+# An answer is in time after so many times what an idle server takes.
+_IN_TIME = 5.0
+
+# Nothing is waited for longer.
+_PATIENCE = 600.0
+
+
+def body(number: int, steps: int, size: str) -> dict[str, Any]:
+    """One of the requests; each has its own seed, and few prompts are new."""
+    prompt = _PROMPTS[number % len(_PROMPTS)]
+    return {"prompt": prompt, "seed": number, "steps": steps, "size": size}
+
+
+def overhead(url: str, bundle: Path, steps: int, size: str, count: int) -> dict[str, float]:
+    """Milliseconds at the median: of a request to the server, of the same to a pool here, of both
+    in turns, and their difference.
+    """
+    width, height = map(int, size.split("x"))
+    served, drawn, beside = [], [], []
+    pool = PipelinePool({"one": Pipeline.load(bundle, threads=1)})
+    with pool, httpx.Client(base_url=url, timeout=_PATIENCE) as client:
+        for number in range(-len(_PROMPTS), count):
+            asked = body(abs(number), steps, size)
+            start = time.perf_counter()
+            answer = client.post(_PATH, json=asked).raise_for_status().json()
+            middle = time.perf_counter()
+            pool.generate(asked["prompt"], seed=asked["seed"], steps=steps, size=(width, height))
+            end = time.perf_counter()
+            if number >= 0:  # before, prompts are encoded
+                served.append(middle - start)
+                drawn.append(end - middle)
+                beside.append(middle - start - answer["timings"]["total"])
+    return {
+        "server_ms": 1e3 * statistics.median(served),
+        "pool_ms": 1e3 * statistics.median(drawn),
+        "difference_ms": 1e3 * (statistics.median(served) - statistics.median(drawn)),
+        "beside_drawing_ms": 1e3 * statistics.median(beside),
+    }
+
+
+async def closed_loop(url: str, clients: int, steps: int, size: str, seconds: float) -> float:
+    """Pictures a second of clients that ask again as soon as they are answered."""
+    answered = 0
+    end = time.perf_counter() + seconds
+
+    async def ask(client: httpx.AsyncClient, first: int) -> None:
+        nonlocal answered
+        number = first
+        while time.perf_counter() < end:
+            response = await client.post(_PATH, json=body(number, steps, size))
+            if response.status_code == 429:  # fewer may wait than there are clients
+                await asyncio.sleep(0.02)
+                continue
+            response.raise_for_status()
+            answered += 1
+            number += clients
+
+    start = time.perf_counter()
+    async with _client(url) as client:
+        await asyncio.gather(*(ask(client, first) for first in range(clients)))
+    return answered / (time.perf_counter() - start)
+
+
+async def open_loop(
+    url: str, rate: float, steps: int, size: str, seconds: float, in_time: float
+) -> dict[str, Any]:
+    """Requests that arrive by chance.
+
+    Args:
+        rate: of arrivals, a second.
+        in_time: seconds from when a request is due that count as good.
+
+    Returns:
+        Statuses, latency in seconds of what was drawn, goodput.
+    """
+    rng = random.Random(0)
+    statuses: Counter[str] = Counter()
+    latencies: list[float] = []
+    start = time.perf_counter()
+
+    async def ask(client: httpx.AsyncClient, number: int, due: float) -> None:
+        try:
+            response = await client.post(_PATH, json=body(number, steps, size))
+            status = str(response.status_code)
+        except httpx.TransportError as error:
+            status = type(error).__name__
+        statuses[status] += 1
+        if status == "200":
+            latencies.append(time.perf_counter() - start - due)
+
+    async with _client(url) as client:
+        tasks, due, number = [], rng.expovariate(rate), 0
+        while due < seconds:
+            await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
+            tasks.append(asyncio.create_task(ask(client, number, due)))
+            due += rng.expovariate(rate)
+            number += 1
+        await asyncio.gather(*tasks)
+    taken = time.perf_counter() - start
+    good = sum(latency <= in_time for latency in latencies)
+    return {
+        "rate": rate,
+        "requests": number,
+        "statuses": dict(sorted(statuses.items())),
+        "latency": percentiles(latencies),
+        "in_time_seconds": in_time,
+        "goodput": good / taken,
+    }
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=_PATIENCE, limits=limits)
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """The middle, the 95th, the 99th and the largest; nothing of nothing."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+def measure(
+    bundle: Path, steps: int, size: str, rates: list[float], seconds: float, queue: int, count: int
+) -> dict[str, Any]:
+    """Run it all; JSON-serializable figures."""
+    with server(bundle, "--queue", str(queue)) as (url, _):
+        beside = overhead(url, bundle, steps, size, count)
+        joined = {
+            clients: asyncio.run(closed_loop(url, clients, steps, size, seconds))
+            for clients in (1, 8)
+        }
+        in_time = _IN_TIME * beside["server_ms"] / 1e3
+        loops = [
+            asyncio.run(open_loop(url, share * joined[1], steps, size, seconds, in_time))
+            | {"share": share}
+            for share in rates
+        ]
+    return {
+        "bundle": bundle.name,
+        "steps": steps,
+        "size": size,
+        "queue": queue,
+        "overhead": beside,
+        "pictures_per_second": joined,
+        "open_loop": loops,
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+    }
+
+
+def table(figures: dict[str, Any]) -> tuple[str, bool]:
+    """What was found, and whether the server takes no more than it may."""
+    beside, joined = figures["overhead"], figures["pictures_per_second"]
+    well = beside["difference_ms"] <= OVERHEAD_MS
+    lines = [
+        f"{figures['bundle']}, {figures['size']}, {figures['steps']} steps",
+        f"one request: {beside['server_ms']:.1f} ms; pool.generate: {beside['pool_ms']:.1f} ms; "
+        f"difference {beside['difference_ms']:.1f} ms (at most {OVERHEAD_MS:g})"
+        f"{'' if well else '  missed'}",
+        f"pictures a second: one client {joined[1]:.2f}, eight {joined[8]:.2f}, "
+        f"{joined[8] / joined[1]:.2f} times as many",
+        "",
+        f"{'load':>6}{'per s':>8}{'sent':>7}{'drawn':>7}{'429':>6}{'else':>6}"
+        f"{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'good/s':>9}",
+    ]
+    for loop in figures["open_loop"]:
+        statuses = Counter(loop["statuses"])
+        others = loop["requests"] - statuses["200"] - statuses["429"]
+        latency = [f"{loop['latency'].get(name, float('nan')):9.3f}" for name in _SHOWN]
+        lines.append(
+            f"{loop['share']:6.0%}{loop['rate']:8.2f}{loop['requests']:7}{statuses['200']:7}"
+            f"{statuses['429']:6}{others:6}{''.join(latency)}{loop['goodput']:9.2f}"
+        )
+    return "\n".join(lines), well
+
+
+_SHOWN = ("p50", "p95", "p99")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path, exists=True))
+@click.option("--steps", default=4, show_default=True)
+@click.option("--size", default="64x64", show_default=True)
+@click.option("--rates", default="0.5,0.8,1.2,3", show_default=True, help="Of one client's.")
+@click.option("--seconds", default=15.0, show_default=True, help="Of each load.")
+@click.option("--queue", default=16, show_default=True, help="Of the server.")
+@click.option("--count", default=200, show_default=True, help="Requests that are compared.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
+def main(
+    bundle: Path, steps: int, size: str, rates: str, seconds: float, queue: int, count: int,
+    out: Path,
+) -> None:  # fmt: skip
+    """Load a server of BUNDLE."""
+    shares = [float(share) for share in rates.split(",")]
+    figures = measure(bundle, steps, size, shares, seconds, queue, count)
+    text, well = table(figures)
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    sys.exit(not well)
+
+
+if __name__ == "__main__":
+    main()
