@@ -1,19 +1,51 @@
 // A plug-in that computes next to nothing, for tests of what calls one: an image is a function of
-// its seed and guidance. ThreadSanitizer can watch all of it.
+// its seed, texts, guidance and schedule. ThreadSanitizer can watch all of it.
+//
+// Compiled with FAKE_GPU it runs on fake_cudart.cpp's GPU, too: its work is queued, and recorded.
 #include <sd35/sd35.h>
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "plugin/interface.h"
 
+#ifdef FAKE_GPU
+#include <cuda_runtime_api.h>
+#endif
+
 namespace {
+
+// Tensors that outlive the call, as queued work needs them.
+class Tensors {
+  public:
+    Tensors(const sd35_plugin_tensor* tensors, std::size_t count) : own_(tensors, tensors + count) {
+        for (sd35_plugin_tensor& one : own_) {
+            names_.emplace_back(one.name);
+            shapes_.emplace_back(one.shape, one.shape + one.rank);
+        }
+        for (std::size_t i = 0; i < own_.size(); ++i) {
+            own_[i].name = names_[i].c_str();
+            own_[i].shape = shapes_[i].data();
+        }
+    }
+
+    const sd35_plugin_tensor* data() const { return own_.data(); }
+    std::size_t size() const { return own_.size(); }
+
+  private:
+    std::vector<sd35_plugin_tensor> own_;
+    std::deque<std::string> names_;
+    std::deque<std::vector<std::int64_t>> shapes_;
+};
 
 struct Fake {
     std::string component;
+    sd35_plugin_place place;
     int runs = 0;  // a race where two threads run one engine
 };
 
@@ -28,19 +60,64 @@ float* floats(const sd35_plugin_tensor& tensor) {
     return static_cast<float*>(tensor.address);
 }
 
-void denoise(const sd35_plugin_tensor* inputs, std::size_t input_count,
-             const sd35_plugin_tensor* outputs, std::size_t output_count) {
-    const sd35_plugin_tensor& latents = port(inputs, input_count, "latents");
-    const float* guidance = floats(port(inputs, input_count, "guidance"));
-    float* next = floats(port(outputs, output_count, "next_latents"));
+// A little of everything that the denoiser reads, so that nothing can be another's unseen.
+void denoise(const Tensors& inputs, const Tensors& outputs) {
+    const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
+    const sd35_plugin_tensor latents = in("latents");
+    float* next = floats(port(outputs.data(), outputs.size(), "next_latents"));
     const auto images = static_cast<std::size_t>(latents.shape[0]);
     const std::size_t each = latents.bytes / sizeof(float) / images;
-    for (std::size_t i = 0; i < images * each; ++i) {
-        next[i] = floats(latents)[i] + 0.01F * guidance[i / each];
+    for (std::size_t i = 0; i < images; ++i) {
+        const auto first = [&](const char* name) {
+            const sd35_plugin_tensor tensor = in(name);
+            return floats(tensor)[i * (tensor.bytes / sizeof(float) / images)];
+        };
+        float change = 0.01F * first("guidance") + 0.1F * first("sigma");
+        for (const char* name : {"coefficients", "context", "modulation", "uncond_context",
+                                 "uncond_modulation", "previous_denoised"}) {
+            change += 0.03F * first(name);
+        }
+        for (std::size_t k = 0; k < each; ++k) {
+            next[i * each + k] = floats(latents)[i * each + k] + change;
+        }
     }
-    const sd35_plugin_tensor& denoised = port(outputs, output_count, "denoised");
+    const sd35_plugin_tensor& denoised = port(outputs.data(), outputs.size(), "denoised");
     std::memcpy(denoised.address, latents.address, denoised.bytes);
     std::this_thread::yield();
+}
+
+// Texts are told by their tokens.
+void encode_text(const Tensors& inputs, const Tensors& outputs) {
+    const sd35_plugin_tensor& ids = inputs.data()[0];
+    const auto texts = static_cast<std::size_t>(ids.shape[0]);
+    const std::size_t tokens = ids.bytes / sizeof(std::int64_t) / texts;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const sd35_plugin_tensor& out = outputs.data()[i];
+        const std::size_t each = out.bytes / sizeof(float) / texts;
+        for (std::size_t k = 0; k < texts * each; ++k) {
+            const auto id = static_cast<std::int64_t*>(ids.address)[k / each * tokens + k % tokens];
+            floats(out)[k] = 0.01F * static_cast<float>(id % 101);
+        }
+    }
+}
+
+// Context and modulation are told by text and time.
+void condition(const Tensors& inputs, const Tensors& outputs) {
+    const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
+    const sd35_plugin_tensor embeds = in("prompt_embeds");
+    const sd35_plugin_tensor context = port(outputs.data(), outputs.size(), "context");
+    const sd35_plugin_tensor modulation = port(outputs.data(), outputs.size(), "modulation");
+    const auto samples = static_cast<std::size_t>(embeds.shape[0]);
+    const std::size_t from = embeds.bytes / sizeof(float) / samples;
+    const std::size_t to = context.bytes / sizeof(float) / samples;
+    for (std::size_t i = 0; i < samples * to; ++i) {
+        floats(context)[i] = floats(embeds)[i / to * from + i % from];
+    }
+    const auto steps = static_cast<std::size_t>(modulation.shape[0]);
+    const std::size_t rows = modulation.bytes / sizeof(float) / steps;
+    for (std::size_t i = 0; i < steps * rows; ++i) {
+        floats(modulation)[i] = 0.001F * floats(in("timesteps"))[i / rows];
+    }
 }
 
 void decode(const sd35_plugin_tensor& latents, const sd35_plugin_tensor& image) {
@@ -55,23 +132,64 @@ void decode(const sd35_plugin_tensor& latents, const sd35_plugin_tensor& image) 
 }
 
 int open(const sd35_plugin_engine* engine, void** session, sd35_plugin_message*) {
-    *session = std::make_unique<Fake>(Fake{engine->component}).release();
+    *session = std::make_unique<Fake>(Fake{engine->component, engine->place}).release();
     return SD35_OK;
 }
+
+void compute(const std::string& component, const Tensors& inputs, const Tensors& outputs) {
+    if (component == "denoiser") {
+        denoise(inputs, outputs);
+    } else if (component == "conditioner") {
+        condition(inputs, outputs);
+    } else if (component == "clip_l" || component == "clip_g" || component == "t5") {
+        encode_text(inputs, outputs);
+    } else if (component == "vae_decoder") {
+        decode(inputs.data()[0], outputs.data()[0]);
+    } else {
+        for (std::size_t i = 0; i < outputs.size(); ++i) {
+            const sd35_plugin_tensor& one = outputs.data()[i];
+            std::memset(one.address, 0, one.bytes);
+        }
+    }
+}
+
+#ifdef FAKE_GPU
+struct Launch {
+    std::string component;
+    Tensors inputs;
+    Tensors outputs;
+};
+
+// A graph does it again and again: what it needs is kept.
+void launch(void* data) {
+    const auto* own = static_cast<const Launch*>(data);
+    compute(own->component, own->inputs, own->outputs);
+}
+
+std::deque<Launch>& launches() {
+    static std::deque<Launch> all;
+    return all;
+}
+#endif
 
 int run(void* session, const sd35_plugin_tensor* inputs, std::size_t input_count,
         const sd35_plugin_tensor* outputs, std::size_t output_count, sd35_plugin_message*) {
     auto* fake = static_cast<Fake*>(session);
     ++fake->runs;
-    if (fake->component == "denoiser") {
-        denoise(inputs, input_count, outputs, output_count);
-    } else if (fake->component == "vae_decoder") {
-        decode(inputs[0], outputs[0]);
-    } else {
-        for (std::size_t i = 0; i < output_count; ++i) {
-            std::memset(outputs[i].address, 0, outputs[i].bytes);
-        }
+    const Tensors read(inputs, input_count);
+    const Tensors written(outputs, output_count);
+#ifdef FAKE_GPU
+    if (fake->place.cuda != 0) {
+        // Working memory that moves as it grows.
+        fake->place.scratch(fake->place.device, outputs[0].bytes);
+        launches().push_back(
+            {fake->component, Tensors(inputs, input_count), Tensors(outputs, output_count)});
+        cudaLaunchHostFunc(static_cast<cudaStream_t>(fake->place.stream), launch,
+                           &launches().back());
+        return SD35_OK;
     }
+#endif
+    compute(fake->component, read, written);
     return SD35_OK;
 }
 
@@ -79,7 +197,7 @@ void close(void* session) {
     const std::unique_ptr<Fake> freed(static_cast<Fake*>(session));
 }
 
-constexpr sd35_plugin_backend table{SD35_PLUGIN_VERSION, 0, open, run, close};
+constexpr sd35_plugin_backend table{SD35_PLUGIN_VERSION, 1, open, run, close};
 
 }  // namespace
 

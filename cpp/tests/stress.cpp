@@ -1,7 +1,7 @@
 // Many threads on one pipeline, by sd35.hpp: every image is what it is alone, requests are
 // cancelled, memory is looked at, and the pipeline is closed while threads draw.
 //
-//     stress BUNDLE [BUDGET]
+//     stress BUNDLE [DEVICE [BUDGET]]
 #include <atomic>
 #include <iostream>
 #include <sd35/sd35.hpp>
@@ -110,14 +110,15 @@ class Stress {
 
 int main(int count, char** arguments) {
     if (count < 2) {
-        std::cerr << "usage: stress BUNDLE [BUDGET]\n";
+        std::cerr << "usage: stress BUNDLE [DEVICE [BUDGET]]\n";
         return 2;
     }
     try {
         sd35::LoadOptions options;
         options.threads = 1;
         options.prompt_cache = 20'000;  // a few of the prompts
-        if (count > 2) options.vram_budget = std::stoull(arguments[2]);
+        if (count > 2) options.device = arguments[2];
+        if (count > 3) options.vram_budget = std::stoull(arguments[3]);
         options.log = [](sd35_log_level, std::string_view) {};
         sd35::Pipeline pipeline(arguments[1], options);
         return Stress(pipeline).run();

@@ -25,7 +25,7 @@ def test_no_race(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pipeline.load(mini_bundle, threads=1) as pipe:
         peak = pipe.memory().planned_peak
     # Engines come and go, some opened ahead in threads of their own.
-    run_program(build / "tests" / "stress", mini_bundle, peak * 6 // 10)
+    run_program(build / "tests" / "stress", mini_bundle, "cpu", peak * 6 // 10)
 
 
 @pytest.mark.nightly
