@@ -134,6 +134,7 @@ class EngineSet:
         if ahead is not None:
             self._sessions[name] = ahead.session()
         elif name not in self._sessions:
+            self._make_room()
             self._sessions[name] = self._open(name)
         self._device.memory()  # notes the peak
         return self._sessions[name]
@@ -154,6 +155,7 @@ class EngineSet:
                 self.budget
             ):
                 return
+        self._make_room()
         self._held[name] = self._holds(name)
         self._ahead[name] = Opening(lambda: self._open(name))
 
@@ -194,6 +196,12 @@ class EngineSet:
         """Bytes of weights that an engine holds where it streams, by the plan."""
         placement = self._plan.placements[name]
         return placement.device_bytes if placement.kind == STREAMED else None
+
+    def _make_room(self) -> None:
+        """Give back what the engines before worked with: the plan counts it in their stages alone,
+        where engines come and go."""
+        if self.budget is not None:
+            self._device.trim()
 
     def _open(self, name: str) -> Session:
         if name not in self._components:
