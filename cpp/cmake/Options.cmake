@@ -2,6 +2,7 @@
 
 option(SD35_TESTS "Build the tests (GoogleTest)" OFF)
 option(SD35_WERROR "Warnings are errors" OFF)
+option(SD35_FUZZ "Build the programs of libFuzzer" OFF)
 set(SD35_SANITIZE "" CACHE STRING "Sanitizers, such as address,undefined or thread")
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

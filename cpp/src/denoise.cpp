@@ -62,7 +62,7 @@ class DenoiseLoop::Run {
         try {
             while (!pending_.empty()) take_oldest();
             device_.synchronize();
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             // What failed was told as an error where it ran.
         }
     }

@@ -54,7 +54,7 @@ RecordedSteps::RecordedSteps(Device& device, Session& session, const Shape& late
 RecordedSteps::~RecordedSteps() {
     try {
         device_.synchronize();
-    } catch (const Error&) {
+    } catch (const std::exception&) {
         // What failed was told as an error where it ran.
     }
 }

@@ -31,7 +31,11 @@ EngineSet::EngineSet(const Bundle& bundle, Device& device, std::optional<std::ui
 }
 
 EngineSet::~EngineSet() {
-    release();
+    try {
+        release();
+    } catch (const std::exception&) {
+        // The device failed before, and that was told where it did.
+    }
 }
 
 void EngineSet::fit(const Dims& dims) {
@@ -166,7 +170,7 @@ void EngineSet::close(const std::string& name) {
     if (const auto coming = ahead_.find(name); coming != ahead_.end()) {
         try {
             closing = coming->second.get();
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             // It is not needed any more, so that it could not be opened harms nobody.
         }
         ahead_.erase(coming);

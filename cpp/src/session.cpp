@@ -33,7 +33,7 @@ class PluginSession final : public Session {
     ~PluginSession() override {
         try {
             device_.synchronize();
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             // Its last work failed, and was told as an error where it ran.
         }
         backend_.close(session_);

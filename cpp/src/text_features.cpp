@@ -47,12 +47,11 @@ std::string cut_note(const std::string& encoder, std::int64_t count, std::int64_
 }
 
 // Empty features of so many texts.
-std::vector<std::shared_ptr<TextFeatures>> blank(const Component& conditioner, std::size_t count,
-                                                 std::int64_t tokens) {
+NewFeatures blank(const Component& conditioner, std::size_t count, std::int64_t tokens) {
     const Port& embeds = *conditioner.input("prompt_embeds");
     const Port& pooled = *conditioner.input("pooled");
     const Dims dims{{"samples", 1}, {"tokens", tokens}};
-    std::vector<std::shared_ptr<TextFeatures>> features;
+    NewFeatures features;
     for (std::size_t i = 0; i < count; ++i) {
         features.push_back(std::make_shared<TextFeatures>(
             TextFeatures{host_zeros(embeds.dtype, embeds.resolve(dims)).row(0),
@@ -119,41 +118,49 @@ std::vector<SharedFeatures> TextEncoder::encode(const std::vector<std::string>& 
 // stays zero.
 std::vector<SharedFeatures> TextEncoder::compute(const std::vector<std::string>& texts,
                                                  std::int64_t t5_tokens) {
-    const auto count = static_cast<std::int64_t>(texts.size());
     const std::int64_t clip_tokens = manifest_.tokenizers.find("clip_l")->second.length;
-    const auto features =
+    const NewFeatures features =
         blank(runner_.component("conditioner"), texts.size(), clip_tokens + t5_tokens);
     std::int64_t column = 0;
     std::int64_t pooled_column = 0;
-    for (const std::string name : {"clip_l", "clip_g", "t5"}) {
-        if (manifest_.component(name) == nullptr) continue;
-        const bool is_t5 = name == "t5";
-        const std::int64_t length = is_t5 ? t5_tokens : clip_tokens;
-        const Buffer ids = host_buffer(DType::int64, {count, length});
-        for (std::int64_t i = 0; i < count; ++i) {
-            const auto index = static_cast<std::size_t>(i);
-            const std::int64_t whole = tokenizers_.find(name)->second.encode(
-                texts[index], length, ids.row(i).data<std::int64_t>());
-            // CLIP-G has CLIP-L's vocabulary.
-            if (name != "clip_g" && whole > length) {
-                features[index]->notes.push_back(cut_note(name, whole, length));
-            }
-        }
-        const Outputs out = runner_.run(name, {{"input_ids", device_.upload(ids)}},
-                                        {{"batch", count}, {"tokens", length}});
+    for (const std::string name : {"clip_l", "clip_g"}) {
+        const Outputs out = run(name, texts, clip_tokens, features);
         const Buffer hidden = device_.download(out.find("hidden")->second);
-        const Buffer pooled = is_t5 ? Buffer() : device_.download(out.find("pooled")->second);
-        for (std::int64_t i = 0; i < count; ++i) {
-            const TextFeatures& one = *features[static_cast<std::size_t>(i)];
-            place(hidden.row(i), one.hidden, is_t5 ? clip_tokens : 0, is_t5 ? 0 : column);
-            if (pooled) place_vector(pooled.row(i), one.pooled, pooled_column);
+        const Buffer pooled = device_.download(out.find("pooled")->second);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            const auto row = static_cast<std::int64_t>(i);
+            place(hidden.row(row), features[i]->hidden, 0, column);
+            place_vector(pooled.row(row), features[i]->pooled, pooled_column);
         }
-        if (!is_t5) {
-            column += hidden.shape()[2];
-            pooled_column += pooled.shape()[1];
+        column += hidden.shape()[2];
+        pooled_column += pooled.shape()[1];
+    }
+    if (manifest_.component("t5") != nullptr) {
+        const Outputs out = run("t5", texts, t5_tokens, features);
+        const Buffer hidden = device_.download(out.find("hidden")->second);
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            place(hidden.row(static_cast<std::int64_t>(i)), features[i]->hidden, clip_tokens, 0);
         }
     }
     return {features.begin(), features.end()};
+}
+
+// Runs a text encoder on texts of so many tokens; notes those that are cut.
+Outputs TextEncoder::run(const std::string& name, const std::vector<std::string>& texts,
+                         std::int64_t length, const NewFeatures& features) {
+    const auto count = static_cast<std::int64_t>(texts.size());
+    PromptTokenizer& tokenizer = tokenizers_.find(name)->second;
+    const Buffer ids = host_buffer(DType::int64, {count, length});
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        auto* const row = ids.row(static_cast<std::int64_t>(i)).data<std::int64_t>();
+        const std::int64_t whole = tokenizer.encode(texts[i], length, row);
+        // CLIP-G has CLIP-L's vocabulary.
+        if (name != "clip_g" && whole > length) {
+            features[i]->notes.push_back(cut_note(name, whole, length));
+        }
+    }
+    return runner_.run(name, {{"input_ids", device_.upload(ids)}},
+                       {{"batch", count}, {"tokens", length}});
 }
 
 }  // namespace libsd35

@@ -23,6 +23,9 @@ struct TextFeatures {
 
 using SharedFeatures = std::shared_ptr<const TextFeatures>;
 
+// Of texts that are being encoded.
+using NewFeatures = std::vector<std::shared_ptr<TextFeatures>>;
+
 // The features that were used last, of together no more than so many bytes.
 class FeatureCache {
   public:
@@ -59,6 +62,8 @@ class TextEncoder {
   private:
     std::vector<SharedFeatures> compute(const std::vector<std::string>& texts,
                                         std::int64_t t5_tokens);
+    Outputs run(const std::string& name, const std::vector<std::string>& texts, std::int64_t length,
+                const NewFeatures& features);
 
     const Manifest& manifest_;
     Device& device_;

@@ -278,10 +278,11 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
     return cudaSuccess;
 }
 
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+// For fake engines, by a name that no other library has: a real CUDA runtime may be in the process.
+__attribute__((visibility("default"))) void sd35_fake_launch(void* stream, void (*function)(void*),
+                                                             void* data) {
     const std::lock_guard lock(turn());
-    queue(*stream, [=] { function(data); });
-    return cudaSuccess;
+    queue(*static_cast<cudaStream_t>(stream), [=] { function(data); });
 }
 
 }  // extern "C"

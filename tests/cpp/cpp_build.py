@@ -72,6 +72,14 @@ def probe(part: str, document: Any) -> Any:
     return json.loads(run_program(built() / "tests" / "probe", part, text=json.dumps(document)))
 
 
+def run_command(*words: object, folder: Path = ROOT) -> None:
+    """A command that has to succeed."""
+    run = subprocess.run(
+        list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+
+
 @functools.cache
 def examples() -> Path:
     """The examples, built from an installed tree as any project would."""
@@ -89,6 +97,5 @@ def examples() -> Path:
     with (folder.parent / ".lock-examples").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in commands:
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+            run_command(*command)
     return folder
