@@ -28,8 +28,8 @@ has_header() {
 has_header nlohmann/json.hpp || missing="$missing nlohmann-json3-dev"
 has_header gtest/gtest.h || missing="$missing libgtest-dev"
 if [ -n "$missing" ]; then
-    echo "libsd35 is not built, it needs:$missing — apt-get install them; cargo of 1.85 or newer" \
-        "comes from https://rustup.rs" >&2
+    echo "libsd35 is not built, it needs:$missing — apt-get install them; cargo comes" \
+        "from https://rustup.rs" >&2
     exit 3
 fi
 

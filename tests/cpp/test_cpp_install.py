@@ -142,6 +142,15 @@ def test_an_old_onnxruntime_is_refused(mini_bundle: Path, tmp_path: Path) -> Non
     assert "no absolute path" in draw("libonnxruntime.so.1")
 
 
+def test_the_sources_are_formatted() -> None:
+    formatter = shutil.which("clang-format-14")
+    if formatter is None:
+        pytest.skip("clang-format-14 is not installed")
+    sources = [p for kind in ("*.cpp", "*.hpp") for p in (ROOT / "cpp").rglob(kind)]
+    assert len(sources) > 50
+    subprocess.run([formatter, "--dry-run", "-Werror", *sources], check=True)
+
+
 def test_units_are_all_run() -> None:
     listed = run_program(built() / "tests" / "units", "--gtest_list_tests")
     sources = "".join(p.read_text("utf-8") for p in (ROOT / "cpp/tests/units").glob("*.cpp"))
