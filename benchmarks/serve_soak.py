@@ -211,7 +211,7 @@ def _leave(client: httpx.Client, body: dict[str, Any], seconds: float) -> None:
         f"POST {_PATH} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    with socket.create_connection((url.host, url.port)) as connection:
+    with socket.create_connection((url.host, url.port or 80)) as connection:
         connection.sendall(head.encode() + data)
         time.sleep(seconds)
 

@@ -15,10 +15,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sd35_trt.errors import (
     Cancelled,
@@ -31,6 +32,9 @@ from sd35_trt.errors import (
 )
 
 logger = logging.getLogger("sd35_trt")
+
+#: Of an answer that nobody reads: nginx's number for a client that left.
+LEFT = 499
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
@@ -152,6 +156,10 @@ def answer_failures(app: FastAPI) -> None:
         code = _CODES.get(error.status_code, "bad_request")
         message = " ".join(str(error.detail).split())
         return Refusal(error.status_code, message, code, headers=error.headers).response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=LEFT)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -18,15 +18,12 @@ from .answers import Answer, Failure, json_answer, png_answer, wants_png
 from .bodies import Body, EditBody, GenerationBody
 from .drawing import Drawing
 from .events import drawing_events, evenly, event
-from .failures import Refusal, refusal_of
+from .failures import LEFT, Refusal, refusal_of
 from .forms import EDIT_FORM, read_edit
 from .pictures import decode_picture
 from .service import Service, culprit
 
 _T = TypeVar("_T")
-
-# Nobody reads it: nginx's number for a client that left.
-_LEFT = 499
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -118,7 +115,7 @@ async def _draw(
     with service.drawing(bundle, arguments) as drawing:
         result = await _unless_gone(request, drawing.result())
         if result is None:
-            return Response(status_code=_LEFT)
+            return Response(status_code=LEFT)
         service.drawn(result)
         return await asyncio.to_thread(_finish, service, bundle, result, answer)
 
