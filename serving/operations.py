@@ -48,26 +48,18 @@ def operation_routes(service: Service, registry: CollectorRegistry) -> APIRouter
     """
     router = APIRouter(tags=["operations"])
 
-    def state(status: str) -> State:
-        return State(
-            status=status,
-            waiting=service.pool.waiting,
-            in_flight=service.in_flight,
-            on_fallback=[n for n, pipe in service.pool.pipelines.items() if pipe.on_fallback],
-        )
-
     @router.get("/health/live", responses={_UNHEALTHY: {"model": State}})
     async def live(response: Response) -> State:
         """200; 503 where the process is to be started anew: its engines fail every request."""
         response.status_code = _UNHEALTHY if service.broken else 200
-        return state("broken" if service.broken else "live")
+        return _state(service, "broken" if service.broken else "live")
 
     @router.get("/health/ready", responses={_UNHEALTHY: {"model": State}})
     async def ready(response: Response) -> State:
         """200 where it takes requests; 503 where it stops, or its engines fail."""
         well = not (service.stopping or service.broken)
         response.status_code = 200 if well else _UNHEALTHY
-        return state("ready" if well else "stopping" if service.stopping else "broken")
+        return _state(service, "ready" if well else "stopping" if service.stopping else "broken")
 
     @router.get("/metrics", response_class=Response)
     def metrics() -> Response:
@@ -115,9 +107,16 @@ def admin_routes(service: Service) -> APIRouter:
         if pipe is None:
             raise Refusal(422, "there is no model of this name", "invalid_value", param="model")
         pipe.restore()
-        return State(
-            status="ready", waiting=pool.waiting, in_flight=service.in_flight,
-            on_fallback=[n for n, one in pool.pipelines.items() if one.on_fallback],
-        )  # fmt: skip
+        return _state(service, "ready")
 
     return router
+
+
+def _state(service: Service, status: str) -> State:
+    pipelines = service.pool.pipelines
+    return State(
+        status=status,
+        waiting=service.pool.waiting,
+        in_flight=service.in_flight,
+        on_fallback=[name for name, pipe in pipelines.items() if pipe.on_fallback],
+    )

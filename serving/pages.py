@@ -3,6 +3,7 @@ from another site."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -39,7 +40,7 @@ def page_routes() -> APIRouter:
     return router
 
 
-def _page(data: bytes, kind: str):  # type: ignore[no-untyped-def]
+def _page(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     async def page() -> Response:
         return Response(data, headers=_HEADERS, media_type=kind)
 
