@@ -331,7 +331,7 @@ def test_the_workflow_runs_it() -> None:
     # YAML takes "on" for a boolean.
     assert workflow[True].keys() == {"schedule", "workflow_dispatch"}
     jobs = workflow["jobs"]
-    commands = {"tests": "make test-all",
+    commands = {"tests": "make test-all", "lowest": "make test-lowest",
                 "benchmarks": "benchmarks/nightly.py benchmarks/nightly.toml"}  # fmt: skip
     assert jobs.keys() == commands.keys()
     assert "self-hosted" in jobs["benchmarks"]["runs-on"]
