@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sd35_trt.errors import CheckpointError
 
-from .adapter_names import PARTS, PEFT, FileLayer, LayerNames, split_name
+from .adapter_names import PEFT, FileLayer, LayerNames, split_name
 from .adapter_scaling import CONFIG, Scaling
 from .adapter_updates import KINDS, BiasUpdate, Kind, Update, WeightUpdate
 from .configuration import KINDS as PART_KINDS
@@ -88,6 +88,7 @@ class AdapterFile:
     Attributes:
         path: of the file.
         files: that its result depends on.
+        roles: layer, as the file calls it → role → tensor's name.
 
     Raises:
         CheckpointError: missing, damaged, something else, or of another model.
@@ -107,20 +108,19 @@ class AdapterFile:
         peft = any(name.startswith(PEFT) for name in names)
         self.files = [path, path.parent / CONFIG] if peft else [path]
         self._scaling = Scaling(path, self.tensors.metadata, peft)
-        self._roles = self._split()
+        self.roles = self._split()
 
-    def layers(self, configs: Mapping[str, Mapping[str, Any]]) -> list[AdaptedLayer]:
+    def layers(self, names: LayerNames) -> list[AdaptedLayer]:
         """The layers of a model that the file changes.
 
         Args:
-            configs: of the model's parts.
+            names: of the model's layers.
 
         Raises:
             CheckpointError: names a tensor that is of no layer of the model, does not fit it, is
                 not finite, or of no use.
         """
-        names = LayerNames({part: configs[part] for part in PARTS if part in configs})
-        layers = [self._layer(key, roles, names) for key, roles in self._roles.items()]
+        layers = [self._layer(key, roles, names) for key, roles in self.roles.items()]
         first: dict[tuple[str, str], str] = {}
         for layer in layers:
             for target in layer.layer.targets:
@@ -135,6 +135,10 @@ class AdapterFile:
             self.tensors.values(name)  # refuses what is not finite
         return layers
 
+    def layer_tensors(self, layer: AdaptedLayer) -> Mapping[str, torch.Tensor]:
+        """A layer's tensors by role in FP32, each read when it is asked for."""
+        return _LayerTensors(self.tensors, layer.names)
+
     def updates(self, layer: AdaptedLayer, scale: float) -> Iterator[tuple[str, str, Update]]:
         """What a layer's tensors do to the model's.
 
@@ -144,7 +148,7 @@ class AdapterFile:
         Yields:
             The part, the tensor's name in diffusers, and what is done to it.
         """
-        tensors, total = _LayerTensors(self.tensors, layer.names), layer.scaling * scale
+        tensors, total = self.layer_tensors(layer), layer.scaling * scale
         magnitude = "magnitude" in layer.names
         for target in layer.layer.targets:
             yield (

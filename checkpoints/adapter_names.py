@@ -102,11 +102,11 @@ class LayerNames:
     """The layers of a model by the names that files of adapters give them.
 
     Args:
-        configs: the configurations of the parts, of :data:`PARTS`, that the model has.
+        shapes: of the weights of each part's layers, by their names in diffusers.
     """
 
-    def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        self._layers = {part: _layers(part, config) for part, config in configs.items()}
+    def __init__(self, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+        self._layers = {part: _layers(part, own) for part, own in shapes.items()}
         self._flat = {
             part: {name.replace(".", "_"): layer for name, layer in layers.items()}
             for part, layers in self._layers.items()
@@ -138,18 +138,23 @@ def _prefixes(part: str) -> tuple[str, ...]:
     return (*_DOTTED.get(part, ()), *LAYOUTS[part].prefixes)
 
 
-def _layers(part: str, config: Mapping[str, Any]) -> dict[str, FileLayer]:
-    """Layers by their names in diffusers, and in the part's original layout."""
-    shapes = {
+def layer_shapes(part: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a part's layers, but for norms."""
+    return {
         name.removesuffix(".weight"): shape
         for name, shape in tensor_shapes(part, config).items()
         if name.endswith(".weight") and len(shape) > 1
     }
+
+
+def _layers(part: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FileLayer]:
+    """Layers by their names in diffusers, and in the part's original layout."""
+    blocks = {int(m[1]) for name in shapes if (m := re.match(r"transformer_blocks\.(\d+)\.", name))}
     layers: dict[str, FileLayer] = {}
     for module, shape in shapes.items():
         layers[module] = FileLayer(shape, [Target(part, module, lambda tensor: tensor)])
     for anchors in _SPELLINGS[part]:
-        names = {a.format(i) for a in anchors for i in range(config.get("num_layers", 1))}
+        names = {a.format(i) for a in anchors for i in blocks or {0}}
         origins, spelled = LAYOUTS[part].origins(names), dict[str, FileLayer]()
         for module, shape in shapes.items():
             origin = origins(f"{module}.weight")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from sd35_trt.errors import CheckpointError
 
 from .adapter_file import AdapterFile
-from .adapter_names import PARTS
+from .adapter_names import PARTS, LayerNames, layer_shapes
 from .adapter_updates import Update
 from .diffusers import Part
 from .model_options import Lora
@@ -116,9 +116,10 @@ class MergedCheckpoint:
         self.base = base
         self.root = base.root
         self.given: dict[str, Part] = base.given
-        configs = {part: base.config(part) for part in PARTS if base.has(part)}
+        shapes = {p: layer_shapes(p, base.config(p)) for p in PARTS if base.has(p)}
+        names = LayerNames(shapes)
         self._updates: dict[str, dict[str, list[Update]]] = {}
-        self.loras = tuple(self._merge(lora, configs) for lora in loras)
+        self.loras = tuple(self._merge(lora, names) for lora in loras)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself.
@@ -167,10 +168,10 @@ class MergedCheckpoint:
             for path in merged.files
         }
 
-    def _merge(self, lora: Lora, configs: Mapping[str, Mapping[str, Any]]) -> MergedLora:
+    def _merge(self, lora: Lora, names: LayerNames) -> MergedLora:
         file, parts = AdapterFile(lora.path), dict[str, set[str]]()
-        weights = {part: self.base.weights(part) for part in configs}
-        for layer in file.layers(configs):
+        weights = {part: self.base.weights(part) for part in PARTS if self.base.has(part)}
+        for layer in file.layers(names):
             for part, name, update in file.updates(layer, lora.scale):
                 if name not in weights[part]:
                     raise CheckpointError(

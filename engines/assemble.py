@@ -71,6 +71,7 @@ def assemble(
                     allocated_bytes=exported.allocated_bytes if in_arena else None,
                     bounds={d: (b[0], b[-1]) for d, b in engine.bounds.items()},
                     largest_layer_bytes=exported.largest_layer_bytes,
+                    adapters=exported.adapters,
                 )
             )
         (work / "tokenizer").mkdir()

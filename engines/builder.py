@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.dimensions import Bounds
-from sd35_trt.formats.bundle import Port
+from sd35_trt.formats.bundle import AdapterGroup, Port
 from sd35_trt.formats.component import read_component
 from sd35_trt.formats.reading import Option
 from sd35_trt.store.stages import Stage
@@ -31,6 +31,7 @@ class ExportedComponent:
     fp32_places: dict[str, float]
     largest_layer_bytes: int
     allocated_bytes: int
+    adapters: tuple[AdapterGroup, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> ExportedComponent:
@@ -50,6 +51,7 @@ class ExportedComponent:
             facts.fp32_places,
             facts.largest_layer_bytes,
             facts.allocated_bytes,
+            facts.adapters,
         )
 
 

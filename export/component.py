@@ -63,6 +63,7 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
+        adapters: whether its linears take adapters as inputs.
         dialect: what is written, a key of :data:`sd35_trt.dialects.DIALECTS`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
         fuse: whether a program has the joined products, and others, as one operator each with what
@@ -74,6 +75,7 @@ class ExportOptions:
     dialect: str = ONNX
     join: bool = True
     fuse: bool = True
+    adapters: bool = False
 
 
 # Builds the part's module from its configuration on fake tensors.
@@ -85,13 +87,22 @@ _PARTS: dict[str, Callable[[dict[str, Any], Weights | None], nn.Module]] = {
     "vae": build_vae,
 }
 
+
+def _adapted(options: ExportOptions, component: str) -> str | None:
+    return component if options.adapters else None
+
+
 #: Gives the part's module the component's signature.
 MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
-    "clip_l": lambda part, options: ClipEncoder(part, options.clip_tokens),
-    "clip_g": lambda part, options: ClipEncoder(part, options.clip_tokens),
+    "clip_l": lambda part, options: ClipEncoder(
+        part, options.clip_tokens, _adapted(options, "clip_l")
+    ),
+    "clip_g": lambda part, options: ClipEncoder(
+        part, options.clip_tokens, _adapted(options, "clip_g")
+    ),
     "t5": lambda part, options: T5Encoder(part),
-    "conditioner": lambda part, options: Conditioner(part),
-    "denoiser": lambda part, options: Denoiser(part, options.guided),
+    "conditioner": lambda part, options: Conditioner(part, options.adapters),
+    "denoiser": lambda part, options: Denoiser(part, options.guided, options.adapters),
     "vae_decoder": lambda part, options: VaeDecoder(part),
     "vae_encoder": lambda part, options: VaeEncoder(part),
 }
@@ -283,4 +294,5 @@ def export_component(
         outputs=tuple(port for port in ports if port.name in module.outputs),
         precisions=precisions,
         fp32_places={k: v for k, v in places.items() if k.startswith(f"{name}/")},
+        adapters=module.adapters,
     ).write(out)

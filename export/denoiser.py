@@ -17,8 +17,10 @@ import onnx_ir as ir
 import torch
 
 from sd35_trt.dialects import Dialect
+from sd35_trt.formats.bundle import ADAPTER_SCALES
 from sd35_trt.formats.program import Call, Graph, Program, View
 
+from .adapters import adapter_groups, take_adapters
 from .denoiser_segments import Block, GuidedHead, Head, PlainHead, Tail
 from .linker import Linker
 from .modules import modulated_norms, modulation_dtype, modulation_rows
@@ -30,7 +32,7 @@ from .trace import empty_model, trace
 class Denoiser(ComponentModule):
     """The component; with ``guided``, both guidance branches run as one batch inside the graph."""
 
-    def __init__(self, transformer: Any, guided: bool) -> None:
+    def __init__(self, transformer: Any, guided: bool, adapters: bool = False) -> None:
         super().__init__()
         self.part = transformer
         self.guided = guided
@@ -54,6 +56,10 @@ class Denoiser(ComponentModule):
             self.inputs["uncond_modulation"] = self.inputs["modulation"]
             self.inputs["guidance"] = per_sample
         self.outputs = {"next_latents": latents, "denoised": latents}
+        tail_inputs = self.inputs
+        groups = adapter_groups(transformer, "denoiser") if adapters else []
+        if adapters:
+            take_adapters(self, groups, self.dtype, "batch")
         self.head = Head(transformer, self.dtype, latents)
         dtypes = {
             "image": self.head.output_dtype,
@@ -61,11 +67,13 @@ class Denoiser(ComponentModule):
             "modulation": modulated,
         }
         self.blocks = []
-        for layers in transformer.transformer_blocks:
+        for number, layers in enumerate(transformer.transformer_blocks):
             block = Block(layers, dtypes, self.dtype, width)
+            if adapters:
+                block.take_adapters(groups, number, self.dtype)
             dtypes = {"image": block.stream, "context": block.stream, "modulation": modulated}
             self.blocks.append(block)
-        self.tail = Tail(transformer, dtypes, self.dtype, self.inputs, self.outputs, guided)
+        self.tail = Tail(transformer, dtypes, self.dtype, tail_inputs, self.outputs, guided)
 
     def trace(self, dialect: Dialect) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
@@ -74,7 +82,10 @@ class Denoiser(ComponentModule):
         values: dict[str, ir.Value] = {str(v.name): v for v in model.graph.inputs}
         context, modulation = values["context"], values["modulation"]
         latents = values["latents"]
+        scales = values.get(ADAPTER_SCALES)
         if self.guided:
+            if scales is not None:
+                scales = link.node("Concat", scales, scales, axis=0)
             context = link.node("Concat", values["uncond_context"], context, axis=0)
             modulation = link.node("Concat", values["uncond_modulation"], modulation, axis=0)
         head = trace(self.head, dialect).graph
@@ -91,6 +102,12 @@ class Denoiser(ComponentModule):
                 traced[signature] = trace(block, dialect).graph
             rows = link.rows(modulation, first, block.rows)
             inputs = {"image": image, "context": context, "modulation": rows}
+            if block.adapted is not None and scales is not None:
+                inputs[ADAPTER_SCALES] = scales
+                for group in block.adapted.groups:
+                    place = group.index(k)
+                    for name in group.ports(self.dtype):
+                        inputs[name] = link.rows(values[name], place, 1, axis=0)
             *_, image = out = link.segment(
                 traced[signature], inputs, f"block{k}", f"part.transformer_blocks.{k}.", "block."
             )

@@ -5,12 +5,13 @@ Blocks repeat: those with the same signature have the same graph, with other wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .adapters import AdaptedLinears, Group, take_adapters
 from .layers import ModulationRows, PlainLayerNorm, cast
 from .modules import modulation_rows
 from .ports import Ports
@@ -73,10 +74,28 @@ class Block(WholeModule):
         self.inputs = {name: (dtypes[name], shape) for name, shape in shapes.items()}
         names = ("image",) if self.last else ("context", "image")
         self.outputs = {name: (self.stream, shapes[name]) for name in names}
+        self.adapted: AdaptedLinears | None = None
+
+    def take_adapters(self, groups: Sequence[Group], number: int, dtype: torch.dtype) -> None:
+        """Add inputs for adapters of its linears.
+
+        Args:
+            groups: the denoiser's.
+            number: of the block.
+        """
+        place = (number, f"transformer_blocks.{number}.")
+        self.adapted = AdaptedLinears(self.block, groups, place)
+        take_adapters(self, self.adapted.groups, dtype, "samples", blocks=1)
 
     def forward(
-        self, image: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor
+        self,
+        image: torch.Tensor,
+        context: torch.Tensor,
+        modulation: torch.Tensor,
+        adapters: tuple[torch.Tensor, ...] = (),
     ) -> tuple[torch.Tensor, ...]:
+        if self.adapted is not None:
+            self.adapted.feed(self.adapter_inputs, adapters)
         if carries_fp32(self.block):
             image, context = image.float(), context.float()
         context, image = self.block(

@@ -41,10 +41,10 @@ class Linker:
         )
         return output
 
-    def rows(self, modulation: ir.Value, first: int, count: int) -> ir.Value:
-        """``modulation[:, first : first + count]``."""
-        ends = (self.constant([first]), self.constant([first + count]), self.constant([1]))
-        return self.node("Slice", modulation, *ends)
+    def rows(self, tensor: ir.Value, first: int, count: int, axis: int = 1) -> ir.Value:
+        """``tensor[:, first : first + count]``, of the second axis or another."""
+        ends = (self.constant([first]), self.constant([first + count]), self.constant([axis]))
+        return self.node("Slice", tensor, *ends)
 
     def segment(
         self,

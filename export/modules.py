@@ -16,6 +16,7 @@ from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import unset_fake_temporarily
 from sd35_trt.components import LATENT_SCALE
 
+from .adapters import AdaptedLinears, adapter_groups, take_adapters
 from .layers import PositionTable, SeparablePositionTable, cast, is_separable
 from .range_guard import carries_fp32
 from .whole import WholeModule
@@ -81,9 +82,13 @@ def _checked(model: nn.Module, weights: Weights | None, skip: tuple[str, ...] = 
 
 
 class ClipEncoder(WholeModule):
-    """CLIP: the penultimate hidden state, and the projected state at the end token."""
+    """CLIP: the penultimate hidden state, and the projected state at the end token.
 
-    def __init__(self, model: nn.Module, tokens: int) -> None:
+    Args:
+        component: its name, where it takes adapters.
+    """
+
+    def __init__(self, model: nn.Module, tokens: int, component: str | None = None) -> None:
         super().__init__()
         self.part = model
         config: Any = model.config
@@ -97,8 +102,17 @@ class ClipEncoder(WholeModule):
             "hidden": (stream, ("batch", tokens, config.hidden_size)),
             "pooled": (projection.output_dtype, ("batch", config.projection_dim)),
         }
+        self._adapted = None
+        if component is not None:
+            groups = adapter_groups(model, component)
+            self._adapted = AdaptedLinears(model, groups)
+            take_adapters(self, groups, self.dtype, "batch")
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, input_ids: torch.Tensor, adapters: tuple[torch.Tensor, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._adapted is not None:
+            self._adapted.feed(self.adapter_inputs, adapters)
         # Given, because the model's own are a constant, and constants have no value while tracing.
         positions = torch.arange(input_ids.shape[1])[None]
         out = self.part(input_ids, position_ids=positions, output_hidden_states=True)
@@ -189,7 +203,7 @@ class Conditioner(WholeModule):
     embedding and the pooled text, and the sigma schedule is known before the loop.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, adapters: bool = False) -> None:
         super().__init__()
         self.part = transformer
         embedder = transformer.context_embedder
@@ -209,10 +223,23 @@ class Conditioner(WholeModule):
             "context": (self.context_dtype, ("samples", "tokens", config.caption_projection_dim)),
             "modulation": (self.modulation_dtype, ("steps", "samples", rows, width)),
         }
+        self._adapted = None
+        if adapters:
+            groups = adapter_groups(transformer, "conditioner")
+            # What the norms' linears read is [steps, samples, width].
+            axes = {group.name: int(group.name != "context_embedder") for group in groups}
+            self._adapted = AdaptedLinears(transformer, groups, sample_axes=axes)
+            take_adapters(self, groups, self.dtype, "samples")
 
     def forward(
-        self, prompt_embeds: torch.Tensor, pooled: torch.Tensor, timesteps: torch.Tensor
+        self,
+        prompt_embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        timesteps: torch.Tensor,
+        adapters: tuple[torch.Tensor, ...] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._adapted is not None:
+            self._adapted.feed(self.adapter_inputs, adapters)
         embed: Any = self.part.time_text_embed
         time = embed.timestep_embedder(cast(embed.time_proj(timesteps), pooled.dtype))
         text = embed.text_embedder(pooled)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sd35_trt.dialects import Dialect
-from sd35_trt.formats.bundle import Port
+from sd35_trt.formats.bundle import AdapterGroup, Port
 from sd35_trt.formats.program import Program
 
 #: Integers, and the names of dynamic dimensions.
@@ -18,11 +18,19 @@ Ports = dict[str, tuple[torch.dtype, Shape]]
 
 
 class ComponentModule(nn.Module, abc.ABC):
-    """A module with named, typed ports; ``part`` is the checkpoint's module it is made from."""
+    """A module with named, typed ports; ``part`` is the checkpoint's module it is made from.
+
+    Attributes:
+        adapters: what it takes of adapters.
+        adapter_inputs: names of the inputs for them, which come last: ``forward`` takes them
+            together, as its argument ``adapters``.
+    """
 
     inputs: Ports
     outputs: Ports
     part: nn.Module
+    adapters: tuple[AdapterGroup, ...] = ()
+    adapter_inputs: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def trace(self, dialect: Dialect) -> ir.Model:

@@ -34,6 +34,7 @@ _EXAMPLES = {
     "steps": 5,
     "tokens": 11,
     "pixels": 13,
+    "rank": 17,
     "patch_rows": 8,
     "patch_columns": 12,
 }
@@ -85,15 +86,18 @@ def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
 
     Call it inside the ``FakeTensorMode`` that the module was built in.
     """
-    example = {
+    example: dict[str, Any] = {
         name: torch.zeros([_example(d) for d in shape], dtype=dtype)
         for name, (dtype, shape) in module.inputs.items()
     }
     dims = _dims(module)
-    dynamic = {
+    dynamic: dict[str, Any] = {
         name: {i: dims[d] for i, d in enumerate(shape) if isinstance(d, str)}
         for name, (_, shape) in module.inputs.items()
     }
+    if module.adapter_inputs:
+        for values in (example, dynamic):
+            values["adapters"] = tuple(values.pop(name) for name in module.adapter_inputs)
     with _quiet():
         return torch.export.export(
             module,
@@ -168,6 +172,10 @@ def _strip(model: ir.Model) -> None:
 
 def _name_ports(model: ir.Model, module: ComponentModule) -> None:
     graph = model.graph
+    # What forward takes together has a number each.
+    together = graph.inputs[len(module.inputs) - len(module.adapter_inputs) : len(module.inputs)]
+    for value, name in zip(together, module.adapter_inputs, strict=True):
+        value.name = name
     names = [value.name for value in graph.inputs[: len(module.inputs)]]
     if names != list(module.inputs) or len(graph.outputs) != len(module.outputs):
         raise ValueError(

@@ -93,6 +93,7 @@ def open_reference(
             size_step=m.ranges.size_step,
             cache_dir=cache.root,
             calibration=calibration,
+            adapters=max(m.adapter_ranks, default=None),
             command=f"sd35-trt verify {candidate.root} --against {HALF}",
         )
         twin = build(options, report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -35,7 +35,11 @@ class Conditioning:
         self._train_timesteps = train_timesteps
 
     def steps(
-        self, hidden: np.ndarray, pooled: np.ndarray, sigmas: np.ndarray
+        self,
+        hidden: np.ndarray,
+        pooled: np.ndarray,
+        sigmas: np.ndarray,
+        adapters: Mapping[str, Buffer] | None = None,
     ) -> Iterator[tuple[Buffer, Buffer]]:
         """Context [N, T, D] and modulation [N, R, D] of each step, in order.
 
@@ -43,6 +47,7 @@ class Conditioning:
             hidden: text features [N, T, width].
             pooled: [N, pooled width].
             sigmas: [S], noise level before each step.
+            adapters: inputs of the conditioner for them, by port; None where it takes none.
 
         Raises:
             Sd35Error: the conditioner failed.
@@ -53,6 +58,7 @@ class Conditioning:
         inputs = {
             "prompt_embeds": self._device.upload(hidden),
             "pooled": self._device.upload(pooled),
+            **(adapters or {}),
         }
 
         def compute(first: int) -> dict[str, Buffer]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from sd35_trt.formats.bundle import ADAPTER_SCALES
 
 from .denoise_steps import DirectSteps, RecordedSteps, StepInputs
 from .devices.device import Buffer, Device, Fetch
@@ -61,6 +63,7 @@ class DenoiseLoop:
         after_step: Callable[[Step], bool],
         watched: bool,
         clock: Clock,
+        adapters: Mapping[str, Buffer] | None = None,
     ) -> tuple[Buffer, np.ndarray]:
         """Denoise a batch.
 
@@ -72,6 +75,7 @@ class DenoiseLoop:
             after_step: called once per step, in order; False ends the loop.
             watched: whether somebody acts on what ``after_step`` sees.
             clock: its stages ``conditioning`` and ``denoise``.
+            adapters: inputs of the engine for them, by port; None where it takes none.
 
         Returns:
             The last latents, on the device and on the host; where the loop was ended, some.
@@ -83,7 +87,7 @@ class DenoiseLoop:
         count = len(latents)
         constants = device.upload(_constants(schedule, count))
         guidance = None if schedule.guidance is None else device.upload(schedule.guidance)
-        steps = self._steps(session, latents, guidance)
+        steps = self._steps(session, latents, guidance, adapters or {})
         depth = _depth(device, latents.nbytes, total, watched)
         slots = self._slots.take(latents.shape, depth)
         pending: deque[tuple[int, Fetch, Buffer]] = deque()
@@ -127,20 +131,26 @@ class DenoiseLoop:
             clock.lap("denoise")
 
     def _steps(
-        self, session: Session, latents: np.ndarray, guidance: Buffer | None
+        self,
+        session: Session,
+        latents: np.ndarray,
+        guidance: Buffer | None,
+        adapters: Mapping[str, Buffer],
     ) -> DirectSteps | RecordedSteps:
         if not (self._device.queues and session.recordable):
-            return DirectSteps(self._device, session, latents, guidance)
-        key = latents.shape
+            return DirectSteps(self._device, session, latents, guidance, adapters)
+        # Graphs read the matrices where they are.
+        places = (self._device.pointer(b) for n, b in adapters.items() if n != ADAPTER_SCALES)
+        key = (*latents.shape, *places)
         steps = self._recorded.pop(key, None)
         if steps is None or steps.session is not session:
             if steps is not None:
                 steps.close()
-            steps = RecordedSteps(self._device, session, latents, guidance)
+            steps = RecordedSteps(self._device, session, latents, guidance, adapters)
         self._recorded[key] = steps
         while len(self._recorded) > _SHAPES:
             self._recorded.popitem(last=False)[1].close()
-        steps.begin(latents, guidance)
+        steps.begin(latents, guidance, adapters)
         return steps
 
     def forget(self) -> None:

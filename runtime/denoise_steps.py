@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from sd35_trt.formats.bundle import ADAPTER_SCALES
 
 from .devices.device import Buffer, Device, RecordedGraph
 from .sessions.session import Session
@@ -48,9 +51,15 @@ class DirectSteps:
     """Steps that the engine computes from where the inputs are."""
 
     def __init__(
-        self, device: Device, session: Session, latents: np.ndarray, guidance: Buffer | None
+        self,
+        device: Device,
+        session: Session,
+        latents: np.ndarray,
+        guidance: Buffer | None,
+        adapters: Mapping[str, Buffer],
     ) -> None:
         self._session = session
+        self._adapters = adapters
         self._guidance = guidance
         # Two buffers of each, used in turn: what a step reads, the next one overwrites.
         self._latents = [device.upload(latents.copy()), device.empty(latents.shape, np.float32)]
@@ -62,6 +71,7 @@ class DirectSteps:
         read, write = index % 2, 1 - index % 2
         feed = {
             **inputs.ports(self._latents[read].shape[0], self._guidance),
+            **self._adapters,
             "latents": self._latents[read],
             "previous_denoised": self._denoised[write],
         }
@@ -78,9 +88,18 @@ class RecordedSteps:
     """
 
     def __init__(
-        self, device: Device, session: Session, latents: np.ndarray, guidance: Buffer | None
+        self,
+        device: Device,
+        session: Session,
+        latents: np.ndarray,
+        guidance: Buffer | None,
+        adapters: Mapping[str, Buffer],
     ) -> None:
         self.session = session
+        # The matrices where they are, which stay while a graph reads them; the scales are copied.
+        self._adapters = dict(adapters)
+        if (scales := adapters.get(ADAPTER_SCALES)) is not None:
+            self._adapters[ADAPTER_SCALES] = device.empty(scales.shape, scales.dtype)
         self._device = device
         self._latents = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
@@ -91,7 +110,9 @@ class RecordedSteps:
         self._ran = [False, False]
         self._scratch_version = device.scratch_version
 
-    def begin(self, latents: np.ndarray, guidance: Buffer | None) -> None:
+    def begin(
+        self, latents: np.ndarray, guidance: Buffer | None, adapters: Mapping[str, Buffer]
+    ) -> None:
         """Take a new batch of the same shape."""
         if (guidance is None) != (self._guidance is None):
             raise ValueError("a loop has guidance in every batch, or in none")
@@ -101,6 +122,8 @@ class RecordedSteps:
         device.copy(device.upload(np.zeros_like(latents)), self._denoised[1])
         if guidance is not None and self._guidance is not None:
             device.copy(guidance, self._guidance)
+        if (scales := adapters.get(ADAPTER_SCALES)) is not None:
+            device.copy(scales, self._adapters[ADAPTER_SCALES])
 
     def run(self, index: int, inputs: StepInputs) -> StepOutputs:
         """Queue a step; returns its buffers."""
@@ -135,6 +158,7 @@ class RecordedSteps:
     def _compute(self, turn: int, inputs: StepInputs) -> None:
         feed = {
             **inputs.ports(self._latents[turn].shape[0], self._guidance),
+            **self._adapters,
             "latents": self._latents[turn],
             "previous_denoised": self._denoised[1 - turn],
         }

@@ -106,6 +106,8 @@ def check_fallback(bundle: Bundle, fallback: Bundle) -> None:
         difference = f"was built without guidance, {bundle.root} with it"
     elif not its.ranges.include(mine.ranges):
         difference = f"accepts fewer batches, sizes or text lengths than {bundle.root}"
+    elif max(its.adapter_ranks, default=0) < max(mine.adapter_ranks, default=0):
+        difference = f"takes adapters of a lower rank than {bundle.root}"
     if difference is not None:
         raise BundleError(
             f"the fallback {fallback.root} {difference}",

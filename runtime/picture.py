@@ -88,7 +88,7 @@ def picture_info(parameters: dict[str, Any], index: int) -> PngInfo:
         index: which image of the run this is.
     """
     own = {
-        key: value[index] if key in ("prompt", "negative", "seed") else value
+        key: value[index] if key in ("prompt", "negative", "seed", "adapters") else value
         for key, value in parameters.items()
     }
     info = PngInfo()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 
+from .adapters import AdapterShelf
 from .arguments import cache_bytes, check_watchers, memory_bytes
 from .fallback import Fallback, check_fallback
 from .job import Job, Result, Step
@@ -61,6 +62,7 @@ class Pipeline:
         self._home = HomeProcess()
         self._closed = False
         self._max_prompt_chars = max_prompt_chars
+        self._shelf = AdapterShelf(bundle)
         if fallback is not None:
             check_fallback(bundle, fallback)
         with ExitStack() as opened:
@@ -163,6 +165,27 @@ class Pipeline:
                 renderer.stopping = True
             self.close()
 
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Know an adapter by a name, for the ``adapters`` of requests. No engine loads for it; one
+        of the same name is replaced, for requests that are made after.
+
+        Args:
+            path: a file that ``sd35-trt adapter convert`` wrote.
+
+        Raises:
+            UsageError: no such file, not an adapter, one of another model or of a larger rank than
+                the bundle takes, or a bundle without adapters.
+        """
+        self._shelf.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter's name.
+
+        Raises:
+            UsageError: it is unknown.
+        """
+        self._shelf.unload(name)
+
     def preload(self) -> None:
         """Load every engine that stays in memory now, the fallback's excepted.
 
@@ -254,6 +277,7 @@ class Pipeline:
         t5_tokens: int | None = None,
         image: Image.Image | np.ndarray | str | os.PathLike[str] | None = None,
         strength: float = 0.6,
+        adapters: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -272,6 +296,8 @@ class Pipeline:
             image: start from this image instead of noise alone: uint8 [H, W, 3] in RGB, PIL's, or
                 the path of a file. It is taken upright, on white where it is transparent.
             strength: how much of ``image`` is redrawn, from one step to 1.
+            adapters: how much of each adapter the images have: names of :meth:`load_adapter`, or
+                paths of files, → scales, -100 to 100; or one such mapping for each image.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -291,6 +317,8 @@ class Pipeline:
             image=image,
             strength=strength,
             max_prompt_chars=self._max_prompt_chars,
+            adapters=adapters,
+            shelf=self._shelf,
         )
 
     def draw(self, jobs: Sequence[Job]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, UsageError
 
+from .adapters import Mix, total_rank
 from .arguments import check_watchers, key_of_traffic, seconds, shown
 from .job import Job, Result, Step
 from .pipeline import Pipeline
@@ -121,6 +122,17 @@ class PipelinePool:
     def traffic(self) -> dict[str, float]:
         """Percent of the requests by name of the bundle, as last set."""
         return dict(self._traffic.shares)
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Know an adapter by a name in every bundle that takes adapters; see
+        :meth:`Pipeline.load_adapter`.
+
+        Raises:
+            UsageError: no bundle takes adapters, or one refuses it.
+        """
+        own = [p for p in self.pipelines.values() if p.manifest.adapter_ranks]
+        for pipeline in own or self.pipelines.values():
+            pipeline.load_adapter(name, path)
 
     def set_traffic(self, shares: Mapping[str, float]) -> None:
         """Split new requests among bundles; see :class:`~sd35_trt.runtime.traffic.Traffic`.
@@ -281,15 +293,21 @@ class PipelinePool:
                 return []
             first = waiting[0]
             kind = first.bundle, first.job.request.in_common
-            room = self.pipelines[first.bundle].manifest.ranges.batch[1]
-            batch = []
+            manifest = self.pipelines[first.bundle].manifest
+            room, most = manifest.ranges.batch[1], max(manifest.adapter_ranks, default=0)
+            batch: list[Ticket] = []
+            mixes: list[Mix] = []
             for ticket in waiting:
                 request = ticket.job.request
                 alike = request.image is None and (ticket.bundle, request.in_common) == kind
-                if ticket is first or (alike and len(request.seeds) <= room):
+                fits = len(request.seeds) <= room
+                if ticket is first or (
+                    alike and fits and total_rank([*mixes, *request.adapters]) <= most
+                ):
                     batch.append(ticket)
                     ticket.running = True
                     room -= len(request.seeds)
+                    mixes += request.adapters
             return batch
 
     def _ended(self, future: Future[Result]) -> None:

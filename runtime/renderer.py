@@ -13,6 +13,7 @@ from sd35_trt.errors import Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.contract import check_contract
 
+from .adapters import AdapterFeeder, AdapterInputs
 from .conditioning import Conditioning
 from .denoise import DenoiseLoop, Schedule
 from .devices.device import Buffer
@@ -75,7 +76,9 @@ class Renderer:
             self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
             opened.callback(self.engines.release)
             self._runner = ComponentRunner(bundle, self._device, self.engines)
-            self._text = TextEncoder(bundle, self._runner, prompt_cache)
+            self._feeder = AdapterFeeder(bundle, self._device)
+            opened.callback(self._feeder.clear)
+            self._text = TextEncoder(bundle, self._runner, self._feeder, prompt_cache)
             opened.callback(self._text.clear)
             self._conditioning = Conditioning(
                 self._device, self.engines, self._runner, self._train_timesteps
@@ -98,7 +101,8 @@ class Renderer:
             OutOfMemory: the budget is too small.
         """
         texts = (2 if self._manifest.guided else 1) * len(request.seeds)
-        self.engines.fit({**request.dims, "samples": texts})
+        rank = AdapterInputs.of(self._manifest, request.adapters).rank
+        self.engines.fit({**request.dims, "samples": texts, "rank": rank})
 
     def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
         """Draw jobs in one run and set the outcome of each; see
@@ -142,7 +146,9 @@ class Renderer:
         """Draw a joined request; each job has its part of the images."""
         guided = self._manifest.guided
         texts = [*request.negatives, *request.prompts] if guided else list(request.prompts)
-        features = self._text.encode(texts, request.t5_tokens)
+        adapters = AdapterInputs.of(self._manifest, request.adapters)
+        mixes = request.adapters * (len(texts) // len(request.seeds))
+        features = self._text.encode(texts, request.t5_tokens, mixes, adapters)
         clock.lap("text")
         sigmas = make_sigmas(request.steps, request.shift, self._train_timesteps)
         latents = self._noise(request)
@@ -209,14 +215,19 @@ class Renderer:
         schedule = Schedule(sigmas, coefficients(request.sampler, sigmas), guidance)
         pooled = np.stack([text.pooled for text in features])
         hidden = np.stack([text.hidden for text in features])
-        conditioning = self._conditioning.steps(hidden, pooled, sigmas[:-1])
+        adapters = AdapterInputs.of(self._manifest, request.adapters)
+        mixes = request.adapters * (len(features) // len(request.seeds))
+        conditioning = self._conditioning.steps(
+            hidden, pooled, sigmas[:-1], self._feeder.ports("conditioner", adapters, mixes)
+        )
         first = next(conditioning)
         # The conditioner may be closed for it.
         denoiser = self.engines.use("denoiser")
         self.engines.load_ahead("vae_decoder", "denoiser")
         return self._loop.run(
-            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock
-        )
+            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock,
+            self._feeder.ports("denoiser", adapters, request.adapters),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Release engines and device, all that there is also when a part of it fails to. A second

@@ -15,6 +15,7 @@ import numpy as np
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Manifest
 
+from .adapters import AdapterShelf, Mix, parameters_of
 from .arguments import number, several, shown, text, whole
 from .schedule import SAMPLERS
 
@@ -48,6 +49,7 @@ class Request:
     latent_scale: int
     image: np.ndarray | None
     strength: float
+    adapters: tuple[Mix, ...] = ()
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -96,6 +98,8 @@ class Request:
         }
         if self.image is not None:
             parameters["strength"] = self.strength
+        if any(self.adapters):
+            parameters["adapters"] = parameters_of(self.adapters)
         return parameters
 
 
@@ -115,12 +119,15 @@ def make_request(
     image: Image.Image | np.ndarray | str | os.PathLike[str] | None,
     strength: float,
     max_prompt_chars: int = MAX_PROMPT_CHARS,
+    adapters: Any = None,
+    shelf: AdapterShelf | None = None,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
     Args:
         max_prompt_chars: of a prompt; longer texts take long to be cut into tokens, of which few
             are read.
+        shelf: the adapters that there are; None where ``adapters`` is.
 
     Raises:
         UsageError: names the argument and the nearest value that works.
@@ -193,6 +200,7 @@ def make_request(
         latent_scale=manifest.latent_scale,
         image=None if pixels is None else np.repeat(pixels[None], count, axis=0),
         strength=strength,
+        adapters=((),) * count if shelf is None else shelf.mixes(adapters, count),
     )
 
 
@@ -225,6 +233,7 @@ def join(requests: Sequence[Request]) -> Request:
         negatives=tuple(chain.from_iterable(r.negatives for r in requests)),
         seeds=tuple(chain.from_iterable(r.seeds for r in requests)),
         guidance=tuple(chain.from_iterable(r.guidance for r in requests)),
+        adapters=tuple(chain.from_iterable(r.adapters for r in requests)),
     )
 
 

@@ -10,11 +10,15 @@ import numpy as np
 
 from sd35_trt.formats.bundle import Bundle
 
+from .adapters import AdapterFeeder, AdapterInputs, Mix
 from .byte_cache import ByteCache
 from .runner import ComponentRunner
 from .text import PromptTokenizer
 
 logger = logging.getLogger("sd35_trt")
+
+# Of the CLIPs.
+_PARTS = frozenset({"text_encoder", "text_encoder_2"})
 
 #: Bytes of features that are kept, unless the user says otherwise.
 PROMPT_CACHE_BYTES = 256_000_000
@@ -47,45 +51,66 @@ class TextEncoder:
 
     Args:
         runner: of the bundle's components.
+        feeder: of their adapters.
         cache_bytes: of the features that are kept.
 
     Raises:
         BundleError: a file that is no tokenizer.
     """
 
-    def __init__(self, bundle: Bundle, runner: ComponentRunner, cache_bytes: int) -> None:
+    def __init__(
+        self, bundle: Bundle, runner: ComponentRunner, feeder: AdapterFeeder, cache_bytes: int
+    ) -> None:
+        self._feeder = feeder
         self._manifest = bundle.manifest
         self._runner = runner
-        self._cache: ByteCache[tuple[str, int], TextFeatures] = ByteCache(cache_bytes)
+        self._cache: ByteCache[tuple[str, Mix, int], TextFeatures] = ByteCache(cache_bytes)
         self._tokenizers = {
             name: PromptTokenizer(bundle.path(t.path), t.pad_id)
             for name, t in bundle.manifest.tokenizers.items()
         }
 
-    def encode(self, texts: Sequence[str], t5_tokens: int) -> list[TextFeatures]:
+    def encode(
+        self,
+        texts: Sequence[str],
+        t5_tokens: int,
+        mixes: Sequence[Mix] | None = None,
+        inputs: AdapterInputs | None = None,
+    ) -> list[TextFeatures]:
         """Features of each text; those not known are computed in one batch.
 
         Args:
             t5_tokens: length of T5's part.
+            mixes: what each text has of adapters; None is nothing.
+            inputs: of the run, for these.
 
         Raises:
             Sd35Error: an engine failed.
         """
-        unique = list(dict.fromkeys(texts))
-        found = {text: self._cache.get((text, t5_tokens)) for text in unique}
-        known = {text: features for text, features in found.items() if features is not None}
-        new = [text for text in unique if text not in known]
+        own = [_of_texts(mix) for mix in mixes or [()] * len(texts)]
+        keys = list(zip(texts, own, strict=True))
+        unique = list(dict.fromkeys(keys))
+        found = {key: self._cache.get((*key, t5_tokens)) for key in unique}
+        known = {key: features for key, features in found.items() if features is not None}
+        new = [key for key in unique if key not in known]
         if new:
-            known.update(zip(new, self._compute(new, t5_tokens), strict=True))
-            for text in new:
-                self._cache.put((text, t5_tokens), known[text])
-        return [known[text] for text in texts]
+            texts, some = [text for text, _ in new], [mix for _, mix in new]
+            known.update(zip(new, self._compute(texts, t5_tokens, some, inputs), strict=True))
+            for key in new:
+                self._cache.put((*key, t5_tokens), known[key])
+        return [known[key] for key in keys]
 
     def clear(self) -> None:
         """Forget every text."""
         self._cache.clear()
 
-    def _compute(self, texts: Sequence[str], t5_tokens: int) -> list[TextFeatures]:
+    def _compute(
+        self,
+        texts: Sequence[str],
+        t5_tokens: int,
+        mixes: Sequence[Mix],
+        inputs: AdapterInputs | None,
+    ) -> list[TextFeatures]:
         conditioner = self._runner.component("conditioner")
         pooled_port, embeds_port = conditioner.input("pooled"), conditioner.input("prompt_embeds")
         clip_tokens = self._manifest.tokenizers["clip_l"].length
@@ -101,8 +126,12 @@ class TextEncoder:
                 continue
             length = t5_tokens if name == "t5" else clip_tokens
             ids, counts = self._tokenizers[name](texts, length)
+            adapters = self._feeder.ports(
+                name, inputs or AdapterInputs.of(self._manifest, []), mixes
+            )
+            feed = {"input_ids": ids, **adapters}
             out = self._runner.download(
-                self._runner.run(name, {"input_ids": ids}, batch=len(texts), tokens=length)
+                self._runner.run(name, feed, batch=len(texts), tokens=length)
             )
             if name == "t5":
                 hidden[:, clip_tokens:] = out["hidden"]
@@ -121,6 +150,11 @@ class TextEncoder:
             TextFeatures(h.copy(), p.copy(), tuple(n))
             for h, p, n in zip(hidden, vectors, notes, strict=True)
         ]
+
+
+def _of_texts(mix: Mix) -> Mix:
+    """What of a mix changes the text encoders."""
+    return tuple(use for use in mix if use.adapter.parts().keys() & _PARTS)
 
 
 def _cut_note(text: str, encoder: str, count: int, length: int) -> str:

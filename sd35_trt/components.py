@@ -76,6 +76,9 @@ def module_owner(part: str, module: str) -> str | None:
     return owner or (names[-1] if len(names) > 1 else None)
 
 
+#: Components whose linears take adapters as inputs, where a bundle has them.
+ADAPTED = ("clip_l", "clip_g", "conditioner", "denoiser")
+
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8
 

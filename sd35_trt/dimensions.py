@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +137,7 @@ def dimension_bounds(
     defaults: Defaults,
     clip_tokens: int,
     guided: bool,
+    ranks: Sequence[int] = (),
 ) -> dict[str, Bounds]:
     """Bounds of a component's dynamic dimensions by name.
 
@@ -146,6 +147,8 @@ def dimension_bounds(
         clip_tokens: CLIP's part of the text.
         guided: whether both guidance branches are computed; the text encoders and the
             conditioner then get two texts for each image.
+        ranks: of adapters, padded; none where there are no adapters. Without an adapter, a run has
+            one column of zeros.
     """
     images, most_images = ranges.batch
     branches = 2 if guided else 1
@@ -173,4 +176,5 @@ def dimension_bounds(
         "width": scaled(width, LATENT_SCALE),
         "image_height": height,
         "image_width": width,
+        **({"rank": (1, ranks[0], ranks[-1])} if ranks else {}),
     }

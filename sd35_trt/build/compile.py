@@ -51,7 +51,9 @@ def compile_model(
     components, limits, largest = [], {}, {}
     for name, folder in export.components.items():
         component = ExportedComponent.read(folder)
-        bounds = dimension_bounds(name, ranges, defaults, export.clip_tokens, decision.guided)
+        bounds = dimension_bounds(
+            name, ranges, defaults, export.clip_tokens, decision.guided, decision.adapter_ranks
+        )
         components.append(component)
         largest[name] = {d: bound[-1] for d, bound in bounds.items()}
         limits[name] = {d: bounds[d] for port in component.inputs for d in port.dynamic}

@@ -24,6 +24,7 @@ class BuildOptions(ModelOptions):
         size: inclusive range of width and height in pixels; None is half to one and a half times
             the model's native size.
         size_step: sizes are multiples of this many pixels.
+        adapters: the largest rank of adapters that a run takes as inputs; None builds without.
         builder: one of those that serve the target; None takes the preferred one.
         weight_streaming: engines that can keep part of their weights in the host's memory.
         refit: engines whose weights can be exchanged.
@@ -44,6 +45,7 @@ class BuildOptions(ModelOptions):
     batch: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     size_step: int = 64
+    adapters: int | None = None
     builder: str | None = None
     weight_streaming: bool = False
     refit: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.merged import AnyCheckpoint
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import ADAPTED, COMPONENTS
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.scales import Scales
 from sd35_trt.formats.calibration import Calibration
@@ -76,6 +76,7 @@ class ComponentExport:
     clip_tokens: int
     guided: bool
     dialect: str
+    adapters: bool
     description: Mapping[str, Any]
 
     def __call__(self, out: Path, progress: Callable[[float, str], None]) -> None:
@@ -83,7 +84,7 @@ class ComponentExport:
         from sd35_trt.export.component import ExportOptions, export_component
         from sd35_trt.export.graphs import GraphCache
 
-        options = ExportOptions(self.clip_tokens, self.guided, self.dialect)
+        options = ExportOptions(self.clip_tokens, self.guided, self.dialect, adapters=self.adapters)
         # Who saved a configuration, and how, is of no effect on a graph.
         graph = {k: v for k, v in self.description.items() if k not in _OF_WEIGHTS}
         if self.scales:
@@ -127,11 +128,12 @@ def component_stage(
     scales = Scales.of(calibration, part) if calibration else None
     # A single file's configuration is not among the files.
     config = {"config": inputs.checkpoint.config(part)}
-    chosen = chosen_inputs(name, policy, calibration, clip_tokens, guided, dialect)
+    adapters = bool(decision.adapter_ranks)
+    chosen = chosen_inputs(name, policy, calibration, clip_tokens, guided, dialect, adapters)
     description = {**inputs.describe(part), **config, **chosen}
     run = ComponentExport(
         name, inputs.checkpoint, inputs.cache, policy, scales, clip_tokens, guided, dialect,
-        description,
+        adapters and name in ADAPTED, description,
     )  # fmt: skip
     return Stage(name, description, ("sd35_trt.export.component",), run)
 
@@ -143,11 +145,13 @@ def chosen_inputs(
     clip_tokens: int,
     guided: bool,
     dialect: str,
+    adapters: bool = False,
 ) -> dict[str, Any]:
     """What a component's stage depends on besides the checkpoint and versions.
 
     Args:
         clip_tokens, dialect: as of :func:`component_stage`.
+        adapters: whether the bundle takes adapters as inputs.
     """
     row = COMPONENTS[name]
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
@@ -159,4 +163,6 @@ def chosen_inputs(
         inputs["clip_tokens"] = clip_tokens
     if name == "denoiser":
         inputs["guided"] = guided
+    if adapters and name in ADAPTED:
+        inputs["adapters"] = True
     return inputs

@@ -22,6 +22,7 @@ COMMANDS = (
     "gpus",
     "doctor",
     "cache",
+    "adapter",
 )
 
 

@@ -71,6 +71,14 @@ from .output import print_json
     help="Sizes are multiples of this.",
 )
 @click.option(
+    "--adapters",
+    type=int,
+    default=None,
+    metavar="RANK",
+    help="Take LoRAs as inputs, of together this rank at most: see sd35-trt adapter. Default: "
+    "none.",
+)
+@click.option(
     "--builder",
     default=None,
     metavar="NAME",

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
+from sd35_trt.checkpoints.model_options import Lora
+
 from .options import (
+    LORA,
     bundle_argument,
     device_options,
     guidance_option,
@@ -56,6 +59,15 @@ from .output import print_json
     help="With --image: how much of it is redrawn, 0 to 1.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    type=LORA,
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="An adapter, of sd35-trt adapter convert, and how much of it; may be given more than "
+    "once. For bundles built with --adapters.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("out.png"),
@@ -76,6 +88,7 @@ def command(
     trust_kernels: bool,
     verify: bool,
     as_json: bool,
+    adapters: tuple[Lora, ...],
     **arguments: Any,
 ) -> None:
     """Draw PROMPT with a BUNDLE.
@@ -87,6 +100,7 @@ def command(
       sd35-trt generate bundles/mini-cpu "two large green squares" --seed 7 --out squares.png
       sd35-trt generate bundles/mini-cpu "a red star" --steps 14 --sampler dpmpp-2m
       sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
+      sd35-trt generate bundles/adapted "a red star" --adapter adapters/style.safetensors:0.8
     """
     from sd35_trt.runtime import Pipeline
     from sd35_trt.runtime.picture import check_output, load_picture, save_picture
@@ -102,8 +116,13 @@ def command(
         vram_budget=vram_budget,
         trust_kernels=trust_kernels,
     )
+    scales: dict[str, float] = {}
+    for own in adapters:
+        scales[str(own.path)] = scales.get(str(own.path), 0.0) + own.scale
     with pipe, StepBar(quiet=as_json) as on_step:
-        result = pipe.generate(prompt, image=picture, callback=on_step, **arguments)
+        result = pipe.generate(
+            prompt, image=picture, callback=on_step, adapters=scales or None, **arguments
+        )
         memory = pipe.memory()
     files = []
     for i, (seed, drawing) in enumerate(zip(result.seeds, result.pil(), strict=True)):

@@ -89,6 +89,9 @@ BYTES = _Bytes()
 #: Seconds of a time in words: ``90m``, ``12h``, ``30d``, ``2w``.
 DURATION = _Duration()
 
+#: A file and a scale: ``style.safetensors:0.8``.
+LORA = _Lora()
+
 #: What ``--model`` takes where a checkpoint is read.
 MODELS = "mini|DIR|FILE|HUB_ID"
 
@@ -165,7 +168,7 @@ def lora_option(command: _Command) -> _Command:
     return click.option(
         "--lora",
         "loras",
-        type=_Lora(),
+        type=LORA,
         multiple=True,
         metavar="FILE[:SCALE]",
         help="A LoRA, DoRA, LoHa or LoKr to merge into the weights; may be given more than once.",

@@ -44,7 +44,10 @@ FORMAT = 2
 READABLE = (1, 2)
 
 #: What a manifest may require of its reader, and this one knows.
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset({"adapters"})
+
+#: The input of a component with how much a sample has of each adapter.
+ADAPTER_SCALES = "adapter_scales"
 
 MANIFEST = "bundle.json"
 
@@ -101,6 +104,23 @@ class File(Struct, frozen=True):
 Files = Annotated[tuple[File, ...], Meta(max_length=1024)]
 
 
+class AdapterGroup(Struct, frozen=True):
+    """Linears whose adapters are two inputs of a component.
+
+    Attributes:
+        down, up: the inputs' names: A [blocks, in, linears, rank] and B [blocks, linears, rank,
+            out].
+        layers: of each block, the names of its linears in the checkpoint's part.
+    """
+
+    down: Name
+    up: Name
+    layers: Annotated[
+        tuple[Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)], ...],
+        Meta(min_length=1, max_length=4096),
+    ]
+
+
 class Component(Struct, frozen=True):
     """One engine.
 
@@ -119,6 +139,7 @@ class Component(Struct, frozen=True):
             bytes.
         bounds: smallest and largest value of each dynamic dimension of the inputs.
         largest_layer_bytes: weights of its largest layer; None in bundles of older versions.
+        adapters: what it takes of adapters.
     """
 
     name: Name
@@ -133,6 +154,7 @@ class Component(Struct, frozen=True):
     allocated_bytes: Count | None = None
     bounds: dict[Name, tuple[Count, Count]] = {}
     largest_layer_bytes: Count | None = None
+    adapters: Annotated[tuple[AdapterGroup, ...], Meta(max_length=32)] = ()
 
     def input(self, name: str) -> Port:
         return next(port for port in self.inputs if port.name == name)
@@ -214,7 +236,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     ``calibration`` is the digest of the calibration that the bundle was built with; where there
     was one, :data:`CALIBRATION` holds it. ``engine_options`` is what the builder was asked for:
     compute capabilities, weight streaming, refit; with ``inductor`` how the session compiles.
-    ``requires`` names what a reader must know to draw what was meant.
+    ``requires`` names what a reader must know to draw what was meant. ``adapter_ranks`` are the
+    ranks that engines take adapters of, which are padded to the next of them; the last is the most.
     """
 
     format: int = FORMAT
@@ -237,6 +260,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     created: Text
     calibration: Digest | None
     engine_options: dict[Name, Option]
+    adapter_ranks: Annotated[tuple[Positive, ...], Meta(max_length=64)] = ()
 
     def component(self, name: str) -> Component | None:
         """A component by name, or None where the model has none (a checkpoint without T5)."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from sd35_trt.errors import BundleError
 
-from .bundle import Ports
+from .bundle import AdapterGroup, Ports
 from .reading import Count, Name, encode, read_document
 
 #: A component as ONNX: the graph, and its weights as external data.
@@ -32,7 +32,7 @@ class ComponentFacts(Struct, frozen=True):
         largest_layer_bytes: weights of its largest layer.
         allocated_bytes: what ONNX Runtime takes on a GPU for the weights.
         precisions: how many layers have each precision of the policy.
-        fp32_places: see :class:`sd35_trt.formats.bundle.Component`.
+        fp32_places, adapters: see :class:`sd35_trt.formats.bundle.Component`.
     """
 
     name: Name
@@ -43,6 +43,7 @@ class ComponentFacts(Struct, frozen=True):
     outputs: Ports
     precisions: dict[Name, Count]
     fp32_places: dict[Name, float]
+    adapters: tuple[AdapterGroup, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write ``component.json``."""

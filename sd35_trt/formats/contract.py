@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sd35_trt.components import ADAPTED
 from sd35_trt.errors import BundleError
 
-from .bundle import Component, Manifest, Port, Tokenizer
+from .bundle import ADAPTER_SCALES, Component, Manifest, Port, Tokenizer
 
 _REBUILD = "build it again with: sd35-trt build"
 
@@ -33,7 +34,17 @@ _HALF = ("float16", "float32")
 # Names of dynamic dimensions, which a builder may have pinned to a number. All other names are of
 # one number each, the same wherever the name stands.
 _DYNAMIC = frozenset(
-    ("batch", "samples", "tokens", "steps", "height", "width", "image_height", "image_width")
+    (
+        "batch",
+        "samples",
+        "tokens",
+        "steps",
+        "height",
+        "width",
+        "image_height",
+        "image_width",
+        "rank",
+    )
 )
 
 
@@ -114,6 +125,9 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         inputs = dict(ports.inputs)
         if component.name == "denoiser" and manifest.guided:
             inputs |= _GUIDANCE
+        if component.adapters:
+            yield from _adapter_faults(component, manifest)
+            inputs |= _adapter_ports(component)
         yield from _port_faults(component, "input", component.inputs, inputs, sizes)
         yield from _port_faults(component, "output", component.outputs, ports.outputs, sizes)
         yield from _bound_faults(component)
@@ -130,6 +144,39 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for name in _TEXT_ENCODERS:
         if name in names:
             yield from _tokenizer_faults(name, manifest.tokenizers.get(name), sizes["clip"])
+
+
+def _adapter_faults(component: Component, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with what is said of a component's adapters."""
+    ranks = manifest.adapter_ranks
+    if component.name not in ADAPTED:
+        yield f"{component.name} takes adapters"
+    if not ranks or list(ranks) != sorted(set(ranks)) or ranks[-1] > _LARGEST:
+        yield f"{component.name} takes adapters of the ranks {list(ranks)}"
+    for group in component.adapters:
+        if len({len(layers) for layers in group.layers}) > 1:
+            yield f"{component.name} has blocks of different linears in {group.down}"
+    layers = [x for group in component.adapters for block in group.layers for x in block]
+    yield from (
+        f"{component.name} takes two adapters of {layer}"
+        for layer in dict.fromkeys(layers)
+        if layers.count(layer) > 1
+    )
+    bounds = component.bounds.get("rank", (1, ranks[-1] if ranks else 1))
+    if ranks and not (bounds[0] == 1 and bounds[1] >= ranks[-1]):
+        yield f"bounds of rank of {component.name} are {bounds[0]} to {bounds[1]}"
+
+
+def _adapter_ports(component: Component) -> dict[str, str]:
+    """Inputs of a component for adapters, and their dimensions."""
+    samples = "samples" if component.name == "conditioner" else "batch"
+    ports = {ADAPTER_SCALES: f"{samples} rank"}
+    for group in component.adapters:
+        blocks, linears = len(group.layers), len(group.layers[0])
+        own = f"{component.name}.{group.down}"
+        ports[group.down] = f"{blocks} {own}.in {linears} rank"
+        ports[group.up] = f"{blocks} {linears} rank {own}.out"
+    return ports
 
 
 def _port_faults(

@@ -51,9 +51,31 @@ def check_dialect(policy: Policy, dialect: Dialect, library: str) -> None:
             )
 
 
+def check_adapters(adapters: int | None, dialect: Dialect, library: str) -> None:
+    """Refuse adapters as inputs where the builder's components cannot have them.
+
+    Args:
+        adapters: the largest rank, if there are to be any.
+        library: that makes the engines, for the message.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if adapters is not None and dialect.opset is None:
+        raise UsageError(
+            f"--adapters: engines of {library} take none",
+            "use another --builder, or merge the LoRA: --lora FILE:SCALE",
+        )
+
+
 def decide_guidance(variant: Variant, wish: bool | None) -> bool:
     """Whether both branches of guidance are computed: as wished, else as the model needs."""
     return variant.guidance != 1.0 if wish is None else wish
+
+
+# Ranks that adapters are padded to; beyond the largest, matrices are no longer low-rank.
+_RANKS = (16, 32, 64, 128, 256)
+_LARGEST_RANK = 512
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,7 @@ class Decision:
         batch: inclusive range of images per run.
         size: inclusive range of width and height in pixels, multiples of ``size_step``.
         latent_channels: of the latents.
+        adapter_ranks: that adapters are padded to; none where it takes no adapters.
     """
 
     model: Model[AnyCheckpoint]
@@ -75,6 +98,7 @@ class Decision:
     size: tuple[int, int]
     size_step: int
     latent_channels: int
+    adapter_ranks: tuple[int, ...] = ()
 
     def ranges(self, t5_tokens: int) -> Ranges:
         """What the engines accept.
@@ -111,6 +135,7 @@ def decide(
     batch: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     size_step: int = 64,
+    adapters: int | None = None,
 ) -> Decision:
     """Fill in what the user left open, and refuse what the model cannot draw.
 
@@ -118,6 +143,7 @@ def decide(
         guidance: None asks the model's variant.
         batch: None is 1 to 4.
         size: None is half to one and a half times the model's native size.
+        adapters: the largest rank of adapters together; None is without.
 
     Raises:
         CheckpointError: a configuration that is not SD3.5's.
@@ -133,7 +159,15 @@ def decide(
         size=_size_range(model, size, size_step),
         size_step=size_step,
         latent_channels=whole_number(transformer, "in_channels"),
+        adapter_ranks=() if adapters is None else _adapter_ranks(adapters),
     )
+
+
+def _adapter_ranks(most: int) -> tuple[int, ...]:
+    """Powers of two from 16 up to a rank, and it."""
+    if not 1 <= most <= _LARGEST_RANK:
+        raise UsageError(f"--adapters {most} is not within 1:{_LARGEST_RANK}", "use for example 64")
+    return (*(rank for rank in _RANKS if rank < most), most)
 
 
 def _batch_range(wish: tuple[int, int] | None) -> tuple[int, int]:

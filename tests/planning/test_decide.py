@@ -53,6 +53,12 @@ def test_wishes(mini: Model[Any]) -> None:
     assert decision.ranges(32) == Ranges((2, 2), (160, 192), 32, t5_tokens=(32, 512))
 
 
+def test_ranks_of_adapters(mini: Model[Any]) -> None:
+    ranks = {most: choose(mini, adapters=most).adapter_ranks for most in (1, 16, 40, 64)}
+    assert ranks == {1: (1,), 16: (16,), 40: (16, 32, 40), 64: (16, 32, 64)}
+    assert choose(mini).adapter_ranks == ()
+
+
 def test_guidance_is_the_variants() -> None:
     guided = {variant.name: decide_guidance(variant, None) for variant in VARIANTS}
     assert guided == {"large": True, "large-turbo": False, "medium": True, "mini": True}
@@ -68,6 +74,8 @@ def test_guidance_is_the_variants() -> None:
         ({"size": (128, 64)}, "--size 128:64 is not within"),
         ({"size_step": 24}, "--size-step must be a multiple of 16, not 24"),
         ({"size_step": 0}, "--size-step must be a multiple of 16, not 0"),
+        ({"adapters": 0}, "--adapters 0 is not within 1:512"),
+        ({"adapters": 513}, "--adapters 513 is not within 1:512"),
     ],
 )
 def test_refused(mini: Model[Any], wishes: dict[str, Any], words: str) -> None:

@@ -47,7 +47,7 @@ def test_a_foreign_reader_draws_the_same(reader: Reader, mini_bundle: Path, samp
     [
         bundle.Manifest, bundle.ModelRecord, bundle.PolicyRecord, bundle.PolicyRule,
         bundle.Scheduler,
-        bundle.Tokenizer, bundle.Component, bundle.Port, bundle.File, Ranges, Defaults,
+        bundle.Tokenizer, bundle.Component, bundle.AdapterGroup, bundle.LoraRecord, bundle.Port, bundle.File, Ranges, Defaults,
         band.LatentStatistics, calibration.Provenance,
     ],
 )  # fmt: skip

@@ -60,6 +60,8 @@ def print_manifest(bundle: Bundle) -> None:
         "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "command": m.command,
     }
+    if m.adapter_ranks:
+        facts["adapters"] = f"of rank {m.adapter_ranks[-1]} together, as inputs"
     if m.model.origin:
         facts["from the hub"] = m.model.origin
     if m.model.loras:
