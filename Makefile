@@ -28,8 +28,12 @@ demo: $(STAMP)
 
 # Two at a time, each with one thread: most tests are Python, and they share a cache of stages.
 # Files in their order: by xdist's own, the fullest come first, and one of few but long tests last.
-tests: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --prepare $(SELECTED)
+tests: $(STAMP) $(VENV)/debian
+	CMAKE_PREFIX_PATH=$(abspath $(VENV))/debian/usr OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --prepare $(SELECTED)
+
+# What libsd35 is built with; where Debian's packages cannot be had, tests that need them skip.
+$(VENV)/debian: $(STAMP)
+	cpp/debian.sh $(VENV) || mkdir -p $@
 
 # uv pip keeps what is installed where it suffices: what tests need besides comes in its newest version.
 test-lowest:
@@ -67,7 +71,7 @@ $(STAMP): pyproject.toml
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install -q -e "$(PACKAGE)" || $(BIN)/pip install -q -e "$(PACKAGE)"
 	@touch $@
 
-cpp:
+cpp: $(VENV)/debian
 	cpp/build.sh release
 	cd cpp && ctest --preset release
 

@@ -5,13 +5,18 @@
 #     cpp/build.sh [release|asan|tsan]
 #
 # The headers of ONNX Runtime are looked for in $onnxruntime_ROOT or .venv/onnxruntime, CUDA's in
-# $CUDAToolkit_ROOT or the packages in .venv, TensorRT's in $TENSORRT_ROOT, and all where CMake looks.
+# $CUDAToolkit_ROOT or the packages in .venv, TensorRT's in $TENSORRT_ROOT, those of Debian's packages
+# in .venv/debian too (see debian.sh), and all where CMake looks.
 set -eu
 
 preset=${1:-release}
 cpp=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$cpp")
 PATH=$PATH:$HOME/.cargo/bin
+if [ -d "$root/.venv/debian" ]; then
+    export CPATH="$root/.venv/debian/usr/include${CPATH:+:$CPATH}"
+    export CMAKE_PREFIX_PATH="$root/.venv/debian/usr${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}"
+fi
 
 missing=
 command -v c++ >/dev/null || missing="$missing g++"

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Unpacks what libsd35 is built with, beside the tools, from packages of Debian into a virtual
+# environment: the headers of ONNX Runtime, with a link to the library of the Python package, and
+# nlohmann-json. Nothing is installed, and apt's own lists stay as they are.
+#
+#     cpp/debian.sh VENV
+set -eu
+
+venv=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+    sed -nE 's/^(deb .*|URIs: *)(https?:[^ ]*).*/\2/p' | head -n 1)
+key=/usr/share/keyrings/debian-archive-keyring.gpg
+# Of an older Debian, ONNX Runtime's is too old.
+echo "deb [signed-by=$key] ${mirror:-http://deb.debian.org/debian} trixie main" > "$work/list"
+apt() {
+    apt-get -qq -o "Dir::Etc::SourceList=$work/list" -o Dir::Etc::SourceParts=/dev/null \
+        -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User= "$@"
+}
+apt update
+cd "$work"
+apt download libonnxruntime-dev nlohmann-json3-dev
+cd - >/dev/null
+for package in "$work"/*.deb; do
+    dpkg -x "$package" "$work/tree"
+done
+mkdir -p "$venv/debian" "$venv/onnxruntime/lib"
+cp -r "$work/tree/usr/include/onnxruntime" "$venv/onnxruntime/include"
+ln -sfn "$(cd "$venv" && ls "$PWD"/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
+    "$venv/onnxruntime/lib/libonnxruntime.so"
+rm -rf "$work/tree/usr/include/onnxruntime"
+cp -r "$work/tree/usr" "$venv/debian/"
