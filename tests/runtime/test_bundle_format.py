@@ -46,8 +46,8 @@ def test_a_foreign_reader_draws_the_same(reader: Reader, mini_bundle: Path, samp
     "kind",
     [
         bundle.Manifest, bundle.ModelRecord, bundle.PolicyRecord, bundle.PolicyRule,
-        bundle.Scheduler,
-        bundle.Tokenizer, bundle.Component, bundle.AdapterGroup, bundle.LoraRecord, bundle.Port, bundle.File, Ranges, Defaults,
+        bundle.Scheduler, bundle.Tokenizer, bundle.Component, bundle.AdapterGroup,
+        bundle.LoraRecord, bundle.Port, bundle.File, Ranges, Defaults,
         band.LatentStatistics, calibration.Provenance,
     ],
 )  # fmt: skip
