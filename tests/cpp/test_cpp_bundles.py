@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from attacks import bundles, drawing
+from attacks.altered import altered
 from attacks.documents import DOCUMENTS
 from bare_bundle import read_json, sign, to_format_1, write_bundle
 from cpp_build import library
@@ -112,49 +112,19 @@ def _port(data: dict[str, Any], component: str, port: str) -> dict[str, Any]:
     return next(p for p in ports if p["name"] == port)
 
 
-ABSENT = object()
-VALUES = (
-    ABSENT, None, 0, 1, -1, 7, 2**31, 2**62, 0.5, "", "x", "../x", [], {}, True, [1, 2], ["a"],
-    {"a": 1}, [5, 5], [1, 4096],
-)  # fmt: skip
-
-
-def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of the values in a document, of lists the first two."""
-    if place:
-        yield place
-    if isinstance(value, dict):
-        for key in value:
-            yield from places(value[key], (*place, key))
-    elif isinstance(value, list):
-        for i in range(min(len(value), 2)):
-            yield from places(value[i], (*place, i))
-
-
 def test_any_field_may_be_anything(lib: Library, tiny_bundle: Path, tmp_path: Path) -> None:
     """Signed again, a bundle is drawn from or refused in one line."""
     root = _copy(tiny_bundle, tmp_path / "bundle")
     original = read_json(root)
     drawn, refusals = 0, []
-    for *parents, last in places(original):
-        for value in VALUES:
-            data = copy.deepcopy(original)
-            field = data
-            for key in parents:
-                field = field[key]
-            if value is ABSENT:
-                del field[last]
-            else:
-                field[last] = value
-            if data == original:
-                continue
-            sign(root, json.dumps(data))
-            try:
-                with Pipe(lib, root, threads=1) as pipe:
-                    pipe.generate("a star", steps=1)
-                drawn += 1
-            except Failure as error:
-                refusals.append(str(error))
+    for data in altered(original):
+        sign(root, json.dumps(data))
+        try:
+            with Pipe(lib, root, threads=1) as pipe:
+                pipe.generate("a star", steps=1)
+            drawn += 1
+        except Failure as error:
+            refusals.append(str(error))
     assert drawn > 50, "commands, dates and the like say nothing"
     assert len(refusals) > 1000
     assert not [text for text in refusals if "\n" in text or "report this" in text]
