@@ -23,12 +23,12 @@ apt update
 cd "$work"
 apt download libonnxruntime-dev nlohmann-json3-dev
 cd - >/dev/null
-for package in "$work"/*.deb; do
-    dpkg -x "$package" "$work/tree"
-done
-mkdir -p "$venv/debian" "$venv/onnxruntime/lib"
-cp -r "$work/tree/usr/include/onnxruntime" "$venv/onnxruntime/include"
-ln -sfn "$(cd "$venv" && ls "$PWD"/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
+dpkg -x "$work"/libonnxruntime-dev_*.deb "$work/onnxruntime"
+dpkg -x "$work"/nlohmann-json3-dev_*.deb "$work/json"
+rm -rf "$venv/onnxruntime" "$venv/debian"
+mkdir -p "$venv/onnxruntime/lib" "$venv/debian"
+# Without its CMake files, which want Debian's library.
+cp -r "$work/onnxruntime/usr/include/onnxruntime" "$venv/onnxruntime/include"
+ln -s "$(cd "$venv" && ls "$PWD"/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*)" \
     "$venv/onnxruntime/lib/libonnxruntime.so"
-rm -rf "$work/tree/usr/include/onnxruntime"
-cp -r "$work/tree/usr" "$venv/debian/"
+cp -r "$work/json/usr" "$venv/debian/"

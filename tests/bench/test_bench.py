@@ -73,9 +73,9 @@ def test_text_is_encoded_in_every_run(tiny_bundle: Path, monkeypatch: pytest.Mon
     encoded: list[list[str]] = []
     compute = TextEncoder._compute
 
-    def watch(self: TextEncoder, texts: list[str], tokens: int) -> Any:
+    def watch(self: TextEncoder, texts: list[str], *arguments: Any) -> Any:
         encoded.append(list(texts))
-        return compute(self, texts, tokens)
+        return compute(self, texts, *arguments)
 
     monkeypatch.setattr(TextEncoder, "_compute", watch)
     bench(BenchOptions(tiny_bundle, runs=3, warmup=2, steps=1, size=(64, 64), prompt="a star"))
