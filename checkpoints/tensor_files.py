@@ -104,7 +104,7 @@ def open_safetensors(
         raise refusal(path, wanted, instead)
     try:
         return safe_open(path, framework=framework)
-    except OSError as error:
+    except (OSError, MemoryError) as error:  # no address space to map it is a MemoryError
         raise refusal(path, wanted, instead) from error
     except (SafetensorError, ValueError) as error:
         if not has_header(path):

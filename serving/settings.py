@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.reading import read_file, reason_of
 
 _LEAST_TOKEN = 16
+
+# Bytes.
+_LARGEST_FILE = 4096
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ def read_token(path: Path, option: str) -> str:
         UsageError: no such file, or no token that is worth one.
     """
     try:
-        token = path.read_text("ascii").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "is not ASCII text"
+        token = read_file(path, _LARGEST_FILE).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else "it is not ASCII text"
         raise UsageError(f"{option} {path}: {reason}", "name a file with the token") from error
     if len(token) < _LEAST_TOKEN or not token.isprintable() or " " in token:
         raise UsageError(

@@ -112,6 +112,22 @@ def mini_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle()
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read to the end to be hashed, in their order."""
+    from sd35_trt.store import hashes
+
+    read: list[Path] = []
+    real = hashes.sha256_file
+
+    def count(path: Path) -> str:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(hashes, "sha256_file", count)
+    return read
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Networks of a few operators; see ``models/make.py``; never write to it."""

@@ -14,7 +14,6 @@ from namespaces import python_on
 from sd35_trt.build import BuildOptions, build
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.quality.reference import open_reference
-from sd35_trt.store import hashes
 from sd35_trt.store.cache import StageCache
 
 BUILD = (
@@ -53,20 +52,6 @@ def own_cache(
         shutil.copytree(folder, root / folder.relative_to(stage_cache))
     shutil.rmtree(tmp_path / "first")
     return root
-
-
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were read to the end."""
-    read: list[Path] = []
-    real = hashes.sha256_file
-
-    def count(path: Path) -> str:
-        read.append(path)
-        return real(path)
-
-    monkeypatch.setattr(hashes, "sha256_file", count)
-    return read
 
 
 def links(bundle: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -144,6 +145,9 @@ def test_wrong_use_is_refused_before_work(run, tiny_bundle: Path, tmp_path: Path
     absent = "no-such-bundle"  # nothing was opened where the option is what is named
     assert "and there is no token" in refused(run, absent, "--host", "0.0.0.0")
     assert "--token-file none: No such file" in refused(run, absent, "--token-file", "none")
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        assert "it is no regular file" in refused(run, absent, "--token-file", path)
     assert "two bundles are called bundle" in refused(run, "a/bundle", "b/bundle")
     assert "is no split" in refused(run, absent, "--traffic", "half")
     assert "there is no bundle b" in refused(run, f"a={absent}", "--traffic", "b=100")

@@ -16,20 +16,6 @@ from sd35_trt.store.cache import StageCache
 from sd35_trt.store.hashes import HashNotes
 
 
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were read to the end, in their order."""
-    read: list[Path] = []
-    real = hashes.sha256_file
-
-    def count(path: Path) -> str:
-        read.append(path)
-        return real(path)
-
-    monkeypatch.setattr(hashes, "sha256_file", count)
-    return read
-
-
 def digest(root: Path, path: Path) -> str:
     """As another process has it."""
     return StageCache(root).file_hash(path)
