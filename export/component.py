@@ -22,6 +22,7 @@ from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import COMPONENTS
 from sd35_trt.dialects import DIALECTS, ONNX, Dialect
 from sd35_trt.errors import CheckpointError, UsageError
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.calibration import ATTENTION_OPERANDS
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
@@ -63,7 +64,7 @@ class ExportOptions:
     Attributes:
         clip_tokens: length of CLIP's token ids, the tokenizers' ``model_max_length``.
         guided: whether the denoiser computes the unconditional branch too.
-        adapters: whether its linears take adapters as inputs.
+        features: what the component takes besides what every bundle's takes.
         dialect: what is written, a key of :data:`sd35_trt.dialects.DIALECTS`.
         join: whether a program computes query, key and value of a stream as one FP8 product.
         fuse: whether a program has the joined products, and others, as one operator each with what
@@ -75,7 +76,7 @@ class ExportOptions:
     dialect: str = ONNX
     join: bool = True
     fuse: bool = True
-    adapters: bool = False
+    features: Features = PLAIN
 
 
 # Builds the part's module from its configuration on fake tensors.
@@ -89,7 +90,7 @@ _PARTS: dict[str, Callable[[dict[str, Any], Weights | None], nn.Module]] = {
 
 
 def _adapted(options: ExportOptions, component: str) -> str | None:
-    return component if options.adapters else None
+    return component if options.features.adapter_ranks else None
 
 
 #: Gives the part's module the component's signature.
@@ -101,8 +102,8 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
         part, options.clip_tokens, _adapted(options, "clip_g")
     ),
     "t5": lambda part, options: T5Encoder(part),
-    "conditioner": lambda part, options: Conditioner(part, options.adapters),
-    "denoiser": lambda part, options: Denoiser(part, options.guided, options.adapters),
+    "conditioner": lambda part, options: Conditioner(part, bool(options.features.adapter_ranks)),
+    "denoiser": lambda part, options: Denoiser(part, options.guided, options.features),
     "vae_decoder": lambda part, options: VaeDecoder(part),
     "vae_encoder": lambda part, options: VaeEncoder(part),
 }

@@ -17,10 +17,12 @@ import onnx_ir as ir
 import torch
 
 from sd35_trt.dialects import Dialect
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.bundle import ADAPTER_SCALES
 from sd35_trt.formats.program import Call, Graph, Program, View
 
 from .adapters import adapter_groups, take_adapters
+from .branches import Branches, MaskedRows, SkippingBranches
 from .denoiser_segments import Block, GuidedHead, Head, PlainHead, Tail
 from .linker import Linker
 from .modules import modulated_norms, modulation_dtype, modulation_rows
@@ -30,9 +32,13 @@ from .trace import empty_model, trace
 
 
 class Denoiser(ComponentModule):
-    """The component; with ``guided``, both guidance branches run as one batch inside the graph."""
+    """The component; with ``guided``, both guidance branches run as one batch inside the graph.
 
-    def __init__(self, transformer: Any, guided: bool, adapters: bool = False) -> None:
+    With layer skipping, the first images of a batch have a third branch: as many as its layer mask
+    has rows, which may be none.
+    """
+
+    def __init__(self, transformer: Any, guided: bool, features: Features = PLAIN) -> None:
         super().__init__()
         self.part = transformer
         self.guided = guided
@@ -55,8 +61,18 @@ class Denoiser(ComponentModule):
             self.inputs["uncond_context"] = self.inputs["context"]
             self.inputs["uncond_modulation"] = self.inputs["modulation"]
             self.inputs["guidance"] = per_sample
+        if features.inpainting:
+            self.inputs["mask"] = (torch.float32, ("batch", 1, "height", "width"))
+            self.inputs["source"] = self.inputs["source_noise"] = latents
+            self.inputs["next_sigma"] = per_sample
+        self.skipping = features.skip_layer_guidance
+        if self.skipping:
+            layers = len(transformer.transformer_blocks)
+            self.inputs["layer_mask"] = (torch.float32, ("skipped", layers))
+            self.inputs["skip_guidance"] = per_sample
         self.outputs = {"next_latents": latents, "denoised": latents}
         tail_inputs = self.inputs
+        adapters = bool(features.adapter_ranks)
         groups = adapter_groups(transformer, "denoiser") if adapters else []
         if adapters:
             take_adapters(self, groups, self.dtype, "batch")
@@ -74,6 +90,9 @@ class Denoiser(ComponentModule):
             dtypes = {"image": block.stream, "context": block.stream, "modulation": modulated}
             self.blocks.append(block)
         self.tail = Tail(transformer, dtypes, self.dtype, tail_inputs, self.outputs, guided)
+        if self.skipping:
+            rows_of_blocks = [block.rows for block in self.blocks]
+            self.masked_rows = MaskedRows(rows_of_blocks, self.inputs["modulation"])
 
     def trace(self, dialect: Dialect) -> ir.Model:
         """See :func:`sd35_trt.export.trace.trace`."""
@@ -83,15 +102,15 @@ class Denoiser(ComponentModule):
         context, modulation = values["context"], values["modulation"]
         latents = values["latents"]
         scales = values.get(ADAPTER_SCALES)
-        if self.guided:
-            if scales is not None:
-                scales = link.node("Concat", scales, scales, axis=0)
-            context = link.node("Concat", values["uncond_context"], context, axis=0)
-            modulation = link.node("Concat", values["uncond_modulation"], modulation, axis=0)
         head = trace(self.head, dialect).graph
         (image,) = link.segment(head, {"latents": latents}, "head", "part.")
         if self.guided:
-            image = link.node("Concat", image, image, axis=0)
+            branches = self._branches(link, values, dialect)
+            if scales is not None:
+                scales = branches.join(scales, scales)
+            context = branches.join(values["uncond_context"], context)
+            modulation = branches.join_modulation(values["uncond_modulation"], modulation)
+            image = branches.join(image, image)
         grid = link.node("Shape", image)
         image = link.node("Reshape", image, link.constant([0, -1, int(self.part.inner_dim)]))  # type: ignore[arg-type]
         traced: dict[tuple[object, ...], ir.Graph] = {}
@@ -113,17 +132,23 @@ class Denoiser(ComponentModule):
             )
             context = out[0]
             first += block.rows
-        inputs = {
-            **values,
-            "image": link.node("Reshape", image, grid),
-            "modulation": link.rows(modulation, first, self.tail.rows),
-        }
+        image = link.node("Reshape", image, grid)
+        modulation = link.rows(modulation, first, self.tail.rows)
+        if self.guided:
+            image, modulation = branches.complete(image), branches.complete(modulation)
+        inputs = {**values, "image": image, "modulation": modulation}
         outputs = link.segment(trace(self.tail, dialect).graph, inputs, "tail", "part.")
         for value, port in zip(outputs, self.declared_ports()[-len(outputs) :], strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)
             model.graph.outputs.append(value)
         return model
+
+    def _branches(self, link: Linker, values: dict[str, ir.Value], dialect: Dialect) -> Branches:
+        if not self.skipping:
+            return Branches(link)
+        masked_rows = trace(self.masked_rows, dialect).graph
+        return SkippingBranches(link, values["latents"], values["layer_mask"], masked_rows)
 
     def program(self) -> Program:
         """See :class:`sd35_trt.export.ports.ComponentModule`."""

@@ -18,6 +18,20 @@ from .ports import Ports
 from .range_guard import carries_fp32
 from .whole import WholeModule
 
+# What the tail reads of the denoiser's inputs, where it has them.
+_UPDATE = (
+    "latents",
+    "sigma",
+    "coefficients",
+    "previous_denoised",
+    "guidance",
+    "skip_guidance",
+    "mask",
+    "source",
+    "source_noise",
+    "next_sigma",
+)
+
 # Attributes of a layer that change its graph.
 _FLAGS = ("wide", "follows", "output_dtype")
 
@@ -146,15 +160,14 @@ class Tail(WholeModule):
         self.norm_out.silu = nn.Identity()
         self.rows = modulation_rows(self.norm_out)
         self.norm_out.linear = ModulationRows(0, self.rows)
-        samples, width = "branches" if guided else "batch", transformer.inner_dim
+        self.skipping = "skip_guidance" in inputs
+        branches = "three_branches" if self.skipping else "branches"
+        samples, width = branches if guided else "batch", transformer.inner_dim
         self.inputs = {
             "image": (dtypes["image"], (samples, "patch_rows", "patch_columns", width)),
             "modulation": (dtypes["modulation"], (samples, self.rows, width)),
         }
-        for name in ("latents", "sigma", "coefficients", "previous_denoised"):
-            self.inputs[name] = inputs[name]
-        if guided:
-            self.inputs["guidance"] = inputs["guidance"]
+        self.inputs |= {name: inputs[name] for name in _UPDATE if name in inputs}
         self.outputs = outputs
 
     def forward(
@@ -166,6 +179,11 @@ class Tail(WholeModule):
         coefficients: torch.Tensor,
         previous_denoised: torch.Tensor,
         guidance: torch.Tensor | None = None,
+        skip_guidance: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
+        source_noise: torch.Tensor | None = None,
+        next_sigma: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = image.shape[1:3]
         patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
@@ -174,11 +192,26 @@ class Tail(WholeModule):
         velocity = nn.functional.pixel_shuffle(channels, self.patch)
         if guidance is not None:
             # Sliced apart, not chunked: chunk() would fix the batch at the example's.
-            uncond, cond = velocity[: latents.shape[0]], velocity[latents.shape[0] :]
-            velocity = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
-        denoised = latents - sigma.view(-1, 1, 1, 1) * velocity
-        a, b, c = (coefficients[:, i].view(-1, 1, 1, 1) for i in range(3))
-        return a * latents + b * denoised + c * previous_denoised, denoised
+            count = latents.shape[0]
+            branches = velocity
+            uncond, cond = branches[:count], branches[count : 2 * count]
+            velocity = uncond + _each(guidance) * (cond - uncond)
+            if skip_guidance is not None:
+                velocity = velocity + _each(skip_guidance) * (cond - branches[2 * count :])
+        denoised = latents - _each(sigma) * velocity
+        a, b, c = (_each(coefficients[:, i]) for i in range(3))
+        following = a * latents + b * denoised + c * previous_denoised
+        if mask is None or source is None or source_noise is None or next_sigma is None:
+            return following, denoised
+        # Selected, not mixed: what was not asked for stays out also where it is not finite.
+        kept = _each(next_sigma) * source_noise + (1 - _each(next_sigma)) * source
+        drawn = mask > 0.5
+        return torch.where(drawn, following, kept), torch.where(drawn, denoised, source)
+
+
+def _each(values: torch.Tensor) -> torch.Tensor:
+    """A value for each image [batch], to compute with latents."""
+    return values.view(-1, 1, 1, 1)
 
 
 def _by_tokens(image: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,14 @@ class Linker:
         ends = (self.constant([first]), self.constant([first + count]), self.constant([axis]))
         return self.node("Slice", tensor, *ends)
 
+    def length(self, tensor: ir.Value) -> ir.Value:
+        """Of its first axis: int64 [1]."""
+        return self.node("Shape", tensor, start=0, end=1)
+
+    def between(self, tensor: ir.Value, first: ir.Value, last: ir.Value) -> ir.Value:
+        """``tensor[first:last]``, the bounds being int64 [1]."""
+        return self.node("Slice", tensor, first, last, self.constant([0]))
+
     def segment(
         self,
         segment: ir.Graph,

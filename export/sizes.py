@@ -126,9 +126,10 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
     context, modulation = inputs["context"], inputs["modulation"]
     (image,) = denoiser.head(inputs["latents"])
     if denoiser.guided:
-        context = torch.cat([inputs["uncond_context"], context])
-        modulation = torch.cat([inputs["uncond_modulation"], modulation])
-        image = torch.cat([image, image])
+        third = dims["skipped"] if denoiser.skipping else 0
+        context = torch.cat([inputs["uncond_context"], context, context[:third]])
+        modulation = torch.cat([inputs["uncond_modulation"], modulation, modulation[:third]])
+        image = torch.cat([image, image, image[:third]])
     grid = image.shape
     image = image.flatten(1, 2)
     signatures = set()
@@ -139,8 +140,12 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
         signatures.add(signature)
         *texts, image = block(image, context, modulation[:, : block.rows])
         context = texts[0] if texts else context
-    tail = {**inputs, "image": image.view(grid), "modulation": modulation[:, -denoiser.tail.rows :]}
-    del image, context
+    image, modulation = image.view(grid), modulation[:, -denoiser.tail.rows :]
+    if denoiser.skipping:
+        rest = slice(dims["batch"] + third, 2 * dims["batch"])
+        image, modulation = (torch.cat([x, x[rest]]) for x in (image, modulation))
+    tail = {**inputs, "image": image, "modulation": modulation}
+    del image, context, modulation
     outputs: tuple[torch.Tensor, ...] = denoiser.tail(
         **{name: tail[name] for name in denoiser.tail.inputs}
     )

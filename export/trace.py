@@ -35,6 +35,7 @@ _EXAMPLES = {
     "tokens": 11,
     "pixels": 13,
     "rank": 17,
+    "skipped": 7,
     "patch_rows": 8,
     "patch_columns": 12,
 }
@@ -42,6 +43,7 @@ _EXAMPLES = {
 # The others, as multiples of these.
 _MULTIPLES = {
     "branches": ("batch", 2),
+    "three_branches": ("batch", 3),
     "height": ("patch_rows", 2),
     "width": ("patch_columns", 2),
     "image_height": ("patch_rows", 2 * LATENT_SCALE),

@@ -94,6 +94,8 @@ def open_reference(
             cache_dir=cache.root,
             calibration=calibration,
             adapters=max(m.adapter_ranks, default=None),
+            inpainting=m.features.inpainting,
+            skip_layer_guidance=m.features.skip_layer_guidance,
             command=f"sd35-trt verify {candidate.root} --against {HALF}",
         )
         twin = build(options, report)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from sd35_trt.formats.bundle import ADAPTER_SCALES
-
-from .denoise_steps import DirectSteps, RecordedSteps, StepInputs
+from .denoise_steps import DirectSteps, RecordedSteps, RunInputs, StepInputs, step_constants
 from .devices.device import Buffer, Device, Fetch
 from .host_slots import SLOT_BYTES, HostSlots
 from .job import Step
@@ -30,12 +28,35 @@ class Schedule:
     Attributes:
         sigmas: float32 [S + 1], of a step and, last, after it.
         coefficients: float32 [S, 3], see :mod:`sd35_trt.runtime.schedule`.
-        guidance: float32 [B], of each image; None where the engine has no such input.
+        skip_guidance: float32 [S, B], how much of the third branch each image has; None where the
+            engine has none.
+        next_sigmas: whether the engine is told the noise after each step, too.
     """
 
     sigmas: np.ndarray
     coefficients: np.ndarray
-    guidance: np.ndarray | None
+    skip_guidance: np.ndarray | None = None
+    next_sigmas: bool = False
+
+    def constants(self, count: int) -> dict[str, np.ndarray]:
+        """Of each step and of ``count`` images, by the engine's port: [S, B], or [S, B, n]."""
+
+        def of_each(values: np.ndarray) -> np.ndarray:
+            return np.repeat(values[:, None], count, axis=1)
+
+        constants = {
+            "sigma": of_each(self.sigmas[:-1]),
+            "coefficients": of_each(self.coefficients),
+        }
+        if self.next_sigmas:
+            constants["next_sigma"] = of_each(self.sigmas[1:])
+        if self.skip_guidance is not None:
+            constants["skip_guidance"] = self.skip_guidance
+        return constants
+
+    def skips(self, step: int) -> bool:
+        """Whether a step has a third branch."""
+        return self.skip_guidance is not None and bool(self.skip_guidance[step].any())
 
 
 class DenoiseLoop:
@@ -63,7 +84,7 @@ class DenoiseLoop:
         after_step: Callable[[Step], bool],
         watched: bool,
         clock: Clock,
-        adapters: Mapping[str, Buffer] | None = None,
+        run_inputs: RunInputs,
     ) -> tuple[Buffer, np.ndarray]:
         """Denoise a batch.
 
@@ -75,7 +96,7 @@ class DenoiseLoop:
             after_step: called once per step, in order; False ends the loop.
             watched: whether somebody acts on what ``after_step`` sees.
             clock: its stages ``conditioning`` and ``denoise``.
-            adapters: inputs of the engine for them, by port; None where it takes none.
+            run_inputs: what the engine is given in every step.
 
         Returns:
             The last latents, on the device and on the host; where the loop was ended, some.
@@ -84,10 +105,8 @@ class DenoiseLoop:
             Sd35Error: the engine failed.
         """
         device, total = self._device, len(schedule.coefficients)
-        count = len(latents)
-        constants = device.upload(_constants(schedule, count))
-        guidance = None if schedule.guidance is None else device.upload(schedule.guidance)
-        steps = self._steps(session, latents, guidance, adapters or {})
+        constants = device.upload(step_constants(schedule.constants(len(latents))))
+        steps = self._steps(session, latents, run_inputs)
         depth = _depth(device, latents.nbytes, total, watched)
         slots = self._slots.take(latents.shape, depth)
         pending: deque[tuple[int, Fetch, Buffer]] = deque()
@@ -112,7 +131,7 @@ class DenoiseLoop:
                 inputs = StepInputs(constants[i], context, modulation)
                 if i >= 2:
                     fetches[i - 2].fence()  # this step overwrites what was copied then
-                current, denoised = steps.run(i, inputs)
+                current, denoised = steps.run(i, inputs, schedule.skips(i))
                 fetches.append(device.fetch(current, slots[i % depth] if slots else None))
                 pending.append((i, fetches[-1], denoised))
                 going = True
@@ -134,23 +153,21 @@ class DenoiseLoop:
         self,
         session: Session,
         latents: np.ndarray,
-        guidance: Buffer | None,
-        adapters: Mapping[str, Buffer],
+        run: RunInputs,
     ) -> DirectSteps | RecordedSteps:
         if not (self._device.queues and session.recordable):
-            return DirectSteps(self._device, session, latents, guidance, adapters)
-        # Graphs read the matrices where they are.
-        places = (self._device.pointer(b) for n, b in adapters.items() if n != ADAPTER_SCALES)
-        key = (*latents.shape, *places)
+            return DirectSteps(self._device, session, latents, run)
+        # Graphs read what is shared where it is.
+        key = (*latents.shape, *map(self._device.pointer, run.shared.values()))
         steps = self._recorded.pop(key, None)
         if steps is None or steps.session is not session:
             if steps is not None:
                 steps.close()
-            steps = RecordedSteps(self._device, session, latents, guidance, adapters)
+            steps = RecordedSteps(self._device, session, latents, run)
         self._recorded[key] = steps
         while len(self._recorded) > _SHAPES:
             self._recorded.popitem(last=False)[1].close()
-        steps.begin(latents, guidance, adapters)
+        steps.begin(latents, run)
         return steps
 
     def forget(self) -> None:
@@ -165,13 +182,6 @@ class DenoiseLoop:
         with contextlib.ExitStack() as closing:
             closing.callback(self._slots.clear)
             closing.callback(self.forget)
-
-
-def _constants(schedule: Schedule, count: int) -> np.ndarray:
-    """Those of every step [S, 4 B]; see :class:`~sd35_trt.runtime.denoise_steps.StepInputs`."""
-    sigmas = np.repeat(schedule.sigmas[:-1, None], count, axis=1)
-    coefficients = np.tile(schedule.coefficients, (1, count))
-    return np.concatenate([sigmas, coefficients], axis=1).astype(np.float32)
 
 
 def _depth(device: Device, nbytes: int, total: int, watched: bool) -> int:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from sd35_trt.formats.bundle import ADAPTER_SCALES
-
 from .devices.device import Buffer, Device, RecordedGraph
 from .sessions.session import Session
+
+# Inputs that differ from step to step and have so many values for each image.
+_CONSTANTS = {"sigma": 1, "coefficients": 3, "next_sigma": 1, "skip_guidance": 1}
+
+_LAYER_MASK = "layer_mask"
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What an engine is given in every step of a run, by port.
+
+    Attributes:
+        own: of this run, such as the guidance of each image [B]. Graphs read copies of it.
+        shared: what graphs may read where it is: it stays while they do.
+        constants: ports of :func:`step_constants`.
+        layer_mask: [B, layers] of the steps with a third branch, where the engine has one.
+    """
+
+    own: Mapping[str, Buffer]
+    shared: Mapping[str, Buffer]
+    constants: frozenset[str]
+    layer_mask: Buffer | None = None
 
 
 class StepInputs(NamedTuple):
     """What differs from step to step, in as few buffers as can be: each is a copy before a replay.
 
     Attributes:
-        constants: float32 [4 B], of each image sigma, then of each image the three coefficients.
+        constants: float32, see :func:`step_constants`.
         context, modulation: of both branches, the unconditional one first where there is one.
     """
 
@@ -25,26 +46,64 @@ class StepInputs(NamedTuple):
     context: Buffer
     modulation: Buffer
 
-    def ports(self, count: int, guidance: Buffer | None) -> dict[str, Buffer]:
-        """Inputs of the engine for ``count`` images."""
-        ports: dict[str, Buffer] = {
-            "sigma": self.constants[:count],
-            "coefficients": self.constants[count:].reshape((count, 3)),
-            "context": self.context[-count:],
-            "modulation": self.modulation[-count:],
-        }
-        if guidance is not None:
-            ports["uncond_context"] = self.context[:count]
-            ports["uncond_modulation"] = self.modulation[:count]
-            ports["guidance"] = guidance
-        return ports
-
 
 class StepOutputs(NamedTuple):
     """What a step computes, float32 [B, C, h, w] each; the step after the next overwrites both."""
 
     latents: Buffer
     denoised: Buffer
+
+
+def step_constants(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What differs from step to step and is known before, as one array.
+
+    Args:
+        values: by port, of each step and image [S, B], or [S, B, n].
+
+    Returns:
+        float32 [S, n B]: of each port in a fixed order, one image after the other.
+    """
+    columns = [values[port].reshape(len(values[port]), -1) for port in _CONSTANTS if port in values]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+class StepFeeder:
+    """Names a step's inputs by port.
+
+    Args:
+        device: of the masks.
+        count: images.
+        run: whose inputs they are.
+    """
+
+    def __init__(self, device: Device, count: int, run: RunInputs) -> None:
+        self._count = count
+        self._constants = [(p, n) for p, n in _CONSTANTS.items() if p in run.constants]
+        self._guided = "guidance" in run.own
+        self._masks: dict[bool, Buffer] = {}
+        if run.layer_mask is not None:
+            none = device.empty((0, run.layer_mask.shape[1]), np.float32)
+            self._masks = {False: none, True: run.layer_mask}
+
+    def ports(self, inputs: StepInputs, skipping: bool) -> dict[str, Buffer]:
+        """Inputs of the engine that differ from step to step.
+
+        Args:
+            skipping: whether the step has a third branch.
+        """
+        count = self._count
+        ports = {"context": inputs.context[-count:], "modulation": inputs.modulation[-count:]}
+        first = 0
+        for port, values in self._constants:
+            own = inputs.constants[first : first + values * count]
+            ports[port] = own if values == 1 else own.reshape((count, values))
+            first += values * count
+        if self._guided:
+            ports["uncond_context"] = inputs.context[:count]
+            ports["uncond_modulation"] = inputs.modulation[:count]
+        if self._masks:
+            ports[_LAYER_MASK] = self._masks[skipping]
+        return ports
 
 
 class DirectSteps:
@@ -55,23 +114,22 @@ class DirectSteps:
         device: Device,
         session: Session,
         latents: np.ndarray,
-        guidance: Buffer | None,
-        adapters: Mapping[str, Buffer],
+        run: RunInputs,
     ) -> None:
         self._session = session
-        self._adapters = adapters
-        self._guidance = guidance
+        self._fixed = {**run.own, **run.shared}
+        self._feeder = StepFeeder(device, len(latents), run)
         # Two buffers of each, used in turn: what a step reads, the next one overwrites.
         self._latents = [device.upload(latents.copy()), device.empty(latents.shape, np.float32)]
         self._denoised = [device.empty(latents.shape, np.float32),
                           device.upload(np.zeros_like(latents))]  # fmt: skip
 
-    def run(self, index: int, inputs: StepInputs) -> StepOutputs:
+    def run(self, index: int, inputs: StepInputs, skipping: bool = False) -> StepOutputs:
         """Queue a step; returns its buffers."""
         read, write = index % 2, 1 - index % 2
         feed = {
-            **inputs.ports(self._latents[read].shape[0], self._guidance),
-            **self._adapters,
+            **self._feeder.ports(inputs, skipping),
+            **self._fixed,
             "latents": self._latents[read],
             "previous_denoised": self._denoised[write],
         }
@@ -81,8 +139,8 @@ class DirectSteps:
 
 
 class RecordedSteps:
-    """Steps that replay graphs, one for each turn of the two buffers, on inputs that are copied to
-    where the graphs read them.
+    """Steps that replay graphs, one for each turn of the two buffers and kind of step, on inputs
+    that are copied to where the graphs read them.
 
     The first two steps of a shape run directly: engines allocate and choose kernels then.
     """
@@ -92,51 +150,51 @@ class RecordedSteps:
         device: Device,
         session: Session,
         latents: np.ndarray,
-        guidance: Buffer | None,
-        adapters: Mapping[str, Buffer],
+        run: RunInputs,
     ) -> None:
         self.session = session
-        # The matrices where they are, which stay while a graph reads them; the scales are copied.
-        self._adapters = dict(adapters)
-        if (scales := adapters.get(ADAPTER_SCALES)) is not None:
-            self._adapters[ADAPTER_SCALES] = device.empty(scales.shape, scales.dtype)
         self._device = device
+        self._own = {name: device.empty(b.shape, b.dtype) for name, b in run.own.items()}
+        mask = run.layer_mask
+        self._layer_mask = None if mask is None else device.empty(mask.shape, mask.dtype)
+        self._fixed = {**self._own, **run.shared}
+        copies = replace(run, own=self._own, layer_mask=self._layer_mask)
+        self._feeder = StepFeeder(device, len(latents), copies)
         self._latents = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
-        self._guidance = None if guidance is None else device.empty(guidance.shape, guidance.dtype)
         self._inputs: StepInputs | None = None
         self._sources: list[int] = []  # addresses of what they were copied from
-        self._graphs: list[RecordedGraph | None] = [None, None]
-        self._ran = [False, False]
+        self._graphs: dict[tuple[int, bool], RecordedGraph] = {}
+        self._ran: set[tuple[int, bool]] = set()
         self._scratch_version = device.scratch_version
 
-    def begin(
-        self, latents: np.ndarray, guidance: Buffer | None, adapters: Mapping[str, Buffer]
-    ) -> None:
+    def begin(self, latents: np.ndarray, run: RunInputs) -> None:
         """Take a new batch of the same shape."""
-        if (guidance is None) != (self._guidance is None):
-            raise ValueError("a loop has guidance in every batch, or in none")
+        if run.own.keys() != self._own.keys():
+            raise ValueError("runs of a loop have the same inputs")
         device = self._device
         self._sources.clear()
         device.copy(device.upload(latents), self._latents[0])
         device.copy(device.upload(np.zeros_like(latents)), self._denoised[1])
-        if guidance is not None and self._guidance is not None:
-            device.copy(guidance, self._guidance)
-        if (scales := adapters.get(ADAPTER_SCALES)) is not None:
-            device.copy(scales, self._adapters[ADAPTER_SCALES])
+        for name, buffer in run.own.items():
+            device.copy(buffer, self._own[name])
+        if run.layer_mask is not None and self._layer_mask is not None:
+            device.copy(run.layer_mask, self._layer_mask)
 
-    def run(self, index: int, inputs: StepInputs) -> StepOutputs:
+    def run(self, index: int, inputs: StepInputs, skipping: bool = False) -> StepOutputs:
         """Queue a step; returns its buffers."""
         own = self._place(inputs)
         turn = index % 2
+        kind = turn, skipping
         if self._device.scratch_version != self._scratch_version:
             self._forget()
-        graph = self._graphs[turn]
-        if graph is None and self._ran[turn]:
-            graph = self._graphs[turn] = self._device.capture(lambda: self._compute(turn, own))
+        graph = self._graphs.get(kind)
+        if graph is None and kind in self._ran:
+            graph = self._device.capture(lambda: self._compute(turn, own, skipping))
+            self._graphs[kind] = graph
         if graph is None:
-            self._compute(turn, own)
-            self._ran[turn] = True
+            self._compute(turn, own, skipping)
+            self._ran.add(kind)
         else:
             graph.replay()
         return StepOutputs(self._latents[1 - turn], self._denoised[turn])
@@ -155,10 +213,10 @@ class RecordedSteps:
         self._sources = addresses
         return self._inputs
 
-    def _compute(self, turn: int, inputs: StepInputs) -> None:
+    def _compute(self, turn: int, inputs: StepInputs, skipping: bool) -> None:
         feed = {
-            **inputs.ports(self._latents[turn].shape[0], self._guidance),
-            **self._adapters,
+            **self._feeder.ports(inputs, skipping),
+            **self._fixed,
             "latents": self._latents[turn],
             "previous_denoised": self._denoised[1 - turn],
         }
@@ -169,11 +227,10 @@ class RecordedSteps:
         self.session.run(feed, outputs)
 
     def _forget(self) -> None:
-        for graph in self._graphs:
-            if graph is not None:
-                graph.close()
-        self._graphs = [None, None]
-        self._ran = [False, False]
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._ran.clear()
         self._scratch_version = self._device.scratch_version
 
     def close(self) -> None:

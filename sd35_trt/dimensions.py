@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from .components import COMPONENTS, LATENT_SCALE
 from .errors import CheckpointError, UsageError
+from .features import PLAIN, Features
 
 #: Smallest, most usual and largest value of a dimension, as an optimization profile takes them.
 Bounds = tuple[int, int, int]
@@ -137,7 +138,7 @@ def dimension_bounds(
     defaults: Defaults,
     clip_tokens: int,
     guided: bool,
-    ranks: Sequence[int] = (),
+    features: Features = PLAIN,
 ) -> dict[str, Bounds]:
     """Bounds of a component's dynamic dimensions by name.
 
@@ -147,8 +148,8 @@ def dimension_bounds(
         clip_tokens: CLIP's part of the text.
         guided: whether both guidance branches are computed; the text encoders and the
             conditioner then get two texts for each image.
-        ranks: of adapters, padded; none where there are no adapters. Without an adapter, a run has
-            one column of zeros.
+        features: of the bundle. Without an adapter, a run has one column of zeros; the third branch
+            of guidance has no image in most steps.
     """
     images, most_images = ranges.batch
     branches = 2 if guided else 1
@@ -176,5 +177,6 @@ def dimension_bounds(
         "width": scaled(width, LATENT_SCALE),
         "image_height": height,
         "image_width": width,
-        **({"rank": (1, ranks[0], ranks[-1])} if ranks else {}),
+        **({"rank": (1, ranks[0], ranks[-1])} if (ranks := features.adapter_ranks) else {}),
+        **({"skipped": (0, 0, most_images)} if features.skip_layer_guidance else {}),
     }

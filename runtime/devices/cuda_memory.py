@@ -110,7 +110,8 @@ class MemoryPool:
         """
         kind = np.dtype(dtype)
         memory = _Memory()
-        address = self._allocate(math.prod(shape) * kind.itemsize)
+        # An engine wants an address also for what is empty.
+        address = self._allocate(max(math.prod(shape) * kind.itemsize, 1))
         weakref.finalize(memory, _free, weakref.ref(self), address)
         return CudaBuffer(address, tuple(shape), kind, memory)
 

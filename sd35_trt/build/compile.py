@@ -52,7 +52,7 @@ def compile_model(
     for name, folder in export.components.items():
         component = ExportedComponent.read(folder)
         bounds = dimension_bounds(
-            name, ranges, defaults, export.clip_tokens, decision.guided, decision.adapter_ranks
+            name, ranges, defaults, export.clip_tokens, decision.guided, decision.features
         )
         components.append(component)
         largest[name] = {d: bound[-1] for d, bound in bounds.items()}
@@ -67,6 +67,7 @@ def compile_model(
             decision.policy,
             export.clip_tokens,
             decision.guided,
+            decision.features,
             {dimension: bound[2] for dimension, bound in limits[name].items()},
             cache,
         )

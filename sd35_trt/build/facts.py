@@ -46,8 +46,8 @@ def manifest_facts(
         command=command,
         ranges=decision.ranges(export.t5_tokens),
         defaults=decision.defaults(export.t5_tokens),
-        adapter_ranks=decision.adapter_ranks,
-        requires=("adapters",) if decision.adapter_ranks else (),
+        adapter_ranks=decision.features.adapter_ranks,
+        requires=decision.features.requires,
         # What follows is known when the bundle is assembled.
         tokenizers={},
         components=(),

@@ -73,7 +73,7 @@ def export_graphs(
             size=m.ranges.size,
             size_step=m.ranges.size_step,
             latent_channels=m.latent_channels,
-            adapter_ranks=m.adapter_ranks,
+            features=m.features,
         )
         versions = tool_versions(*model.libraries)
         calibration, dialect = _calibration(bundle), _dialect(bundle)
@@ -104,7 +104,7 @@ def _stage_inputs(bundle: Bundle, name: str) -> dict[str, Any]:
     m, part = bundle.manifest, COMPONENTS[name].part
     inputs = chosen_inputs(
         name, _policy(m.policy), _calibration(bundle), m.tokenizers["clip_l"].length, m.guided,
-        _dialect(bundle), bool(m.adapter_ranks),
+        _dialect(bundle), m.features,
     )  # fmt: skip
     files = {k: v for k, v in m.model.files.items() if k.startswith(f"{part}/")}
     # As they were recorded: JSON makes lists of tuples.

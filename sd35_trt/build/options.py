@@ -25,6 +25,8 @@ class BuildOptions(ModelOptions):
             the model's native size.
         size_step: sizes are multiples of this many pixels.
         adapters: the largest rank of adapters that a run takes as inputs; None builds without.
+        inpainting: a denoiser that keeps what a mask leaves of a picture.
+        skip_layer_guidance: a denoiser for skip-layer guidance.
         builder: one of those that serve the target; None takes the preferred one.
         weight_streaming: engines that can keep part of their weights in the host's memory.
         refit: engines whose weights can be exchanged.
@@ -46,6 +48,8 @@ class BuildOptions(ModelOptions):
     size: tuple[int, int] | None = None
     size_step: int = 64
     adapters: int | None = None
+    inpainting: bool = False
+    skip_layer_guidance: bool = False
     builder: str | None = None
     weight_streaming: bool = False
     refit: bool = False

@@ -13,7 +13,13 @@ from sd35_trt.engines.builder import EngineOptions, load_builder
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import MANIFEST
 from sd35_trt.planning.calibration import decide_calibration
-from sd35_trt.planning.decide import check_adapters, check_dialect, decide, decide_policy
+from sd35_trt.planning.decide import (
+    check_dialect,
+    check_features,
+    decide,
+    decide_features,
+    decide_policy,
+)
 from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.cache import open_cache
@@ -48,6 +54,7 @@ def build(
     target = find_target(options.target)
     policy = decide_policy(target, options.policy)
     backend = choose_builder(target, options.builder)
+    features = decide_features(options.adapters, options.inpainting, options.skip_layer_guidance)
     cache = open_cache(options.cache_dir)
     with requirement("building", "build"):
         wishes = EngineOptions(
@@ -61,7 +68,7 @@ def build(
         version = builder.versions().get(backend)
         dialect = builder.backend.dialect(version)
         check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
-        check_adapters(options.adapters, DIALECTS[dialect], builder.backend.title)
+        check_features(features, DIALECTS[dialect], builder.backend.title)
         model = look(options)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")
@@ -74,7 +81,7 @@ def build(
                 batch=options.batch,
                 size=options.size,
                 size_step=options.size_step,
-                adapters=options.adapters,
+                features=features,
             )
             versions = tool_versions(*model.libraries)
             advice = (

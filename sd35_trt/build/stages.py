@@ -9,9 +9,10 @@ from typing import Any
 
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.merged import AnyCheckpoint
-from sd35_trt.components import ADAPTED, COMPONENTS
+from sd35_trt.components import COMPONENTS
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.scales import Scales
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.planning.decide import Decision
 from sd35_trt.policies import Policy
@@ -76,7 +77,7 @@ class ComponentExport:
     clip_tokens: int
     guided: bool
     dialect: str
-    adapters: bool
+    features: Features
     description: Mapping[str, Any]
 
     def __call__(self, out: Path, progress: Callable[[float, str], None]) -> None:
@@ -84,7 +85,7 @@ class ComponentExport:
         from sd35_trt.export.component import ExportOptions, export_component
         from sd35_trt.export.graphs import GraphCache
 
-        options = ExportOptions(self.clip_tokens, self.guided, self.dialect, adapters=self.adapters)
+        options = ExportOptions(self.clip_tokens, self.guided, self.dialect, features=self.features)
         # Who saved a configuration, and how, is of no effect on a graph.
         graph = {k: v for k, v in self.description.items() if k not in _OF_WEIGHTS}
         if self.scales:
@@ -128,12 +129,13 @@ def component_stage(
     scales = Scales.of(calibration, part) if calibration else None
     # A single file's configuration is not among the files.
     config = {"config": inputs.checkpoint.config(part)}
-    adapters = bool(decision.adapter_ranks)
-    chosen = chosen_inputs(name, policy, calibration, clip_tokens, guided, dialect, adapters)
+    chosen = chosen_inputs(
+        name, policy, calibration, clip_tokens, guided, dialect, decision.features
+    )
     description = {**inputs.describe(part), **config, **chosen}
     run = ComponentExport(
         name, inputs.checkpoint, inputs.cache, policy, scales, clip_tokens, guided, dialect,
-        adapters and name in ADAPTED, description,
+        decision.features.of_component(name), description,
     )  # fmt: skip
     return Stage(name, description, ("sd35_trt.export.component",), run)
 
@@ -145,13 +147,13 @@ def chosen_inputs(
     clip_tokens: int,
     guided: bool,
     dialect: str,
-    adapters: bool = False,
+    features: Features = PLAIN,
 ) -> dict[str, Any]:
     """What a component's stage depends on besides the checkpoint and versions.
 
     Args:
         clip_tokens, dialect: as of :func:`component_stage`.
-        adapters: whether the bundle takes adapters as inputs.
+        features: of the bundle.
     """
     row = COMPONENTS[name]
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
@@ -163,6 +165,4 @@ def chosen_inputs(
         inputs["clip_tokens"] = clip_tokens
     if name == "denoiser":
         inputs["guided"] = guided
-    if adapters and name in ADAPTED:
-        inputs["adapters"] = True
-    return inputs
+    return inputs | features.of_component(name).describe()

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import BundleError
+from sd35_trt.features import ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, Features
 
 from .reading import (
     Count,
@@ -44,7 +45,7 @@ FORMAT = 2
 READABLE = (1, 2)
 
 #: What a manifest may require of its reader, and this one knows.
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset({"adapters"})
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset({ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE})
 
 #: The input of a component with how much a sample has of each adapter.
 ADAPTER_SCALES = "adapter_scales"
@@ -261,6 +262,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
     calibration: Digest | None
     engine_options: dict[Name, Option]
     adapter_ranks: Annotated[tuple[Positive, ...], Meta(max_length=64)] = ()
+
+    @property
+    def features(self) -> Features:
+        """What its engines take besides what every bundle's take."""
+        return Features.of(self.requires, self.adapter_ranks)
 
     def component(self, name: str) -> Component | None:
         """A component by name, or None where the model has none (a checkpoint without T5)."""

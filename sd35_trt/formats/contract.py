@@ -25,7 +25,8 @@ _DTYPES = {
     "image": ("uint8",),
     **dict.fromkeys(
         ("timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
-         "next_latents", "denoised"),
+         "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
+         "skip_guidance"),
         ("float32",),
     ),
 }  # fmt: skip
@@ -44,8 +45,12 @@ _DYNAMIC = frozenset(
         "image_height",
         "image_width",
         "rank",
+        "skipped",
     )
 )
+
+# Those that may be none.
+_EMPTY = frozenset(("skipped",))
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,15 @@ _GUIDANCE = {
     "uncond_modulation": "batch rows modulation",
     "guidance": "batch",
 }
+
+_INPAINTING = {
+    "mask": "batch 1 height width",
+    "source": _LATENTS,
+    "source_noise": _LATENTS,
+    "next_sigma": "batch",
+}
+
+_SKIP_LAYER_GUIDANCE = {"layer_mask": "skipped layers", "skip_guidance": "batch"}
 
 _CONTRACT = {
     "clip_l": _Ports(
@@ -125,6 +139,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         inputs = dict(ports.inputs)
         if component.name == "denoiser" and manifest.guided:
             inputs |= _GUIDANCE
+        inputs |= _feature_ports(component.name, manifest)
         if component.adapters:
             yield from _adapter_faults(component, manifest)
             inputs |= _adapter_ports(component)
@@ -144,6 +159,13 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for name in _TEXT_ENCODERS:
         if name in names:
             yield from _tokenizer_faults(name, manifest.tokenizers.get(name), sizes["clip"])
+
+
+def _feature_ports(component: str, manifest: Manifest) -> dict[str, str]:
+    """Inputs of a component for features besides adapters, and their dimensions."""
+    features = manifest.features.of_component(component)
+    ports = dict(_INPAINTING) if features.inpainting else {}
+    return ports | (_SKIP_LAYER_GUIDANCE if features.skip_layer_guidance else {})
 
 
 def _adapter_faults(component: Component, manifest: Manifest) -> Iterator[str]:
@@ -223,7 +245,8 @@ def _fits(length: int | str, dim: str, sizes: dict[str, int]) -> bool:
 
 def _bound_faults(component: Component) -> Iterator[str]:
     for dim, (low, high) in component.bounds.items():
-        if not 1 <= low <= high <= _LARGEST:
+        least = 0 if dim in _EMPTY else 1
+        if not least <= low <= high <= _LARGEST:
             yield f"bounds of {dim} of {component.name} are {low} to {high}"
 
 

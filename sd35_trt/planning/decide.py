@@ -9,6 +9,7 @@ from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import UsageError
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
@@ -51,21 +52,40 @@ def check_dialect(policy: Policy, dialect: Dialect, library: str) -> None:
             )
 
 
-def check_adapters(adapters: int | None, dialect: Dialect, library: str) -> None:
-    """Refuse adapters as inputs where the builder's components cannot have them.
+def check_features(features: Features, dialect: Dialect, library: str) -> None:
+    """Refuse features that the builder's components cannot have.
 
     Args:
-        adapters: the largest rank, if there are to be any.
         library: that makes the engines, for the message.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: names the feature.
     """
-    if adapters is not None and dialect.opset is None:
+    if dialect.opset is not None:
+        return
+    if features.adapter_ranks:
         raise UsageError(
             f"--adapters: engines of {library} take none",
             "use another --builder, or merge the LoRA: --lora FILE:SCALE",
         )
+    if features.skip_layer_guidance:
+        raise UsageError(f"--skip-layer-guidance: engines of {library} skip none", "use another --builder")
+
+
+def decide_features(
+    adapters: int | None = None, inpainting: bool = False, skip_layer_guidance: bool = False
+) -> Features:
+    """The features that were asked for.
+
+    Args:
+        adapters: the largest rank of adapters together; None is without.
+
+    Raises:
+        UsageError: a rank that is none of adapters.
+    """
+    return Features(
+        () if adapters is None else _adapter_ranks(adapters), inpainting, skip_layer_guidance
+    )
 
 
 def decide_guidance(variant: Variant, wish: bool | None) -> bool:
@@ -87,7 +107,7 @@ class Decision:
         batch: inclusive range of images per run.
         size: inclusive range of width and height in pixels, multiples of ``size_step``.
         latent_channels: of the latents.
-        adapter_ranks: that adapters are padded to; none where it takes no adapters.
+        features: that its engines have.
     """
 
     model: Model[AnyCheckpoint]
@@ -98,7 +118,7 @@ class Decision:
     size: tuple[int, int]
     size_step: int
     latent_channels: int
-    adapter_ranks: tuple[int, ...] = ()
+    features: Features = PLAIN
 
     def ranges(self, t5_tokens: int) -> Ranges:
         """What the engines accept.
@@ -135,7 +155,7 @@ def decide(
     batch: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     size_step: int = 64,
-    adapters: int | None = None,
+    features: Features = PLAIN,
 ) -> Decision:
     """Fill in what the user left open, and refuse what the model cannot draw.
 
@@ -143,23 +163,29 @@ def decide(
         guidance: None asks the model's variant.
         batch: None is 1 to 4.
         size: None is half to one and a half times the model's native size.
-        adapters: the largest rank of adapters together; None is without.
+        features: see :func:`decide_features`.
 
     Raises:
         CheckpointError: a configuration that is not SD3.5's.
-        UsageError: a range outside what the model can draw.
+        UsageError: a range outside what the model can draw, or a feature that needs guidance.
     """
     transformer = model.checkpoint.config("transformer")
+    guided = decide_guidance(model.variant, guidance)
+    if features.skip_layer_guidance and not guided:
+        raise UsageError(
+            "--skip-layer-guidance steers guidance, and this bundle has none",
+            "leave it out, or build with: --guidance",
+        )
     return Decision(
         model=model,
         target=target,
         policy=policy,
-        guided=decide_guidance(model.variant, guidance),
+        guided=guided,
         batch=_batch_range(batch),
         size=_size_range(model, size, size_step),
         size_step=size_step,
         latent_channels=whole_number(transformer, "in_channels"),
-        adapter_ranks=() if adapters is None else _adapter_ranks(adapters),
+        features=features,
     )
 
 

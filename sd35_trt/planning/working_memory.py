@@ -20,6 +20,7 @@ from sd35_trt.dimensions import Bounds
 from sd35_trt.engines.builder import Builder, ExportedComponent, load_builder
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.export.provenance import tool_versions
+from sd35_trt.features import Features
 from sd35_trt.formats.reading import Count, encode, read_document
 from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
@@ -150,6 +151,7 @@ def estimated_activations(
     policy: Policy,
     clip_tokens: int,
     guided: bool,
+    features: Features,
     dims: Mapping[str, int],
     cache: StageCache,
 ) -> int:
@@ -160,7 +162,7 @@ def estimated_activations(
     Args:
         name: a key of :data:`sd35_trt.components.COMPONENTS`.
         builder: of the engine.
-        clip_tokens, guided: as of :class:`sd35_trt.export.component.ExportOptions`.
+        clip_tokens, guided, features: as of :class:`sd35_trt.export.component.ExportOptions`.
         dims: of its inputs' dynamic dimensions, by name.
         cache: where figures are kept.
     """
@@ -169,11 +171,11 @@ def estimated_activations(
         from sd35_trt.export.component import ExportOptions
         from sd35_trt.export.sizes import component_sizes
 
-        options = ExportOptions(clip_tokens, guided)
+        options = ExportOptions(clip_tokens, guided, features=own)
         sizes = component_sizes(name, source, policy, options, dims)
         MemoryFacts(sizes.working(BACKENDS[builder].allocation)).write(out)
 
-    part = COMPONENTS[name].part
+    part, own = COMPONENTS[name].part, features.of_component(name)
     inputs: dict[str, Any] = {
         "versions": tool_versions(),
         "config": source.config(part),
@@ -182,6 +184,7 @@ def estimated_activations(
         "guided": guided,
         "dims": dict(dims),
         "builder": builder,
+        **own.describe(),
     }
     code = ("sd35_trt.export.sizes",)
     folder = run_stage(cache, Stage(f"{name}-activations", inputs, code, run), silent)

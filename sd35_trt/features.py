@@ -1,0 +1,60 @@
+"""What a bundle's engines take besides what every bundle's take: it is fixed when they are built.
+
+A graph that does not ask for a feature does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .components import ADAPTED
+
+#: What a manifest requires of its reader, by the feature.
+ADAPTERS = "adapters"
+INPAINTING = "inpainting"
+SKIP_LAYER_GUIDANCE = "skip-layer-guidance"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a bundle, or of one component.
+
+    Attributes:
+        adapter_ranks: that adapters are padded to; none where it takes no adapters.
+        inpainting: whether a step keeps what a mask leaves of a picture.
+        skip_layer_guidance: whether a step can compute a third branch, without some blocks.
+    """
+
+    adapter_ranks: tuple[int, ...] = ()
+    inpainting: bool = False
+    skip_layer_guidance: bool = False
+
+    @classmethod
+    def of(cls, requires: Collection[str], adapter_ranks: tuple[int, ...]) -> Features:
+        """Those of a manifest, by its fields of these names."""
+        return cls(adapter_ranks, INPAINTING in requires, SKIP_LAYER_GUIDANCE in requires)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What a reader of the bundle must know."""
+        named = {
+            ADAPTERS: bool(self.adapter_ranks),
+            INPAINTING: self.inpainting,
+            SKIP_LAYER_GUIDANCE: self.skip_layer_guidance,
+        }
+        return tuple(name for name, there in named.items() if there)
+
+    def of_component(self, name: str) -> Features:
+        """Those that a component has."""
+        own = self if name == "denoiser" else Features(self.adapter_ranks)
+        return own if name in ADAPTED else replace(own, adapter_ranks=())
+
+    def describe(self) -> dict[str, Any]:
+        """What a graph depends on, for the key of its stage: how large ranks may be is no part."""
+        return dict.fromkeys(self.requires, True)
+
+
+#: A bundle without any.
+PLAIN = Features()
