@@ -32,7 +32,7 @@ from .component import (
 )
 from .denoiser import Denoiser
 from .part_layers import StoredSize
-from .ports import Ports
+from .ports import ComponentModule, Ports
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def component_sizes(
             if isinstance(module, Denoiser):
                 outputs = _run_denoiser(module, dims)
             else:
-                outputs = module(*_tensors(module.inputs, dims).values())
+                outputs = module(**_together(module, _tensors(module.inputs, dims)))
         ports += sum(tensor.nbytes for tensor in outputs)
     return Sizes(
         weights=size.weights,
@@ -115,6 +115,14 @@ def _tensors(ports: Ports, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
         name: torch.empty([dims[d] if isinstance(d, str) else d for d in shape], dtype=dtype)
         for name, (dtype, shape) in ports.items()
     }
+
+
+def _together(module: ComponentModule, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Arguments of a module's ``forward``: what adapters take is one."""
+    if not module.adapter_inputs:
+        return dict(tensors)
+    own = {name: t for name, t in tensors.items() if name not in module.adapter_inputs}
+    return {**own, "adapters": tuple(tensors[name] for name in module.adapter_inputs)}
 
 
 def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
@@ -138,7 +146,11 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
         if signature in signatures:
             continue
         signatures.add(signature)
-        *texts, image = block(image, context, modulation[:, : block.rows])
+        streams = {"image": image, "context": context, "modulation": modulation[:, : block.rows]}
+        own = {name: block.inputs[name] for name in block.adapter_inputs}
+        adapters = _tensors(own, {**dims, "samples": len(image)})
+        *texts, image = block(**_together(block, {**streams, **adapters}))
+        del streams, adapters
         context = texts[0] if texts else context
     image, modulation = image.view(grid), modulation[:, -denoiser.tail.rows :]
     if denoiser.skipping:

@@ -103,7 +103,8 @@ def trace_program(module: ComponentModule) -> torch.export.ExportedProgram:
     with _quiet():
         return torch.export.export(
             module,
-            tuple(example.values()),
+            (),
+            example,  # by name: what a graph does not ask for is left out
             dynamic_shapes=dynamic,
             strict=False,
         )

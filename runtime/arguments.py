@@ -60,6 +60,17 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} must be true or false, not {shown(value)}")
+    return bool(value)
+
+
 def text(name: str, value: Any, limit: int) -> str:
     """A text of at most ``limit`` characters, without halves of surrogate pairs.
 

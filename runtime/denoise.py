@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +105,9 @@ class DenoiseLoop:
             Sd35Error: the engine failed.
         """
         device, total = self._device, len(schedule.coefficients)
-        constants = device.upload(step_constants(schedule.constants(len(latents))))
-        steps = self._steps(session, latents, run_inputs)
+        values = schedule.constants(len(latents))
+        constants = device.upload(step_constants(values))
+        steps = self._steps(session, latents, run_inputs, values)
         depth = _depth(device, latents.nbytes, total, watched)
         slots = self._slots.take(latents.shape, depth)
         pending: deque[tuple[int, Fetch, Buffer]] = deque()
@@ -154,16 +155,17 @@ class DenoiseLoop:
         session: Session,
         latents: np.ndarray,
         run: RunInputs,
+        constants: Collection[str],
     ) -> DirectSteps | RecordedSteps:
         if not (self._device.queues and session.recordable):
-            return DirectSteps(self._device, session, latents, run)
+            return DirectSteps(self._device, session, latents, run, constants)
         # Graphs read what is shared where it is.
         key = (*latents.shape, *map(self._device.pointer, run.shared.values()))
         steps = self._recorded.pop(key, None)
         if steps is None or steps.session is not session:
             if steps is not None:
                 steps.close()
-            steps = RecordedSteps(self._device, session, latents, run)
+            steps = RecordedSteps(self._device, session, latents, run, constants)
         self._recorded[key] = steps
         while len(self._recorded) > _SHAPES:
             self._recorded.popitem(last=False)[1].close()

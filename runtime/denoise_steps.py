@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,13 +24,11 @@ class RunInputs:
     Attributes:
         own: of this run, such as the guidance of each image [B]. Graphs read copies of it.
         shared: what graphs may read where it is: it stays while they do.
-        constants: ports of :func:`step_constants`.
         layer_mask: [B, layers] of the steps with a third branch, where the engine has one.
     """
 
     own: Mapping[str, Buffer]
     shared: Mapping[str, Buffer]
-    constants: frozenset[str]
     layer_mask: Buffer | None = None
 
 
@@ -74,11 +72,14 @@ class StepFeeder:
         device: of the masks.
         count: images.
         run: whose inputs they are.
+        constants: ports that :func:`step_constants` was given.
     """
 
-    def __init__(self, device: Device, count: int, run: RunInputs) -> None:
+    def __init__(
+        self, device: Device, count: int, run: RunInputs, constants: Collection[str]
+    ) -> None:
         self._count = count
-        self._constants = [(p, n) for p, n in _CONSTANTS.items() if p in run.constants]
+        self._constants = [(p, n) for p, n in _CONSTANTS.items() if p in constants]
         self._guided = "guidance" in run.own
         self._masks: dict[bool, Buffer] = {}
         if run.layer_mask is not None:
@@ -115,10 +116,11 @@ class DirectSteps:
         session: Session,
         latents: np.ndarray,
         run: RunInputs,
+        constants: Collection[str],
     ) -> None:
         self._session = session
         self._fixed = {**run.own, **run.shared}
-        self._feeder = StepFeeder(device, len(latents), run)
+        self._feeder = StepFeeder(device, len(latents), run, constants)
         # Two buffers of each, used in turn: what a step reads, the next one overwrites.
         self._latents = [device.upload(latents.copy()), device.empty(latents.shape, np.float32)]
         self._denoised = [device.empty(latents.shape, np.float32),
@@ -151,6 +153,7 @@ class RecordedSteps:
         session: Session,
         latents: np.ndarray,
         run: RunInputs,
+        constants: Collection[str],
     ) -> None:
         self.session = session
         self._device = device
@@ -159,7 +162,7 @@ class RecordedSteps:
         self._layer_mask = None if mask is None else device.empty(mask.shape, mask.dtype)
         self._fixed = {**self._own, **run.shared}
         copies = replace(run, own=self._own, layer_mask=self._layer_mask)
-        self._feeder = StepFeeder(device, len(latents), copies)
+        self._feeder = StepFeeder(device, len(latents), copies, constants)
         self._latents = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._inputs: StepInputs | None = None

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
     # import.
     from PIL import Image
+
+    from .source_pictures import PictureLike
 
 
 class Pipeline:
@@ -275,9 +275,15 @@ class Pipeline:
         batch: int = 1,
         sampler: str | None = None,
         t5_tokens: int | None = None,
-        image: Image.Image | np.ndarray | str | os.PathLike[str] | None = None,
+        image: PictureLike | None = None,
         strength: float = 0.6,
         adapters: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+        mask: PictureLike | None = None,
+        paste: bool = False,
+        skip_guidance_layers: Sequence[int] | None = None,
+        skip_layer_guidance_scale: float = 2.8,
+        skip_layer_guidance_start: float = 0.01,
+        skip_layer_guidance_stop: float = 0.2,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -298,6 +304,18 @@ class Pipeline:
             strength: how much of ``image`` is redrawn, from one step to 1.
             adapters: how much of each adapter the images have: names of :meth:`load_adapter`, or
                 paths of files, → scales, -100 to 100; or one such mapping for each image.
+            mask: what of ``image`` is drawn anew: where it is light. A picture in grey or RGB, an
+                array of booleans or uint8 [H, W], or the path of a file; it is resized to the
+                image. Latent pixels outside stay the image's. Needs a bundle that was built with
+                inpainting.
+            paste: make the pixels outside the mask those of ``image`` itself, which the
+                autoencoder alone would change a little.
+            skip_guidance_layers: blocks that skip-layer guidance leaves out; None is without. For
+                SD3.5 Medium, 7, 8 and 9 are usual. Needs guidance, and a bundle that was built
+                with it.
+            skip_layer_guidance_scale: how much of it, -100 to 100.
+            skip_layer_guidance_start, skip_layer_guidance_stop: fractions of the steps between
+                which it counts; only these steps cost more.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -319,6 +337,12 @@ class Pipeline:
             max_prompt_chars=self._max_prompt_chars,
             adapters=adapters,
             shelf=self._shelf,
+            mask=mask,
+            paste=paste,
+            skip_guidance_layers=skip_guidance_layers,
+            skip_layer_guidance_scale=skip_layer_guidance_scale,
+            skip_layer_guidance_start=skip_layer_guidance_start,
+            skip_layer_guidance_stop=skip_layer_guidance_stop,
         )
 
     def draw(self, jobs: Sequence[Job]) -> None:

@@ -24,9 +24,11 @@ from .noise import randn
 from .process import keep_from_forks
 from .request import Request, join, least_request
 from .resident import EngineSet, OpenSession
+from .run_inputs import Source, run_inputs
 from .runner import ComponentRunner
 from .schedule import coefficients, make_sigmas, mix
 from .sessions.session import device_of
+from .skip_layers import skip_scales
 from .text_features import TextEncoder, TextFeatures
 from .timing import Clock, now_ns
 
@@ -102,7 +104,8 @@ class Renderer:
         """
         texts = (2 if self._manifest.guided else 1) * len(request.seeds)
         rank = AdapterInputs.of(self._manifest, request.adapters).rank
-        self.engines.fit({**request.dims, "samples": texts, "rank": rank})
+        skipped = len(request.seeds) * any(skip is not None for skip in request.skips)
+        self.engines.fit({**request.dims, "samples": texts, "rank": rank, "skipped": skipped})
 
     def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
         """Draw jobs in one run and set the outcome of each; see
@@ -151,11 +154,13 @@ class Renderer:
         features = self._text.encode(texts, request.t5_tokens, mixes, adapters)
         clock.lap("text")
         sigmas = make_sigmas(request.steps, request.shift, self._train_timesteps)
-        latents = self._noise(request)
+        latents = noise = self._noise(request)
+        source = None
         if request.image is not None:
             # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
             sigmas = sigmas[request.first_step :]
-            latents = self._mix(request.image, latents, sigmas[0], request)
+            source = self._encode(request.image, request)
+            latents = mix(noise, source, sigmas[0])
             clock.lap("encode")
 
         def after_step(step: Step) -> bool:
@@ -171,7 +176,7 @@ class Renderer:
 
         watched = any(job.callback is not None for job, _ in parts)
         last, latents = self._denoise(
-            request, sigmas, latents, features, after_step, watched, clock
+            request, sigmas, latents, Source(source, noise), features, after_step, watched, clock
         )
         for job, part in parts:
             job.anomalies += guard.within(part)
@@ -180,6 +185,8 @@ class Renderer:
         images = self._device.download(
             self._runner.run("vae_decoder", {"latents": last}, **request.dims)["image"]
         )
+        if request.paste:
+            images = _pasted(images, request)
         clock.lap("decode")
         for job, part in parts:
             if job.outcome is None:
@@ -192,27 +199,24 @@ class Renderer:
         shape = (1, self._manifest.latent_channels, *request.latent_size)
         return np.concatenate([randn(shape, seed) for seed in request.seeds])
 
-    def _mix(
-        self, image: np.ndarray, noise: np.ndarray, sigma: np.float32, request: Request
-    ) -> np.ndarray:
-        """Latents of a picture with so much noise."""
+    def _encode(self, image: np.ndarray, request: Request) -> np.ndarray:
+        """Latents of a picture."""
         out = self._runner.run("vae_encoder", {"image": image}, **request.dims)
-        encoded = self._device.download(out["latents"])
-        return mix(noise, encoded.astype(np.float32), sigma)
+        return self._device.download(out["latents"]).astype(np.float32)
 
     def _denoise(
         self,
         request: Request,
         sigmas: np.ndarray,
         latents: np.ndarray,
+        source: Source,
         features: Sequence[TextFeatures],
         after_step: Callable[[Step], bool],
         watched: bool,
         clock: Clock,
     ) -> tuple[Buffer, np.ndarray]:
         """Latents after the last step, or after that for which ``after_step`` returned False."""
-        guidance = np.array(request.guidance, np.float32) if self._manifest.guided else None
-        schedule = Schedule(sigmas, coefficients(request.sampler, sigmas), guidance)
+        schedule = self._schedule(request, sigmas)
         pooled = np.stack([text.pooled for text in features])
         hidden = np.stack([text.hidden for text in features])
         adapters = AdapterInputs.of(self._manifest, request.adapters)
@@ -224,15 +228,35 @@ class Renderer:
         # The conditioner may be closed for it.
         denoiser = self.engines.use("denoiser")
         self.engines.load_ahead("vae_decoder", "denoiser")
+        ports = self._feeder.ports("denoiser", adapters, request.adapters)
+        inputs = run_inputs(self._device, self._manifest, request, source, ports)
         return self._loop.run(
             denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock,
-            self._feeder.ports("denoiser", adapters, request.adapters),
+            inputs,
         )  # fmt: skip
+
+    def _schedule(self, request: Request, sigmas: np.ndarray) -> Schedule:
+        features, steps = self._manifest.features, len(sigmas) - 1
+        return Schedule(
+            sigmas,
+            coefficients(request.sampler, sigmas),
+            skip_scales(request.skips, request.guidance, steps)
+            if features.skip_layer_guidance
+            else None,
+            features.inpainting,
+        )
 
     def close(self) -> None:
         """Release engines and device, all that there is also when a part of it fails to. A second
         call does no harm."""
         self._open.close()
+
+
+def _pasted(images: np.ndarray, request: Request) -> np.ndarray:
+    """Pictures whose pixels outside the mask are the source's."""
+    if request.mask is None or request.image is None:
+        return images
+    return np.where(request.mask[..., None], images, request.image)
 
 
 def _text_notes(request: Request, branches: Sequence[Sequence[TextFeatures]]) -> list[str]:
@@ -251,6 +275,18 @@ def _text_notes(request: Request, branches: Sequence[Sequence[TextFeatures]]) ->
     return notes
 
 
+def _skip_notes(request: Request) -> list[str]:
+    skip, steps = request.skips[0], request.drawn_steps
+    if skip is None:
+        return []
+    if request.guidance[0] == 1.0:
+        return ["without guidance, skip-layer guidance has no effect"]
+    if not any(skip.counts(step, steps) for step in range(steps)):
+        between = f"{skip.start:g} and {skip.stop:g}"
+        return [f"none of {steps} steps is between {between}: no layer was skipped"]
+    return []
+
+
 def _result(
     job: Job, images: np.ndarray, latents: np.ndarray, notes: Sequence[str], clock: Clock
 ) -> Result:
@@ -258,6 +294,7 @@ def _result(
     unique = list(dict.fromkeys(notes))
     if any(request.negatives) and request.guidance[0] == 1.0:
         unique.append("without guidance, the negative prompt has no effect")
+    unique += _skip_notes(request)
     for note in unique:
         logger.warning(note)
     waited = (clock.start_ns - job.created_ns) / 1e9

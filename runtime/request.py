@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +14,13 @@ from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Manifest
 
 from .adapters import AdapterShelf, Mix, parameters_of
-from .arguments import number, several, shown, text, whole
+from .arguments import flag, number, several, shown, text, whole
 from .schedule import SAMPLERS
+from .skip_layers import SkipLayers, skip_layers
+from .source_pictures import latent_mask, mask_of, pixels_of
 
 if TYPE_CHECKING:
-    # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
-    # import.
-    from PIL import Image
+    from .source_pictures import PictureLike
 
 MAX_STEPS = 1000
 MAX_PROMPT_CHARS = 10_000
@@ -34,7 +32,14 @@ _LARGEST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Request:
-    """One run: every list has one entry per image."""
+    """One run: every list has one entry per image.
+
+    Attributes:
+        image: to start from, uint8 [B, H, W, 3]; None starts from noise alone.
+        mask: bool [B, H, W], which of its pixels are drawn anew; None is all.
+        paste: whether the others are the picture's own in the end.
+        skips: skip-layer guidance; None is without.
+    """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
@@ -50,6 +55,9 @@ class Request:
     image: np.ndarray | None
     strength: float
     adapters: tuple[Mix, ...] = ()
+    mask: np.ndarray | None = None
+    paste: bool = False
+    skips: tuple[SkipLayers | None, ...] = ()
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -72,6 +80,11 @@ class Request:
     def first_step(self) -> int:
         """Steps left out at the start when an image is given."""
         return _first_step(self.steps, self.strength)
+
+    @property
+    def drawn_steps(self) -> int:
+        """Steps that are computed."""
+        return self.steps if self.image is None else self.steps - self.first_step
 
     @property
     def in_common(self) -> tuple[Any, ...] | None:
@@ -98,8 +111,12 @@ class Request:
         }
         if self.image is not None:
             parameters["strength"] = self.strength
+        if self.paste:
+            parameters["paste"] = True
         if any(self.adapters):
             parameters["adapters"] = parameters_of(self.adapters)
+        if self.skips and self.skips[0] is not None:
+            parameters |= self.skips[0].parameters()
         return parameters
 
 
@@ -116,11 +133,17 @@ def make_request(
     batch: int,
     sampler: str | None,
     t5_tokens: int | None,
-    image: Image.Image | np.ndarray | str | os.PathLike[str] | None,
+    image: PictureLike | None,
     strength: float,
     max_prompt_chars: int = MAX_PROMPT_CHARS,
     adapters: Any = None,
     shelf: AdapterShelf | None = None,
+    mask: PictureLike | None = None,
+    paste: bool = False,
+    skip_guidance_layers: Sequence[int] | None = None,
+    skip_layer_guidance_scale: float = 2.8,
+    skip_layer_guidance_start: float = 0.01,
+    skip_layer_guidance_stop: float = 0.2,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
@@ -176,7 +199,7 @@ def make_request(
     if size is not None:
         size = _size(size)
         _check_size(*size, manifest)
-    pixels = None if image is None else _pixels(image, size)
+    pixels = None if image is None else pixels_of("image", image, size)
     if pixels is not None:
         size = (pixels.shape[1], pixels.shape[0])
         if _first_step(steps, strength) == steps:
@@ -186,6 +209,15 @@ def make_request(
             )
     width, height = size or defaults.size
     _check_size(width, height, manifest)
+    paste = flag("paste", paste)
+    drawn = _mask(manifest, mask, paste, pixels)
+    skip = skip_layers(
+        manifest,
+        skip_guidance_layers,
+        skip_layer_guidance_scale,
+        skip_layer_guidance_start,
+        skip_layer_guidance_stop,
+    )
     return Request(
         prompts=tuple(p for p in prompts for _ in range(batch)),
         negatives=tuple(n for n in negatives for _ in range(batch)),
@@ -201,6 +233,9 @@ def make_request(
         image=None if pixels is None else np.repeat(pixels[None], count, axis=0),
         strength=strength,
         adapters=((),) * count if shelf is None else shelf.mixes(adapters, count),
+        mask=None if drawn is None else np.repeat(drawn[None], count, axis=0),
+        paste=paste,
+        skips=(skip,) * count,
     )
 
 
@@ -234,7 +269,31 @@ def join(requests: Sequence[Request]) -> Request:
         seeds=tuple(chain.from_iterable(r.seeds for r in requests)),
         guidance=tuple(chain.from_iterable(r.guidance for r in requests)),
         adapters=tuple(chain.from_iterable(r.adapters for r in requests)),
+        skips=tuple(chain.from_iterable(r.skips for r in requests)),
     )
+
+
+def _mask(
+    manifest: Manifest, mask: PictureLike | None, paste: bool, pixels: np.ndarray | None
+) -> np.ndarray | None:
+    """Which pixels of a picture are drawn anew: bool [H, W]; None where all are."""
+    if mask is None:
+        if paste:
+            raise UsageError("paste keeps what a mask leaves, and there is none", "give a mask")
+        return None
+    if not manifest.features.inpainting:
+        raise UsageError(
+            "this bundle was built without inpainting",
+            "leave out the mask, or build with: --inpainting",
+        )
+    if pixels is None:
+        raise UsageError("a mask needs the picture that it is of", "give it as image, too")
+    drawn = mask_of(mask, (pixels.shape[1], pixels.shape[0]))
+    if not latent_mask(drawn, manifest.latent_scale).any():
+        raise UsageError(
+            "the mask leaves nothing to be drawn", "make it white where the picture is to change"
+        )
+    return drawn
 
 
 def _first_step(steps: int, strength: float) -> int:
@@ -288,31 +347,3 @@ def _check_size(width: int, height: int, manifest: Manifest) -> None:
             f"size {width}x{height} is not in {low} to {high} in steps of {ranges.size_step}",
             f"the nearest is {nearest(width)}x{nearest(height)}",
         )
-
-
-def _pixels(
-    image: Image.Image | np.ndarray | str | os.PathLike[str], size: tuple[int, int] | None
-) -> np.ndarray:
-    """uint8 [H, W, 3], resized to ``size`` (width, height) if one is given."""
-    from PIL import Image
-
-    from .picture import UNREADABLE, as_rgb, load_picture
-
-    if isinstance(image, str | os.PathLike):
-        picture = load_picture(Path(image))
-    elif isinstance(image, Image.Image):
-        try:
-            picture = as_rgb(image)
-        except UNREADABLE as error:
-            raise UsageError(f"image cannot be read: {error}") from error
-    elif not isinstance(image, np.ndarray):
-        raise UsageError(f"image must be a picture, an array or a path, not {shown(image)}")
-    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        raise UsageError(
-            f"image is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3]"
-        )
-    else:
-        picture = Image.fromarray(image)
-    if size is not None and picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)

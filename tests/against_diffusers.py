@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,24 @@ def draw_with_diffusers(
         decoded = pipe.vae.decode(scaled).sample
     images = pipe.image_processor.postprocess(decoded, output_type="pil")
     return latents.numpy(), np.stack([np.asarray(image) for image in images])
+
+
+class _Mean:
+    """A latent distribution whose sample is its mean."""
+
+    def __init__(self, encoded: Any) -> None:
+        mean = encoded.latent_dist.mean
+        self.latent_dist = type("Mean", (), {"sample": lambda self, generator=None: mean})()
+
+
+@contextlib.contextmanager
+def encoder_mean(peer: Any) -> Iterator[None]:
+    """Let a pipeline's VAE give the mean of the latent distribution, as ours does."""
+    peer.vae.encode, sampled = (lambda x: _Mean(sampled(x))), peer.vae.encode
+    try:
+        yield
+    finally:
+        peer.vae.encode = sampled
 
 
 def check(

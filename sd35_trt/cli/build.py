@@ -79,6 +79,10 @@ from .output import print_json
     "none.",
 )
 @click.option(
+    "--inpainting", is_flag=True, help="A denoiser that draws anew what a mask says of a picture."
+)
+@click.option("--skip-layer-guidance", is_flag=True, help="A denoiser for skip-layer guidance.")
+@click.option(
     "--builder",
     default=None,
     metavar="NAME",

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from sd35_trt.checkpoints.model_options import Lora
+from sd35_trt.errors import UsageError
 
 from .options import (
+    BLOCKS,
     LORA,
     bundle_argument,
     device_options,
@@ -59,6 +61,46 @@ from .output import print_json
     help="With --image: how much of it is redrawn, 0 to 1.",
 )
 @click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="With --image: draw anew only where this picture is light. For bundles built with "
+    "--inpainting.",
+)
+@click.option(
+    "--paste", is_flag=True, help="With --mask: keep the picture's own pixels everywhere else."
+)
+@click.option(
+    "--skip-guidance-layers",
+    type=BLOCKS,
+    default=None,
+    metavar="N,N,…",
+    help="Skip-layer guidance: steer away from what the model draws without these blocks. For "
+    "bundles built with --skip-layer-guidance.",
+)
+@click.option(
+    "--skip-layer-guidance-scale",
+    type=float,
+    default=2.8,
+    show_default=True,
+    help="How much of it.",
+)
+@click.option(
+    "--skip-layer-guidance-start",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Fraction of the steps after which it begins.",
+)
+@click.option(
+    "--skip-layer-guidance-stop",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Fraction of the steps before which it ends.",
+)
+@click.option(
     "--adapter",
     "adapters",
     type=LORA,
@@ -82,6 +124,7 @@ def command(
     bundle: Path,
     prompt: str,
     image: Path | None,
+    mask: Path | None,
     out: Path,
     device: str | None,
     vram_budget: int | None,
@@ -100,6 +143,7 @@ def command(
       sd35-trt generate bundles/mini-cpu "two large green squares" --seed 7 --out squares.png
       sd35-trt generate bundles/mini-cpu "a red star" --steps 14 --sampler dpmpp-2m
       sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
+      sd35-trt generate bundles/inpainting "a blue star" --image squares.png --mask mask.png
       sd35-trt generate bundles/adapted "a red star" --adapter adapters/style.safetensors:0.8
     """
     from sd35_trt.runtime import Pipeline
@@ -108,7 +152,10 @@ def command(
     from .bars import StepBar
 
     check_output(out)
+    if mask is not None and image is None:
+        raise UsageError("--mask says what of a picture is drawn anew", "give it with --image")
     picture = None if image is None else load_picture(image)
+    drawn = None if mask is None else load_picture(mask)
     pipe = Pipeline.load(
         bundle,
         verify=verify,
@@ -121,8 +168,9 @@ def command(
         scales[str(own.path)] = scales.get(str(own.path), 0.0) + own.scale
     with pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(
-            prompt, image=picture, callback=on_step, adapters=scales or None, **arguments
-        )
+            prompt, image=picture, mask=drawn, callback=on_step, adapters=scales or None,
+            **arguments,
+        )  # fmt: skip
         memory = pipe.memory()
     files = []
     for i, (seed, drawing) in enumerate(zip(result.seeds, result.pil(), strict=True)):

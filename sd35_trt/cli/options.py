@@ -77,6 +77,20 @@ class _Lora(click.ParamType):
         return Lora(Path(path), number)
 
 
+class _Blocks(click.ParamType):
+    """Numbers with commas between."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            return [int(number) for number in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not numbers with commas between", param, ctx)
+
+
 #: Width and height: ``1344x768``.
 SIZE = _Pair("WxH", r"(\d+)[xX](\d+)")
 
@@ -91,6 +105,9 @@ DURATION = _Duration()
 
 #: A file and a scale: ``style.safetensors:0.8``.
 LORA = _Lora()
+
+#: Blocks of a transformer: ``7,8,9``.
+BLOCKS = _Blocks()
 
 #: What ``--model`` takes where a checkpoint is read.
 MODELS = "mini|DIR|FILE|HUB_ID"

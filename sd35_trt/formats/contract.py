@@ -152,6 +152,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             for port in component.inputs
             if port.name not in inputs
         )
+    if manifest.features.skip_layer_guidance and not manifest.guided:
+        yield "it has skip-layer guidance without guidance"
     if (together := sizes["clip_l_pooled"] + sizes["clip_g_pooled"]) != sizes["pooled"]:
         yield f"conditioner takes pooled of {sizes['pooled']}, CLIP has {together}"
     if (together := sizes["clip_l"] + sizes["clip_g"]) > sizes["embeds"]:

@@ -69,7 +69,9 @@ def check_features(features: Features, dialect: Dialect, library: str) -> None:
             "use another --builder, or merge the LoRA: --lora FILE:SCALE",
         )
     if features.skip_layer_guidance:
-        raise UsageError(f"--skip-layer-guidance: engines of {library} skip none", "use another --builder")
+        raise UsageError(
+            f"--skip-layer-guidance: engines of {library} skip none", "use another --builder"
+        )
 
 
 def decide_features(

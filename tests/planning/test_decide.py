@@ -11,7 +11,15 @@ from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.dialects import DIALECTS
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import UsageError
-from sd35_trt.planning.decide import check_dialect, decide, decide_guidance, decide_policy
+from sd35_trt.features import PLAIN
+from sd35_trt.planning.decide import (
+    check_dialect,
+    check_features,
+    decide,
+    decide_features,
+    decide_guidance,
+    decide_policy,
+)
 from sd35_trt.targets import find_target
 from sd35_trt.variants import VARIANTS
 
@@ -54,9 +62,30 @@ def test_wishes(mini: Model[Any]) -> None:
 
 
 def test_ranks_of_adapters(mini: Model[Any]) -> None:
-    ranks = {most: choose(mini, adapters=most).adapter_ranks for most in (1, 16, 40, 64)}
+    ranks = {most: decide_features(adapters=most).adapter_ranks for most in (1, 16, 40, 64)}
     assert ranks == {1: (1,), 16: (16,), 40: (16, 32, 40), 64: (16, 32, 64)}
-    assert choose(mini).adapter_ranks == ()
+    assert choose(mini).features == decide_features() == PLAIN
+    for rank in (0, 513):
+        with pytest.raises(UsageError, match=f"--adapters {rank} is not within 1:512"):
+            decide_features(adapters=rank)
+
+
+def test_features_of_a_backend() -> None:
+    programs, graphs = DIALECTS["program"], DIALECTS["opset23"]
+    everything = decide_features(adapters=16, inpainting=True, skip_layer_guidance=True)
+    check_features(everything, graphs, "ONNX Runtime")
+    check_features(decide_features(inpainting=True), programs, "PyTorch")
+    for features, option in (
+        (decide_features(adapters=16), "--adapters"),
+        (decide_features(skip_layer_guidance=True), "--skip-layer-guidance"),
+    ):
+        with pytest.raises(UsageError, match=f"{option}: engines of PyTorch"):
+            check_features(features, programs, "PyTorch")
+
+
+def test_skip_layer_guidance_needs_guidance(mini: Model[Any]) -> None:
+    with pytest.raises(UsageError, match="steers guidance"):
+        choose(mini, guidance=False, features=decide_features(skip_layer_guidance=True))
 
 
 def test_guidance_is_the_variants() -> None:
@@ -74,8 +103,6 @@ def test_guidance_is_the_variants() -> None:
         ({"size": (128, 64)}, "--size 128:64 is not within"),
         ({"size_step": 24}, "--size-step must be a multiple of 16, not 24"),
         ({"size_step": 0}, "--size-step must be a multiple of 16, not 0"),
-        ({"adapters": 0}, "--adapters 0 is not within 1:512"),
-        ({"adapters": 513}, "--adapters 513 is not within 1:512"),
     ],
 )
 def test_refused(mini: Model[Any], wishes: dict[str, Any], words: str) -> None:
