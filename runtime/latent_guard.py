@@ -189,6 +189,6 @@ class Guard:
         ]
 
     def _note(self, image: int, step: int, sigma: float, what: str, finite: bool) -> None:
-        prompt = hashlib.sha256(self._request.prompts[image].encode()).hexdigest()[:12]
+        prompt = hashlib.sha256(self._request.prompts[image].clip_l.encode()).hexdigest()[:12]
         seed = self._request.seeds[image]
         self.anomalies[image] = Anomaly(image, step, sigma, seed, prompt, what, finite)

@@ -284,6 +284,11 @@ class Pipeline:
         skip_layer_guidance_scale: float = 2.8,
         skip_layer_guidance_start: float = 0.01,
         skip_layer_guidance_stop: float = 0.2,
+        prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_2: str | Sequence[str] | None = None,
+        negative_3: str | Sequence[str] | None = None,
+        weighting: bool = False,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -316,6 +321,11 @@ class Pipeline:
             skip_layer_guidance_scale: how much of it, -100 to 100.
             skip_layer_guidance_start, skip_layer_guidance_stop: fractions of the steps between
                 which it counts; only these steps cost more.
+            prompt_2, prompt_3: what CLIP-G and T5 read instead of ``prompt``; one for all prompts
+                or one each. None is the prompt.
+            negative_2, negative_3: the same of ``negative``.
+            weighting: read marks of weights in all prompts, as ComfyUI does: ``(word:1.3)``,
+                ``(word)`` for 1.1; a parenthesis is then written with a backslash before it.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -343,6 +353,11 @@ class Pipeline:
             skip_layer_guidance_scale=skip_layer_guidance_scale,
             skip_layer_guidance_start=skip_layer_guidance_start,
             skip_layer_guidance_stop=skip_layer_guidance_stop,
+            prompt_2=prompt_2,
+            prompt_3=prompt_3,
+            negative_2=negative_2,
+            negative_3=negative_3,
+            weighting=weighting,
         )
 
     def draw(self, jobs: Sequence[Job]) -> None:

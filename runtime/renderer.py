@@ -292,7 +292,7 @@ def _result(
 ) -> Result:
     request = job.request
     unique = list(dict.fromkeys(notes))
-    if any(request.negatives) and request.guidance[0] == 1.0:
+    if not all(negative.empty for negative in request.negatives) and request.guidance[0] == 1.0:
         unique.append("without guidance, the negative prompt has no effect")
     unique += _skip_notes(request)
     for note in unique:

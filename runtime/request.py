@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sd35_trt.formats.bundle import Manifest
 
 from .adapters import AdapterShelf, Mix, parameters_of
 from .arguments import flag, number, several, shown, text, whole
+from .prompts import Prompt, make_prompts, parameters_of_prompts
 from .schedule import SAMPLERS
 from .skip_layers import SkipLayers, skip_layers
 from .source_pictures import latent_mask, mask_of, pixels_of
@@ -41,8 +42,8 @@ class Request:
         skips: skip-layer guidance; None is without.
     """
 
-    prompts: tuple[str, ...]
-    negatives: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    negatives: tuple[Prompt, ...]
     seeds: tuple[int, ...]
     guidance: tuple[float, ...]
     steps: int
@@ -99,8 +100,8 @@ class Request:
         Of a request as :func:`make_request` returns it, whose images have one guidance.
         """
         parameters: dict[str, Any] = {
-            "prompt": list(self.prompts),
-            "negative": list(self.negatives),
+            **parameters_of_prompts("prompt", self.prompts),
+            **parameters_of_prompts("negative", self.negatives),
             "seed": list(self.seeds),
             "steps": self.steps,
             "guidance": self.guidance[0],
@@ -111,6 +112,8 @@ class Request:
         }
         if self.image is not None:
             parameters["strength"] = self.strength
+        if self.prompts[0].weighted:
+            parameters["weighting"] = True
         if self.paste:
             parameters["paste"] = True
         if any(self.adapters):
@@ -144,6 +147,11 @@ def make_request(
     skip_layer_guidance_scale: float = 2.8,
     skip_layer_guidance_start: float = 0.01,
     skip_layer_guidance_stop: float = 0.2,
+    prompt_2: str | Sequence[str] | None = None,
+    prompt_3: str | Sequence[str] | None = None,
+    negative_2: str | Sequence[str] | None = None,
+    negative_3: str | Sequence[str] | None = None,
+    weighting: bool = False,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
@@ -160,9 +168,11 @@ def make_request(
     def one_text(name: str, value: Any) -> str:
         return text(name, value, max_prompt_chars)
 
-    prompts = _texts("prompt", prompt, one_text)
-    negatives = _texts("negative", negative, one_text)
-    if isinstance(negative, str):
+    weighting = flag("weighting", weighting)
+    prompts = make_prompts("prompt", (prompt, prompt_2, prompt_3), one_text, weighting)
+    texts = (negative, negative_2, negative_3)
+    negatives = make_prompts("negative", texts, one_text, weighting)
+    if isinstance(negative, str) and len(negatives) == 1:
         negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise UsageError(
@@ -299,12 +309,6 @@ def _mask(
 def _first_step(steps: int, strength: float) -> int:
     """As diffusers rounds it: what remains of a step is one."""
     return int(max(steps - min(steps * strength, steps), 0))
-
-
-def _texts(name: str, value: Any, one_text: Callable[[str, Any], str]) -> list[str]:
-    if isinstance(value, str):
-        return [one_text(name, value)]
-    return several(name, value, one_text, "text, or a list of texts")
 
 
 def _seeds(seed: Any, count: int) -> list[int]:

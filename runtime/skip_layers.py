@@ -55,6 +55,9 @@ def skip_layers(
     Raises:
         UsageError: an argument out of range, or a bundle that cannot skip any.
     """
+    factor = number("skip_layer_guidance_scale", scale, -100, 100)
+    first = number("skip_layer_guidance_start", start, 0, 1)
+    last = number("skip_layer_guidance_stop", stop, 0, 1)
     if layers is None:
         return None
     count = layer_count(manifest)
@@ -68,12 +71,7 @@ def skip_layers(
         return whole(name, value, 0, count - 1)
 
     chosen = several("skip_guidance_layers", layers, layer, "a list of numbers of blocks")
-    return SkipLayers(
-        tuple(sorted(set(chosen))),
-        number("skip_layer_guidance_scale", scale, -100, 100),
-        number("skip_layer_guidance_start", start, 0, 1),
-        number("skip_layer_guidance_stop", stop, 0, 1),
-    )
+    return SkipLayers(tuple(sorted(set(chosen))), factor, first, last)
 
 
 def layer_count(manifest: Manifest) -> int | None:

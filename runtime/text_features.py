@@ -12,8 +12,10 @@ from sd35_trt.formats.bundle import Bundle
 
 from .adapters import AdapterFeeder, AdapterInputs, Mix
 from .byte_cache import ByteCache
+from .prompts import NO_TEXT, Prompt
 from .runner import ComponentRunner
 from .text import PromptTokenizer
+from .token_weights import weigh
 
 logger = logging.getLogger("sd35_trt")
 
@@ -64,7 +66,7 @@ class TextEncoder:
         self._feeder = feeder
         self._manifest = bundle.manifest
         self._runner = runner
-        self._cache: ByteCache[tuple[str, Mix, int], TextFeatures] = ByteCache(cache_bytes)
+        self._cache: ByteCache[tuple[Prompt, Mix, int], TextFeatures] = ByteCache(cache_bytes)
         self._tokenizers = {
             name: PromptTokenizer(bundle.path(t.path), t.pad_id)
             for name, t in bundle.manifest.tokenizers.items()
@@ -72,7 +74,7 @@ class TextEncoder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Prompt],
         t5_tokens: int,
         mixes: Sequence[Mix] | None = None,
         inputs: AdapterInputs | None = None,
@@ -106,7 +108,7 @@ class TextEncoder:
 
     def _compute(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Prompt],
         t5_tokens: int,
         mixes: Sequence[Mix],
         inputs: AdapterInputs | None,
@@ -121,27 +123,35 @@ class TextEncoder:
         pooled = []
         notes: list[list[str]] = [[] for _ in texts]
         channel = 0
+        empties = self._empties(texts, t5_tokens, mixes, inputs)
         for name in ("clip_l", "clip_g", "t5"):
             if self._manifest.component(name) is None:
                 continue
             length = t5_tokens if name == "t5" else clip_tokens
-            ids, counts = self._tokenizers[name](texts, length)
+            own = [text.text_of(name) for text in texts]
+            tokens_of = self._tokenizers[name](own, length, [text.weighted for text in texts])
             adapters = self._feeder.ports(
                 name, inputs or AdapterInputs.of(self._manifest, []), mixes
             )
-            feed = {"input_ids": ids, **adapters}
+            feed = {"input_ids": tokens_of.ids, **adapters}
             out = self._runner.download(
                 self._runner.run(name, feed, batch=len(texts), tokens=length)
             )
             if name == "t5":
-                hidden[:, clip_tokens:] = out["hidden"]
+                place = np.s_[clip_tokens:]
             else:
                 width = out["hidden"].shape[-1]
-                hidden[:, :clip_tokens, channel : channel + width] = out["hidden"]
+                place = np.s_[:clip_tokens, channel : channel + width]
                 channel += width
                 pooled.append(out["pooled"])
+            for row, own_hidden, weights, empty in zip(
+                hidden, out["hidden"], tokens_of.weights, empties, strict=True
+            ):
+                row[place] = own_hidden
+                if empty is not None:
+                    row[place] = weigh(row[place], empty.hidden[place], weights)
             if name != "clip_g":  # has CLIP-L's vocabulary
-                for note, text, count in zip(notes, texts, counts, strict=True):
+                for note, text, count in zip(notes, own, tokens_of.counts, strict=True):
                     if count > length:
                         note.append(_cut_note(text, name, count, length))
         vectors = np.concatenate(pooled, axis=-1).astype(pooled_port.dtype)
@@ -150,6 +160,20 @@ class TextEncoder:
             TextFeatures(h.copy(), p.copy(), tuple(n))
             for h, p, n in zip(hidden, vectors, notes, strict=True)
         ]
+
+    def _empties(
+        self,
+        texts: Sequence[Prompt],
+        t5_tokens: int,
+        mixes: Sequence[Mix],
+        inputs: AdapterInputs | None,
+    ) -> list[TextFeatures | None]:
+        """Features of an empty prompt with the mix of each text that has weights."""
+        own = [mix for text, mix in zip(texts, mixes, strict=True) if text.weighted]
+        if not own:
+            return [None] * len(texts)
+        empties = iter(self.encode([NO_TEXT] * len(own), t5_tokens, own, inputs))
+        return [next(empties) if text.weighted else None for text in texts]
 
 
 def _of_texts(mix: Mix) -> Mix:

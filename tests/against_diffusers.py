@@ -26,12 +26,17 @@ def load_diffusers(checkpoint: Path, t5: bool = True) -> StableDiffusion3Pipelin
 
 
 def draw_with_diffusers(
-    pipe: StableDiffusion3Pipeline, batch: int, size: tuple[int, int], t5_tokens: int, **kw: Any
+    pipe: StableDiffusion3Pipeline,
+    batch: int,
+    size: tuple[int, int],
+    t5_tokens: int,
+    prompt: str = PROMPT,
+    **kw: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents [B, C, h, w] and images uint8 [B, H, W, 3]."""
     generators = [torch.Generator("cpu").manual_seed(SEED + i) for i in range(batch)]
     latents = pipe(
-        PROMPT,
+        prompt,
         num_images_per_prompt=batch,
         generator=generators,
         width=size[0],

@@ -27,6 +27,15 @@ from .output import print_json
 @bundle_argument
 @click.argument("prompt")
 @click.option("--negative", default="", metavar="TEXT", help="What to steer away from.")
+@click.option("--prompt-2", metavar="TEXT", help="What CLIP-G reads. Default: PROMPT.")
+@click.option("--prompt-3", metavar="TEXT", help="What T5 reads. Default: PROMPT.")
+@click.option("--negative-2", metavar="TEXT", help="The same of --negative, for CLIP-G.")
+@click.option("--negative-3", metavar="TEXT", help="The same of --negative, for T5.")
+@click.option(
+    "--weighting",
+    is_flag=True,
+    help="Read weights in prompts, as ComfyUI does: (word:1.3), (word) for 1.1.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first image.")
 @steps_option
 @guidance_option

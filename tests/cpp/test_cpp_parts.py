@@ -56,7 +56,7 @@ def check_tokens(bundle: Path, count: int, seed: int) -> None:
     some = list(texts(count, seed))
     for name, length in (("clip_l", 32), ("clip_g", 32), ("t5", 77), ("t5", 512)):
         record = records[name]
-        expected, counts = PromptTokenizer(bundle / record.path, record.pad_id)(some, length)
+        expected, _, counts = PromptTokenizer(bundle / record.path, record.pad_id)(some, length)
         asked = {"bundle": str(bundle), "tokenizer": name, "length": length, "texts": some}
         for text, (ids, number), row, whole in zip(
             some, probe("tokens", asked), expected.tolist(), counts, strict=True

@@ -24,6 +24,7 @@ from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle, Manifest
 from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.pool import PipelinePool
+from sd35_trt.runtime.prompts import Prompt
 from sd35_trt.runtime.request import Request, make_request
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
@@ -71,6 +72,17 @@ KINDS = {
     "t5_tokens": ["77", 77.5, *STRANGE],
     "strength": [None, "1", -1, 1.1, *STRANGE],
     "image": [17, [[0]], PICTURE.astype(float), np.zeros((0, 64, 3), np.uint8), *STRANGE],
+    "mask": [17, [[0]], np.zeros((64, 64)), *STRANGE],
+    "paste": [None, 1, "yes", *STRANGE],
+    "prompt_2": [17, *STRANGE],
+    "prompt_3": [17, *STRANGE],
+    "negative_2": [17, *STRANGE],
+    "negative_3": [17, *STRANGE],
+    "weighting": [None, 1, "yes", *STRANGE],
+    "skip_guidance_layers": [17, "7", [7.5], *STRANGE],
+    "skip_layer_guidance_scale": [None, "3", 101, *STRANGE],
+    "skip_layer_guidance_start": [None, "0", -0.1, *STRANGE],
+    "skip_layer_guidance_stop": [None, "1", 1.1, *STRANGE],
 }
 
 
@@ -99,9 +111,9 @@ def test_another_kind(name: str, manifest: Manifest) -> None:
         ("guidance", 0.5, "guidance", (1.0,)),
         ("guidance", np.float16(3), "guidance", (3.0,)),
         ("shift", 2, "shift", 2.0),
-        ("prompt", CUT, "prompts", ("a star \ufffd",)),
-        ("prompt", ("a", ), "prompts", ("a",)),
-        ("negative", [CUT], "negatives", ("a star \ufffd",)),
+        ("prompt", CUT, "prompts", (Prompt(*["a star \ufffd"] * 3),)),
+        ("prompt", ("a", ), "prompts", (Prompt("a", "a", "a"),)),
+        ("negative", [CUT], "negatives", (Prompt(*["a star \ufffd"] * 3),)),
     ],
 )  # fmt: skip
 def test_what_is_meant(
@@ -117,7 +129,7 @@ def test_a_long_prompt(manifest: Manifest) -> None:
         request(manifest, prompt="a" * 10_001)
     with pytest.raises(UsageError, match=r"negative\[0\] has 11 characters"):
         request(manifest, negative=["b" * 11], max_prompt_chars=10)
-    assert request(manifest, prompt="a" * 10_000).prompts == ("a" * 10_000,)
+    assert request(manifest, prompt="a" * 10_000).prompts[0].clip_l == "a" * 10_000
 
 
 @pytest.mark.parametrize("strength", [1e-17, 0.0])
@@ -154,7 +166,7 @@ def _check(pipe: Pipeline, arguments: dict[str, Any]) -> None:
 
 def _check_made(made: Request) -> None:
     json.dumps(made.parameters()).encode()
-    assert all(type(text) is str and text.encode() is not None for text in made.prompts)
+    assert all(type(t) is str and t.encode() is not None for own in made.prompts for t in own[:3])
     assert all(type(seed) is int for seed in made.seeds)
     assert 0 <= made.first_step < made.steps or made.image is None
     assert made.dims["batch"] == len(made.prompts) == len(made.negatives) == len(made.guidance)
