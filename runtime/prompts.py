@@ -66,7 +66,8 @@ def make_prompts(
                 f"{own} has {len(column)} texts, another of {', '.join(names)} has {count}",
                 "give one text, or lists of one length",
             )
-    prompts = [Prompt(*row, weighted) for row in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    prompts = [Prompt(clip_l, clip_g, t5, weighted) for clip_l, clip_g, t5 in rows]
     if weighted:
         for prompt in prompts:
             for text in dict.fromkeys(prompt[:3]):

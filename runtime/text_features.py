@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,7 @@ class TextEncoder:
             out = self._runner.download(
                 self._runner.run(name, feed, batch=len(texts), tokens=length)
             )
+            place: Any  # in the features
             if name == "t5":
                 place = np.s_[clip_tokens:]
             else:
