@@ -59,8 +59,8 @@ class Result:
     """Images and how they came about.
 
     Attributes:
-        images: uint8 [B, H, W, 3].
-        latents: float32 [B, C, h, w], what the VAE decoded.
+        images: uint8 [B, H, W, 3]; [0, H, W, 3] of a request that leaves them out.
+        latents: float32 [B, C, h, w], what the VAE decodes.
         seeds: seed of each image.
         parameters: everything that would draw the same images again.
         timings: seconds by stage: ``queue`` (waiting for other requests), ``text``,

@@ -140,7 +140,7 @@ class Guard:
 
     def __init__(self, band: Band | None, manifest: Manifest, request: Request) -> None:
         self._usual = [is_usual(manifest, request, i) for i in range(len(request.seeds))]
-        alike = request.image is None and request.steps >= _FEWEST_STEPS
+        alike = request.from_noise and request.steps >= _FEWEST_STEPS
         comparable = alike and any(self._usual)
         self._band = band if comparable else None
         self._request = request

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,15 @@ from .renderer import Renderer
 from .request import MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
+from .sizes import check_count, check_latents
+from .source_pictures import pictures_of
 from .text_features import PROMPT_CACHE_BYTES
 from .timing import Clock
 from .turn import Turn
 
 if TYPE_CHECKING:
+    import numpy as np
+
     # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
     # import.
     from PIL import Image
@@ -193,10 +197,7 @@ class Pipeline:
             BundleError: a file that an engine refuses.
             Sd35Error: the backend's package is not installed, or the pipeline is closed.
         """
-        self._home.check("the pipeline")
-        with self._turn.take("preload()"):
-            self._check_open()
-            self._renderer.activate()
+        with self._own_turn("preload()"):
             self._renderer.engines.open_all()
 
     def memory(self) -> MemoryReport:
@@ -289,6 +290,8 @@ class Pipeline:
         negative_2: str | Sequence[str] | None = None,
         negative_3: str | Sequence[str] | None = None,
         weighting: bool = False,
+        latents: np.ndarray | None = None,
+        decode: bool = True,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -326,6 +329,10 @@ class Pipeline:
             negative_2, negative_3: the same of ``negative``.
             weighting: read marks of weights in all prompts, as ComfyUI does: ``(word:1.3)``,
                 ``(word)`` for 1.1; a parenthesis is then written with a backslash before it.
+            latents: start from these in place of ``image``: float32 [C, h, w], or one for each
+                image [B, C, h, w], as :attr:`Result.latents` and :meth:`encode` are. They have
+                the size with them; ``strength`` and ``mask`` are as for ``image``.
+            decode: False leaves out the result's images: its latents are what is wanted.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -358,7 +365,48 @@ class Pipeline:
             negative_2=negative_2,
             negative_3=negative_3,
             weighting=weighting,
+            latents=latents,
+            decode=decode,
         )
+
+    def encode(
+        self, image: PictureLike | list[PictureLike] | tuple[PictureLike, ...]
+    ) -> np.ndarray:
+        """Latents of pictures of one size, as ``latents`` of a request takes them.
+
+        Args:
+            image: as for :meth:`request`; or several, at most as many as the bundle draws at once.
+
+        Returns:
+            float32 [B, C, h, w].
+
+        Raises:
+            UsageError: no picture, of several sizes, or of a size that the bundle does not draw.
+            Sd35Error: the pipeline is closed, or the engine failed.
+        """
+        images = pictures_of(image, self.manifest)
+        with self._own_turn("encode()"):
+            return self._renderer.encode(images)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures of latents.
+
+        Args:
+            latents: float32 [C, h, w] or [B, C, h, w], finite; at most as many as the bundle draws
+                at once.
+
+        Returns:
+            uint8 [B, H, W, 3].
+
+        Raises:
+            UsageError: another type or shape, a size that the bundle does not draw, or values that
+                are not finite.
+            Sd35Error: the pipeline is closed, or the engine failed.
+        """
+        batch = check_latents(latents, self.manifest)
+        check_count(len(batch), self.manifest)
+        with self._own_turn("decode()"):
+            return self._renderer.decode(batch)
 
     def draw(self, jobs: Sequence[Job]) -> None:
         """Draw several requests in one run and set the outcome of each.
@@ -372,14 +420,20 @@ class Pipeline:
             Sd35Error: the pipeline is closed, or an engine failed; jobs whose outcome was known
                 before then have it.
         """
-        self._home.check("the pipeline")
-        with self._turn.take("generate()"):
-            self._check_open()
-            self._renderer.activate()
+        with self._own_turn("generate()"):
             clock = Clock()
             for job in jobs:
                 job.clock = clock
             (self._fallback or self._renderer).draw(jobs, clock)
+
+    @contextmanager
+    def _own_turn(self, what: str) -> Iterator[None]:
+        """Alone with the engines, on their device."""
+        self._home.check("the pipeline")
+        with self._turn.take(what):
+            self._check_open()
+            self._renderer.activate()
+            yield
 
     def _check_open(self) -> None:
         if self._closed:

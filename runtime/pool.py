@@ -299,7 +299,7 @@ class PipelinePool:
             mixes: list[Mix] = []
             for ticket in waiting:
                 request = ticket.job.request
-                alike = request.image is None and (ticket.bundle, request.in_common) == kind
+                alike = request.from_noise and (ticket.bundle, request.in_common) == kind
                 fits = len(request.seeds) <= room
                 if ticket is first or (
                     alike and fits and total_rank([*mixes, *request.adapters]) <= most

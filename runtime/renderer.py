@@ -14,6 +14,7 @@ from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.contract import check_contract
 
 from .adapters import AdapterFeeder, AdapterInputs
+from .autoencoder import Autoencoder
 from .conditioning import Conditioning
 from .denoise import DenoiseLoop, Schedule
 from .devices.device import Buffer
@@ -85,6 +86,7 @@ class Renderer:
             self._conditioning = Conditioning(
                 self._device, self.engines, self._runner, self._train_timesteps
             )
+            self._vae = Autoencoder(self._device, self._runner, self._manifest.latent_scale)
             self._loop = DenoiseLoop(self._device)
             opened.callback(self._loop.close)
             self.engines.before_close("denoiser", self._loop.forget)
@@ -129,6 +131,19 @@ class Renderer:
             for anomaly in guard.anomalies.values():
                 logger.warning("%s: %s", self.bundle.root, anomaly)
 
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents of pictures; see :meth:`sd35_trt.runtime.Pipeline.encode`."""
+        scale = self._manifest.latent_scale
+        count, height, width, _ = images.shape
+        self.engines.fit(self._vae.dims(count, height // scale, width // scale))
+        return self._vae.encode(images)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures of latents; see :meth:`sd35_trt.runtime.Pipeline.decode`."""
+        count, _, height, width = latents.shape
+        self.engines.fit(self._vae.dims(count, height, width))
+        return self._vae.decode(latents)
+
     def _check_finite(self, job: Job, part: slice, guard: Guard) -> None:
         """End a job with an image that is not finite."""
         anomaly = next((a for a in guard.within(part) if not a.finite), None)
@@ -155,11 +170,10 @@ class Renderer:
         clock.lap("text")
         sigmas = make_sigmas(request.steps, request.shift, self._train_timesteps)
         latents = noise = self._noise(request)
-        source = None
-        if request.image is not None:
+        source = request.latents if request.image is None else self._vae.encode(request.image)
+        if source is not None:
             # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
             sigmas = sigmas[request.first_step :]
-            source = self._encode(request.image, request)
             latents = mix(noise, source, sigmas[0])
             clock.lap("encode")
 
@@ -182,11 +196,7 @@ class Renderer:
             job.anomalies += guard.within(part)
         if all(job.outcome is not None for job, _ in parts):
             return
-        images = self._device.download(
-            self._runner.run("vae_decoder", {"latents": last}, **request.dims)["image"]
-        )
-        if request.paste:
-            images = _pasted(images, request)
+        images = self._images(request, last)
         clock.lap("decode")
         for job, part in parts:
             if job.outcome is None:
@@ -199,10 +209,12 @@ class Renderer:
         shape = (1, self._manifest.latent_channels, *request.latent_size)
         return np.concatenate([randn(shape, seed) for seed in request.seeds])
 
-    def _encode(self, image: np.ndarray, request: Request) -> np.ndarray:
-        """Latents of a picture."""
-        out = self._runner.run("vae_encoder", {"image": image}, **request.dims)
-        return self._device.download(out["latents"]).astype(np.float32)
+    def _images(self, request: Request, latents: Buffer) -> np.ndarray:
+        """uint8 [B, H, W, 3]; [0, H, W, 3] where nobody wants them."""
+        if not request.decode:
+            return np.empty((0, request.height, request.width, 3), np.uint8)
+        images = self._vae.decode(latents)
+        return _pasted(images, request) if request.paste else images
 
     def _denoise(
         self,
@@ -227,7 +239,8 @@ class Renderer:
         first = next(conditioning)
         # The conditioner may be closed for it.
         denoiser = self.engines.use("denoiser")
-        self.engines.load_ahead("vae_decoder", "denoiser")
+        if request.decode:
+            self.engines.load_ahead("vae_decoder", "denoiser")
         ports = self._feeder.ports("denoiser", adapters, request.adapters)
         inputs = run_inputs(self._device, self._manifest, request, source, ports)
         return self._loop.run(

@@ -17,6 +17,7 @@ from .adapters import AdapterShelf, Mix, parameters_of
 from .arguments import flag, number, several, shown, text, whole
 from .prompts import Prompt, make_prompts, parameters_of_prompts
 from .schedule import SAMPLERS
+from .sizes import check_count, check_latents, check_size
 from .skip_layers import SkipLayers, skip_layers
 from .source_pictures import latent_mask, mask_of, pixels_of
 
@@ -40,6 +41,8 @@ class Request:
         mask: bool [B, H, W], which of its pixels are drawn anew; None is all.
         paste: whether the others are the picture's own in the end.
         skips: skip-layer guidance; None is without.
+        latents: of a picture to start from, in place of ``image``: float32 [B, C, h, w].
+        decode: whether the result has images.
     """
 
     prompts: tuple[Prompt, ...]
@@ -59,6 +62,13 @@ class Request:
     mask: np.ndarray | None = None
     paste: bool = False
     skips: tuple[SkipLayers | None, ...] = ()
+    latents: np.ndarray | None = None
+    decode: bool = True
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether it starts from noise alone, not from a picture."""
+        return self.image is None and self.latents is None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -79,23 +89,24 @@ class Request:
 
     @property
     def first_step(self) -> int:
-        """Steps left out at the start when an image is given."""
+        """Steps left out at the start when a picture is given."""
         return _first_step(self.steps, self.strength)
 
     @property
     def drawn_steps(self) -> int:
         """Steps that are computed."""
-        return self.steps if self.image is None else self.steps - self.first_step
+        return self.steps if self.from_noise else self.steps - self.first_step
 
     @property
     def in_common(self) -> tuple[Any, ...] | None:
         """What requests must agree in to be drawn in one run; None if it is drawn by itself."""
-        if self.image is not None:
+        if not self.from_noise:
             return None
-        return self.width, self.height, self.steps, self.shift, self.sampler, self.t5_tokens
+        kind = self.width, self.height, self.steps, self.shift, self.sampler, self.t5_tokens
+        return *kind, self.decode
 
     def parameters(self) -> dict[str, Any]:
-        """What would draw the same images again, except the image started from.
+        """What would draw the same images again, except the picture started from.
 
         Of a request as :func:`make_request` returns it, whose images have one guidance.
         """
@@ -110,7 +121,7 @@ class Request:
             "sampler": self.sampler,
             "t5_tokens": self.t5_tokens,
         }
-        if self.image is not None:
+        if not self.from_noise:
             parameters["strength"] = self.strength
         if self.prompts[0].weighted:
             parameters["weighting"] = True
@@ -152,6 +163,8 @@ def make_request(
     negative_2: str | Sequence[str] | None = None,
     negative_3: str | Sequence[str] | None = None,
     weighting: bool = False,
+    latents: np.ndarray | None = None,
+    decode: bool = True,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
@@ -180,12 +193,7 @@ def make_request(
         )
     batch = whole("batch", batch, 1, _LARGEST)
     count = len(prompts) * batch
-    low, high = ranges.batch
-    if not low <= count <= high:
-        raise UsageError(
-            f"{count} images at once, this bundle draws {low} to {high}",
-            f"draw {max(low, min(count, high))}, or build with: --batch {low}:{max(count, high)}",
-        )
+    check_count(count, manifest)
     seeds = _seeds(seed, count)
     steps = whole("steps", defaults.steps if steps is None else steps, 1, MAX_STEPS)
     # The bundle's own values are what it was built for, whatever they are.
@@ -208,19 +216,23 @@ def make_request(
     strength = number("strength", strength, 0, 1)
     if size is not None:
         size = _size(size)
-        _check_size(*size, manifest)
+        check_size(*size, manifest)
     pixels = None if image is None else pixels_of("image", image, size)
-    if pixels is not None:
-        size = (pixels.shape[1], pixels.shape[0])
-        if _first_step(steps, strength) == steps:
-            raise UsageError(
-                f"strength {strength:g} of {steps} steps is none",
-                f"give at least {math.ceil(1000 / steps) / 1000:g}",
-            )
-    width, height = size or defaults.size
-    _check_size(width, height, manifest)
-    paste = flag("paste", paste)
-    drawn = _mask(manifest, mask, paste, pixels)
+    source = _source(latents, image, size, count, manifest)
+    own = _size_of(pixels, source, manifest)
+    if own is not None and _first_step(steps, strength) == steps:
+        raise UsageError(
+            f"strength {strength:g} of {steps} steps is none",
+            f"give at least {math.ceil(1000 / steps) / 1000:g}",
+        )
+    width, height = own or size or defaults.size
+    check_size(width, height, manifest)
+    paste, decode = flag("paste", paste), flag("decode", decode)
+    if paste and (source is not None or not decode):
+        raise UsageError(
+            "paste is of pixels, and latents have none", "give the picture as image, and decode it"
+        )
+    drawn = _mask(manifest, mask, paste, own)
     skip = skip_layers(
         manifest,
         skip_guidance_layers,
@@ -246,6 +258,8 @@ def make_request(
         mask=None if drawn is None else np.repeat(drawn[None], count, axis=0),
         paste=paste,
         skips=(skip,) * count,
+        latents=source,
+        decode=decode,
     )
 
 
@@ -284,9 +298,13 @@ def join(requests: Sequence[Request]) -> Request:
 
 
 def _mask(
-    manifest: Manifest, mask: PictureLike | None, paste: bool, pixels: np.ndarray | None
+    manifest: Manifest, mask: PictureLike | None, paste: bool, size: tuple[int, int] | None
 ) -> np.ndarray | None:
-    """Which pixels of a picture are drawn anew: bool [H, W]; None where all are."""
+    """Which pixels of a picture are drawn anew: bool [H, W]; None where all are.
+
+    Args:
+        size: of the picture, (width, height); None where there is none.
+    """
     if mask is None:
         if paste:
             raise UsageError("paste keeps what a mask leaves, and there is none", "give a mask")
@@ -296,14 +314,43 @@ def _mask(
             "this bundle was built without inpainting",
             "leave out the mask, or build with: --inpainting",
         )
-    if pixels is None:
+    if size is None:
         raise UsageError("a mask needs the picture that it is of", "give it as image, too")
-    drawn = mask_of(mask, (pixels.shape[1], pixels.shape[0]))
+    drawn = mask_of(mask, size)
     if not latent_mask(drawn, manifest.latent_scale).any():
         raise UsageError(
             "the mask leaves nothing to be drawn", "make it white where the picture is to change"
         )
     return drawn
+
+
+def _source(
+    latents: Any, image: Any, size: tuple[int, int] | None, count: int, manifest: Manifest
+) -> np.ndarray | None:
+    """Latents that are started from, one for each image: float32 [B, C, h, w]."""
+    if latents is None:
+        return None
+    if image is not None:
+        raise UsageError("image and latents are both what to start from", "give one of them")
+    source = check_latents(latents, manifest)
+    own = _size_of(None, source, manifest)
+    if size is not None and size != own:
+        raise UsageError(f"size is {size}, that of the latents {own}", "leave out the size")
+    if len(source) not in (1, count):
+        raise UsageError(f"{len(source)} latents for {count} images", "give one, or one each")
+    # A copy: the caller's may change before they are drawn from.
+    return np.array(np.broadcast_to(source, (count, *source.shape[1:])))
+
+
+def _size_of(
+    pixels: np.ndarray | None, latents: np.ndarray | None, manifest: Manifest
+) -> tuple[int, int] | None:
+    """(width, height) of the picture that is started from; None where there is none."""
+    if pixels is not None:
+        return pixels.shape[1], pixels.shape[0]
+    if latents is not None:
+        return latents.shape[3] * manifest.latent_scale, latents.shape[2] * manifest.latent_scale
+    return None
 
 
 def _first_step(steps: int, strength: float) -> int:
@@ -337,17 +384,3 @@ def _size(size: Any) -> tuple[int, int]:
     if len(sides) != 2:
         raise UsageError(f"size must be {what}, not {shown(size)}")
     return sides[0], sides[1]
-
-
-def _check_size(width: int, height: int, manifest: Manifest) -> None:
-    ranges = manifest.ranges
-    low, high = ranges.size
-
-    def nearest(value: int) -> int:
-        return max(low, min(high, round(value / ranges.size_step) * ranges.size_step))
-
-    if (nearest(width), nearest(height)) != (width, height):
-        raise UsageError(
-            f"size {width}x{height} is not in {low} to {high} in steps of {ranges.size_step}",
-            f"the nearest is {nearest(width)}x{nearest(height)}",
-        )

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sd35_trt.errors import UsageError
+from sd35_trt.formats.bundle import Manifest
 
 from .arguments import shown
+from .sizes import check_count, check_size
 
 if TYPE_CHECKING:
     # Loaded where pictures are made of arrays, or arrays of pictures: it takes a fifth of the
@@ -43,6 +45,26 @@ def pixels_of(name: str, image: PictureLike, size: tuple[int, int] | None) -> np
     if size is not None and picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture)
+
+
+def pictures_of(
+    images: PictureLike | list[PictureLike] | tuple[PictureLike, ...], manifest: Manifest
+) -> np.ndarray:
+    """uint8 [B, H, W, 3] of one picture or several, as a bundle encodes them.
+
+    Raises:
+        UsageError: one is no picture, they are of several sizes, or not of one that the bundle
+            draws.
+    """
+    given = images if isinstance(images, list | tuple) else (images,)
+    check_count(len(given), manifest)
+    pixels = [pixels_of("image", image, None) for image in given]
+    sizes = sorted({(one.shape[1], one.shape[0]) for one in pixels})
+    if len(sizes) != 1:
+        several = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise UsageError(f"the pictures are of several sizes: {several}", "encode each by itself")
+    check_size(*sizes[0], manifest)
+    return np.stack(pixels)
 
 
 def mask_of(mask: PictureLike, size: tuple[int, int]) -> np.ndarray:

@@ -28,6 +28,7 @@ from sd35_trt.runtime.prompts import Prompt
 from sd35_trt.runtime.request import Request, make_request
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
+LATENTS = np.zeros((1, 16, 8, 8), np.float32)
 #: As a text cut within an emoji arrives in JSON.
 CUT = json.loads(r'"a star \ud83d"')
 
@@ -73,6 +74,17 @@ KINDS = {
     "strength": [None, "1", -1, 1.1, *STRANGE],
     "image": [17, [[0]], PICTURE.astype(float), np.zeros((0, 64, 3), np.uint8), *STRANGE],
     "mask": [17, [[0]], np.zeros((64, 64)), *STRANGE],
+    "latents": [
+        17,
+        [[0]],
+        LATENTS.astype(float),
+        LATENTS[:, :4],
+        LATENTS[0, 0],
+        LATENTS[:0],
+        LATENTS + np.float32(np.nan),
+        *STRANGE,
+    ],
+    "decode": [None, 0, "no", [True], {}],
     "paste": [None, 1, "yes", [True], {}],
     "prompt_2": [17, *STRANGE],
     "prompt_3": [17, *STRANGE],
@@ -144,7 +156,8 @@ def _anything() -> st.SearchStrategy[Any]:
     single = st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
         st.text(st.characters(categories=("Cs",)), max_size=3), st.binary(max_size=5),
-        st.sampled_from([1, 2, 64, 128, 3.0, "euler", PICTURE, np.int32(4), np.float64(0.5)]),
+        st.sampled_from([1, 2, 64, 128, 3.0, "euler", np.int32(4), np.float64(0.5)]),
+        st.sampled_from([PICTURE, LATENTS]),
     )  # fmt: skip
     return st.one_of(
         single, st.lists(single, max_size=4), st.tuples(single, single),
@@ -155,7 +168,9 @@ def _anything() -> st.SearchStrategy[Any]:
 def _check(pipe: Pipeline, arguments: dict[str, Any]) -> None:
     try:
         made = pipe.request(**{"prompt": "a star", **arguments})
-        assert pipe.generate(**{"prompt": "a star", **arguments}).images.any()
+        result = pipe.generate(**{"prompt": "a star", **arguments})
+        assert len(result.images) == (len(made.seeds) if made.decode else 0)
+        assert result.latents.any()
     except Sd35Error as error:
         message = str(error)
     else:
@@ -168,7 +183,7 @@ def _check_made(made: Request) -> None:
     json.dumps(made.parameters()).encode()
     assert all(type(t) is str and t.encode() is not None for own in made.prompts for t in own[:3])
     assert all(type(seed) is int for seed in made.seeds)
-    assert 0 <= made.first_step < made.steps or made.image is None
+    assert 0 <= made.first_step < made.steps or made.from_noise
     assert made.dims["batch"] == len(made.prompts) == len(made.negatives) == len(made.guidance)
 
 
