@@ -204,7 +204,7 @@ class Tail(WholeModule):
         if mask is None or source is None or source_noise is None or next_sigma is None:
             return following, denoised
         # Selected, not mixed: what was not asked for stays out also where it is not finite.
-        kept = _each(next_sigma) * source_noise + (1 - _each(next_sigma)) * source
+        kept = source + _each(next_sigma) * (source_noise - source)
         drawn = mask > 0.5
         return torch.where(drawn, following, kept), torch.where(drawn, denoised, source)
 

@@ -221,3 +221,14 @@ def test_command_line(run, bundle: Path, mini_bundle: Path) -> None:  # type: ig
         status, _, error = run("generate", *arguments)
         assert status == 2
         assert message in one_error_line(error)
+
+
+@pytest.mark.nightly
+def test_by_pytorchs_compiler(make_bundle: Callable[..., Path], pipe: Pipeline) -> None:
+    path = make_bundle(inpainting=True, builder="inductor", target="hopper", policy="half")
+    arguments: dict[str, Any] = {**QUICK, "image": picture((64, 64)), "mask": square((64, 64))}
+    with Pipeline.load(path, device="cpu") as programs:
+        both = [p.generate(PROMPT, seed=3, **arguments).latents for p in (programs, pipe)]
+    assert relative_error(*both) <= 0.05
+    kept = ~mask_of(square((64, 64)), (64, 64))[::8, ::8]
+    assert relative_error(both[0][..., kept], both[1][..., kept]) <= 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sd35_trt.components import NO_T5
+from sd35_trt.features import ADAPTERS
 from sd35_trt.formats.bundle import Bundle, Manifest, Port
 from sd35_trt.units import format_bytes
 
@@ -60,6 +61,8 @@ def print_manifest(bundle: Bundle) -> None:
         "with": ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "command": m.command,
     }
+    if others := [name for name in m.requires if name != ADAPTERS]:
+        facts["features"] = ", ".join(others)
     if m.adapter_ranks:
         facts["adapters"] = f"of rank {m.adapter_ranks[-1]} together, as inputs"
     if m.model.origin:
