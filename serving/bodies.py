@@ -18,6 +18,21 @@ _LARGEST_SEED = 2**64 - 1
 # Of a seed that nobody gave: any client's numbers hold it.
 _RANDOM_SEEDS = 2**32
 
+# Of a list, or of a mapping.
+_MOST_ENTRIES = 64
+
+# Fields that are arguments of the runtime by the same name.
+_AS_THEY_ARE = (
+    "prompt_2",
+    "prompt_3",
+    "weighting",
+    "t5_tokens",
+    "skip_guidance_layers",
+    "skip_layer_guidance_scale",
+    "skip_layer_guidance_start",
+    "skip_layer_guidance_stop",
+)
+
 #: As many as there can be steps to show.
 MOST_PARTIAL_IMAGES = 100
 
@@ -59,6 +74,14 @@ class Body(BaseModel):
     )
     progress: bool = Field(False, description="With stream: an event for each step.")
     negative_prompt: Text | None = Field(None, description="What to steer away from.")
+    prompt_2: Text | None = Field(None, description="What CLIP-G reads instead.")
+    prompt_3: Text | None = Field(None, description="What T5 reads instead.")
+    negative_prompt_2: Text | None = Field(None, description="The same to steer away from.")
+    negative_prompt_3: Text | None = Field(None, description="The same to steer away from.")
+    weighting: bool = Field(False, description="Read weights in prompts: (word:1.3).")
+    adapters: dict[Text, float] | None = Field(
+        None, max_length=_MOST_ENTRIES, description="Names of adapters of the server, and scales."
+    )
     seed: int | None = Field(
         None, ge=0, le=_LARGEST_SEED, description="Of the first picture; the next count up."
     )
@@ -66,6 +89,13 @@ class Body(BaseModel):
     guidance: float | None = Field(None, ge=0, le=100)
     shift: float | None = Field(None, ge=0.01, le=100)
     sampler: Text | None = Field(None, json_schema_extra={"examples": list(SAMPLERS)})
+    t5_tokens: int | None = Field(None, ge=1, description="Length of T5's part of the text.")
+    skip_guidance_layers: list[int] | None = Field(
+        None, max_length=_MOST_ENTRIES, description="Blocks that skip-layer guidance leaves out."
+    )
+    skip_layer_guidance_scale: float = Field(2.8, ge=-100, le=100)
+    skip_layer_guidance_start: float = Field(0.01, ge=0, le=1)
+    skip_layer_guidance_stop: float = Field(0.2, ge=0, le=1)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :meth:`sd35_trt.runtime.PipelinePool.submit`, with a seed."""
@@ -80,6 +110,10 @@ class Body(BaseModel):
             "guidance": self.guidance,
             "shift": self.shift,
             "sampler": self.sampler,
+            "adapters": self.adapters,
+            "negative_2": self.negative_prompt_2,
+            "negative_3": self.negative_prompt_3,
+            **{name: getattr(self, name) for name in _AS_THEY_ARE},
         }
 
 
@@ -92,11 +126,20 @@ class EditBody(Body):
 
     model_config = ConfigDict(strict=False)
 
-    strength: float = Field(0.6, ge=0, le=1, description="How much of the picture is redrawn.")
+    strength: float | None = Field(
+        None, ge=0, le=1, description="How much is redrawn: 0.6 of a picture, 1 under a mask."
+    )
+    paste: bool = Field(False, description="Keep the picture's own pixels outside the mask.")
 
-    def arguments(self) -> dict[str, Any]:
-        """As of a generation; the picture is apart."""
-        return {**super().arguments(), "strength": self.strength}
+    def arguments(self, masked: bool = False) -> dict[str, Any]:
+        """As of a generation; picture and mask are apart.
+
+        Args:
+            masked: whether there is a mask.
+        """
+        usual = 1.0 if masked else 0.6
+        strength = usual if self.strength is None else self.strength
+        return {**super().arguments(), "strength": strength, "paste": self.paste}
 
 
 #: The body's field by argument of the runtime, in the order in which they are blamed.
@@ -109,8 +152,18 @@ FIELDS = {
     "sampler": "sampler",
     "batch": "n",
     "size": "size",
+    "t5_tokens": "t5_tokens",
+    "adapters": "adapters",
+    "skip_guidance_layers": "skip_guidance_layers",
     "negative": "negative_prompt",
+    "negative_2": "negative_prompt_2",
+    "negative_3": "negative_prompt_3",
+    "prompt_2": "prompt_2",
+    "prompt_3": "prompt_3",
     "prompt": "prompt",
+    "weighting": "weighting",
     "seed": "seed",
+    "paste": "paste",
+    "mask": "mask",
     "image": "image",
 }

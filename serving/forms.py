@@ -1,8 +1,11 @@
-"""The form of ``POST /v1/images/edits``: a picture's file, and the fields of its body."""
+"""The form of ``POST /v1/images/edits``: a picture's file, a mask's, and the fields of its body."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 # Starlette misses it when the first form comes.
@@ -16,15 +19,23 @@ from .failures import Refusal, refusal_of_fields
 
 # OpenAI's clients send the first for one picture, the second for a list.
 _PICTURES = ("image", "image[]")
+_MASK = "mask"
+
+# Fields that are lists or mappings: JSON's text, or as OpenAI's clients write them in a form,
+# ``name[]`` for each entry of a list and ``name[key]`` for each of a mapping.
+_LISTS = ("skip_guidance_layers",)
+_MAPPINGS = ("adapters",)
+_ENTRY = re.compile(r"(\w+)\[(.*)\]", re.DOTALL)
 
 _MOST_FILES = 4
-_MOST_FIELDS = 64
+_MOST_FIELDS = 128
 
 
 def _edit_form() -> dict[str, Any]:
     schema = EditBody.model_json_schema()
     picture = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
-    schema["properties"] = {"image": picture, **schema["properties"]}
+    mask = {**picture, "description": "Drawn anew where it is transparent, or else light."}
+    schema["properties"] = {"image": picture, "mask": mask, **schema["properties"]}
     schema["required"] = ["image", *schema["required"]]
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
@@ -33,35 +44,92 @@ def _edit_form() -> dict[str, Any]:
 EDIT_FORM = _edit_form()
 
 
-async def read_edit(request: Request) -> AsyncIterator[tuple[EditBody, UploadFile]]:
-    """A dependency: the fields and the picture of a form, whose files are closed afterwards.
+@dataclass(frozen=True)
+class Edit:
+    """What a form holds.
+
+    Attributes:
+        body: its fields.
+        image: the picture's file.
+        mask: the mask's; None where there is none.
+    """
+
+    body: EditBody
+    image: UploadFile
+    mask: UploadFile | None
+
+
+@dataclass
+class _Parts:
+    """Parts of a form, sorted as they come."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    images: list[UploadFile] = field(default_factory=list)
+    masks: list[UploadFile] = field(default_factory=list)
+
+    def take(self, name: str, value: UploadFile | str) -> None:
+        """Sort one in.
+
+        Raises:
+            Refusal: it is of the wrong kind, or given twice.
+        """
+        if name in _PICTURES or name == _MASK:
+            if not isinstance(value, UploadFile):
+                raise _refused(f"{name.removesuffix('[]')} must be a file", name.removesuffix("[]"))
+            (self.masks if name == _MASK else self.images).append(value)
+        elif isinstance(value, UploadFile):
+            if name in EditBody.model_fields:
+                raise _refused(f"{name} must be text", name)
+            self.fields[name] = ""  # refused with the other fields that are none
+        elif (entry := _ENTRY.fullmatch(name)) and entry[1] in (*_LISTS, *_MAPPINGS):
+            self._take_entry(entry[1], entry[2], value)
+        elif name in self.fields:
+            raise _refused(f"{_short(name)} is given twice", name)
+        else:
+            self.fields[name] = _parsed(value) if name in (*_LISTS, *_MAPPINGS) else value
+
+    def _take_entry(self, name: str, key: str, value: str) -> None:
+        if name in _LISTS:
+            entries = self.fields.setdefault(name, [])
+            if isinstance(entries, list) and not key:
+                entries.append(value)
+                return
+        else:
+            scales = self.fields.setdefault(name, {})
+            if isinstance(scales, dict) and key and key not in scales:
+                scales[key] = value
+                return
+        raise _refused(f"{name} is given twice, or in a form of its own", name)
+
+
+async def read_edit(request: Request) -> AsyncIterator[Edit]:
+    """A dependency: the fields and the pictures of a form, whose files are closed afterwards.
 
     Raises:
         Refusal: a field that is none, given twice, or of the wrong kind.
     """
     async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS) as form:
-        fields: dict[str, str] = {}
-        pictures: list[UploadFile] = []
+        parts = _Parts()
         for name, value in form.multi_items():
-            if name == "mask":
-                raise _refused("mask is not supported — leave it out", name)
-            if name in _PICTURES:
-                if not isinstance(value, UploadFile):
-                    raise _refused("image must be a file", "image")
-                pictures.append(value)
-            elif name in fields:
-                raise _refused(f"{_short(name)} is given twice", name)
-            elif isinstance(value, UploadFile) and name in EditBody.model_fields:
-                raise _refused(f"{name} must be text", name)
-            else:
-                fields[name] = str(value)
-        if len(pictures) != 1:
-            what = "is missing" if not pictures else f"is one picture, not {len(pictures)}"
+            parts.take(name, value)
+        if len(parts.images) != 1:
+            found = len(parts.images)
+            what = "is missing" if not found else f"is one picture, not {found}"
             raise _refused(f"image {what}", "image")
-        yield _validated(fields), pictures[0]
+        if len(parts.masks) > 1:
+            raise _refused(f"mask is one picture, not {len(parts.masks)}", _MASK)
+        yield Edit(_validated(parts.fields), parts.images[0], next(iter(parts.masks), None))
 
 
-def _validated(fields: dict[str, str]) -> EditBody:
+def _parsed(text: str) -> Any:
+    """What JSON's text says; another text stays one, and is refused as such."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _validated(fields: dict[str, Any]) -> EditBody:
     try:
         return EditBody.model_validate(fields)
     except ValidationError as error:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.datastructures import UploadFile
 
 from sd35_trt.errors import UsageError
 from sd35_trt.runtime import Result
@@ -19,8 +18,8 @@ from .bodies import Body, EditBody, GenerationBody
 from .drawing import Drawing
 from .events import drawing_events, evenly, event
 from .failures import LEFT, Refusal, refusal_of
-from .forms import EDIT_FORM, read_edit
-from .pictures import decode_picture
+from .forms import EDIT_FORM, Edit, read_edit
+from .pictures import decode_mask, decode_picture
 from .service import Service, culprit
 
 _T = TypeVar("_T")
@@ -58,20 +57,20 @@ def image_routes(service: Service) -> APIRouter:
     async def generate(body: GenerationBody, request: Request) -> Response:
         """Draw pictures of a text."""
         bundle = service.bundle_of(body.model, _key(service, body, request))
+        service.check_adapters(body.adapters)
         return await _draw(service, request, body, bundle, body.arguments(), "image_generation")
 
     @router.post(
         "/v1/images/edits", response_model=None, responses=_ANSWERS,
         openapi_extra={"requestBody": EDIT_FORM},
     )  # fmt: skip
-    async def edit(
-        request: Request, form: Annotated[tuple[EditBody, UploadFile], Depends(read_edit)]
-    ) -> Response:
-        """Draw pictures that start from one."""
-        body, upload = form
+    async def edit(request: Request, edit: Annotated[Edit, Depends(read_edit)]) -> Response:
+        """Draw pictures that start from one, or draw anew what a mask says of it."""
+        body = edit.body
         bundle = service.bundle_of(body.model, _key(service, body, request))
-        data = await upload.read()
-        arguments = await asyncio.to_thread(_with_picture, service, bundle, body.arguments(), data)
+        image = await edit.image.read()
+        mask = None if edit.mask is None else await edit.mask.read()
+        arguments = await asyncio.to_thread(_with_picture, service, bundle, body, image, mask)
         return await _draw(service, request, body, bundle, arguments, "image_edit")
 
     return router
@@ -83,11 +82,17 @@ def _key(service: Service, body: Body, request: Request) -> str | None:
 
 
 def _with_picture(
-    service: Service, bundle: str, arguments: dict[str, Any], data: bytes
+    service: Service, bundle: str, body: EditBody, image: bytes, mask: bytes | None
 ) -> dict[str, Any]:
-    """The arguments with an uploaded picture, decoded and of the size that is drawn."""
-    arguments = {**arguments, "image": decode_picture(data)}
+    """A body's arguments with uploaded pictures, decoded and of the size that is drawn."""
     pipe = service.pool.pipelines[bundle]
+    service.check_adapters(body.adapters)
+    picture = decode_picture(image)
+    # As OpenAI has it, a picture's own alpha is its mask, where it has no other.
+    own = picture.mask if pipe.manifest.features.inpainting else None
+    drawn = own if mask is None else decode_mask(mask)
+    arguments = body.arguments(masked=drawn is not None)
+    arguments |= {"image": picture.pixels, "mask": drawn}
     if pipe.manifest.component("vae_encoder") is None:
         raise Refusal(422, "this model draws from no picture", "invalid_value", param="image")
     try:
@@ -95,7 +100,8 @@ def _with_picture(
     except UsageError as error:
         raise refusal_of(error, culprit(pipe, arguments)) from error
     assert request.image is not None
-    return {**arguments, "image": request.image[0], "size": None}
+    drawn = None if request.mask is None else request.mask[0]
+    return {**arguments, "image": request.image[0], "mask": drawn, "size": None}
 
 
 async def _draw(

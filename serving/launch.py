@@ -31,6 +31,7 @@ class Launch:
         bundles: ``DIR`` or ``NAME=DIR``; the name of a ``DIR`` is its last part.
         host, port: 0 takes any free port.
         traffic: see :func:`parse_traffic`; empty sends all to the first bundle.
+        adapters: ``NAME=FILE``, known to every bundle that takes adapters.
         fallbacks: ``NAME=DIR`` for a bundle's fallback, ``DIR`` for every bundle's.
         queue: how many requests may wait.
         threads, device, vram_budget, trust_kernels: see :meth:`sd35_trt.runtime.Pipeline.load`.
@@ -41,6 +42,7 @@ class Launch:
     host: str
     port: int
     traffic: str
+    adapters: Sequence[str]
     fallbacks: Sequence[str]
     queue: int
     threads: int | None
@@ -64,7 +66,8 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
     bundles = named_bundles(options.bundles)
     fallbacks = named_fallbacks(options.fallbacks, list(bundles))
     shares = parse_traffic(options.traffic, list(bundles))
-    settings = options.settings
+    adapters = named_adapters(options.adapters)
+    settings = replace(options.settings, adapters=frozenset(adapters))
     local = is_loopback(options.host)
     if settings.token is None and not local:
         raise UsageError(
@@ -88,6 +91,8 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
             pipes[name] = opened.enter_context(pipe)
         pool = PipelinePool(pipes, queue_limit=options.queue, observer=metrics)
         opened.callback(pool.close, wait=False)
+        for name, path in adapters.items():
+            pool.load_adapter(name, path)
         if shares:
             pool.set_traffic(shares)
         metrics.watch(pool)
@@ -110,6 +115,25 @@ def named_bundles(given: Sequence[str]) -> dict[str, Path]:
             raise UsageError(f"two bundles are called {name}", f"name one of them: OTHER={path}")
         bundles[name] = path
     return bundles
+
+
+def named_adapters(given: Sequence[str]) -> dict[str, Path]:
+    """Files by the name that requests use.
+
+    Raises:
+        UsageError: no name, or one that occurs twice.
+    """
+    adapters: dict[str, Path] = {}
+    for one in given:
+        match = _NAMED.fullmatch(one)
+        if match is None:
+            raise UsageError(
+                f"--adapter {one} has no name", f"give it one: {Path(one).stem or 'style'}={one}"
+            )
+        if match[1] in adapters:
+            raise UsageError(f"two adapters are called {match[1]}", "rename one of them")
+        adapters[match[1]] = Path(match[2])
+    return adapters
 
 
 def named_fallbacks(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:

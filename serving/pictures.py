@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sd35_trt.runtime.picture import UNREADABLE, as_rgb, picture_info
 
@@ -16,12 +17,48 @@ from .failures import Refusal
 #: Of an uploaded picture: what decoding takes at most.
 MOST_PIXELS = 40_000_000
 
+# Of an alpha, below which there is more of what is behind.
+_HALF = 128
+
 # None of them runs another program or reads another file.
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def decode_picture(data: bytes) -> np.ndarray:
-    """An uploaded picture, uint8 [H, W, 3], upright and on white.
+@dataclass(frozen=True)
+class Picture:
+    """An uploaded picture, upright.
+
+    Attributes:
+        pixels: on white, uint8 [H, W, 3].
+        clear: bool [H, W], what is rather transparent than not; None where there is no alpha.
+    """
+
+    pixels: np.ndarray
+    clear: np.ndarray | None
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """What is to be drawn anew by its own alpha, bool [H, W]; None where all is opaque."""
+        return self.clear if self.clear is not None and self.clear.any() else None
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """An uploaded mask: what is drawn anew, bool [H, W] or uint8 [H, W, 3].
+
+    As OpenAI's, it is where the mask is transparent; where it has no alpha, where it is light.
+
+    Raises:
+        Refusal: see :func:`decode_picture`.
+    """
+    mask = decode_picture(data, "mask")
+    return mask.pixels if mask.clear is None else mask.clear
+
+
+def decode_picture(data: bytes, field: str = "image") -> Picture:
+    """An uploaded picture.
+
+    Args:
+        field: that it is of, for the message.
 
     Raises:
         Refusal: it is none, of another format, or too large.
@@ -30,16 +67,22 @@ def decode_picture(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             # MOST_PIXELS says what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MOST_PIXELS:
-            raise _refused(f"has {image.width} x {image.height} pixels, more than 40 million")
-        return np.asarray(as_rgb(image))
+            file = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if file.width * file.height > MOST_PIXELS:
+            size = f"{file.width} x {file.height}"
+            raise _refused(field, f"has {size} pixels, more than 40 million")
+        image = ImageOps.exif_transpose(file)
+        clear = None
+        if image.has_transparency_data:
+            clear = np.asarray(image.convert("RGBA").getchannel("A")) < _HALF
+        return Picture(np.asarray(as_rgb(image)), clear)
     except UNREADABLE as error:
-        raise _refused(f"must be a PNG, JPEG or WebP file ({type(error).__name__})") from error
+        kind = type(error).__name__
+        raise _refused(field, f"must be a PNG, JPEG or WebP file ({kind})") from error
 
 
-def _refused(what: str) -> Refusal:
-    return Refusal(422, f"image {what}", "invalid_image", param="image")
+def _refused(field: str, what: str) -> Refusal:
+    return Refusal(422, f"{field} {what}", "invalid_image", param=field)
 
 
 def encode_png(image: np.ndarray, parameters: dict[str, Any], index: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -138,6 +139,21 @@ class Service:
         finally:
             self._drawings.discard(drawing)
             drawing.cancel()
+
+    def check_adapters(self, adapters: Mapping[str, float] | None) -> None:
+        """Refuse names that are not the server's: the runtime would take one for a file's.
+
+        Raises:
+            Refusal: names it.
+        """
+        known = self.settings.adapters
+        for name in adapters or ():
+            if name not in known:
+                listed = f"use one of: {', '.join(sorted(known))}" if known else "leave it out"
+                raise Refusal(
+                    422, f"there is no adapter {reprlib.repr(name)} — {listed}", "invalid_value",
+                    param="adapters",
+                )  # fmt: skip
 
     def drawn(self, result: Result) -> None:
         """Note a success."""

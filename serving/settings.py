@@ -30,6 +30,7 @@ class Settings:
         grace: seconds that accepted requests have after SIGTERM.
         local: the server listens on a loopback address without a token: pages of other sites
             are refused.
+        adapters: names that requests may use; no other is looked for.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -40,6 +41,7 @@ class Settings:
     upload_limit: float = 60.0
     grace: float = 8.0
     local: bool = False
+    adapters: frozenset[str] = frozenset()
 
 
 def read_token(path: Path, option: str) -> str:

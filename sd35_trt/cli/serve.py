@@ -48,6 +48,13 @@ from .options import BYTES, device_options
     help="Bundle that draws when pictures are anomalous; with NAME for that bundle alone.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="An adapter that requests may use by its name, for bundles built with --adapters.",
+)
+@click.option(
     "--key-header",
     default=None,
     metavar="HEADER",

@@ -132,7 +132,7 @@ def test_an_edit_starts_from_the_picture(server: Running, alone: Pipeline, tmp_p
         ({"response_format": "url"}, 422, "response_format", "b64_json"),
         ({"background": "transparent"}, 422, "background", "opaque"),
         ({"partial_images": 101}, 422, "partial_images", "100"),
-        ({"adapters": [{"name": "a"}]}, 422, "adapters", "is no field of this request"),
+        ({"adapters": [{"name": "a"}]}, 422, "adapters", "valid dictionary"),
         ({"control": {}}, 422, "control", "is no field of this request"),
         ({"image": "/etc/passwd"}, 422, "image", "is no field of this request"),
     ],
@@ -192,7 +192,8 @@ def test_forms_that_are_refused(server: Running, tmp_path: Path) -> None:
         return found["param"], found["message"]
 
     one = {"image": png}
-    assert sent({**one, "mask": png}) == ("mask", "mask is not supported — leave it out")
+    field, message = sent({**one, "mask": png})
+    assert (field, "build with: --inpainting" in message) == ("mask", True)
     assert sent({**one, "control": png})[0] == "control"
     assert sent({**one, "prompt": png})[0] == "prompt"
     assert sent([("image[]", png), ("image[]", png)]) == ("image", "image is one picture, not 2")
