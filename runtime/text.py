@@ -82,7 +82,13 @@ class PromptTokenizer:
         Each part is cut into tokens by itself, as ComfyUI does it.
         """
         self._tokenizer.no_truncation()
-        *before, after = self._tokenizer.encode("").ids
+        special = self._tokenizer.encode("").ids
+        if not special:
+            raise BundleError(
+                "a tokenizer of the bundle ends no text, so that it has none with weights",
+                "build the bundle again",
+            )
+        *before, after = special
         parts = weighted_parts(text)
         encodings = self._tokenizer.encode_batch([p for p, _ in parts], add_special_tokens=False)
         own = [
@@ -90,9 +96,8 @@ class PromptTokenizer:
             for (_, weight), encoding in zip(parts, encodings, strict=True)
             for token in encoding.ids
         ]
-        special = len(before) + 1
-        kept = own[: len(ids) - special]
-        row = [*((token, 1.0) for token in before), *kept, (after, 1.0)]
+        kept = own[: max(len(ids) - len(special), 0)]
+        row = [*((token, 1.0) for token in before), *kept, (after, 1.0)][: len(ids)]
         ids[: len(row)] = [token for token, _ in row]
         weights[: len(row)] = [weight for _, weight in row]
-        return len(own) + special
+        return len(own) + len(special)

@@ -7,6 +7,7 @@ z_empty are those of an empty prompt at the same place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,14 @@ _EMPHASIS = 1.1
 _LARGEST = 100.0
 _DEEPEST = 100
 
-_ESCAPED = {r"\(": "\0<", r"\)": "\0>"}
+# What is written, and what stands for it until the parts are found.
+_STAND_INS = {r"\(": "\0<", r"\)": "\0>", "\0": "\0\0"}
+_WRITTEN = {"\0<": "(", "\0>": ")", "\0\0": "\0"}
+
+# A number in ASCII, so that readers in other languages can agree on what is one.
+_NUMBER = re.compile(
+    r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?|nan)\s*", re.ASCII | re.IGNORECASE
+)
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:
@@ -26,8 +34,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
     Raises:
         UsageError: a weight beyond 100, or parentheses nested too deep.
     """
-    for mark, stand_in in _ESCAPED.items():
-        text = text.replace(mark, stand_in)
+    text = re.sub(r"\\[()]|\0", lambda found: _STAND_INS[found[0]], text)
     return [(_unescaped(part), weight) for part, weight in _parts(text, 1.0, 0)]
 
 
@@ -77,13 +84,10 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _weight(inside: str, usual: float) -> tuple[str, float]:
     """What is in a pair of parentheses without its weight, and this."""
-    text, colon, number = inside.rpartition(":")
-    if not colon or not text:
+    text, _, number = inside.rpartition(":")
+    if not text or _NUMBER.fullmatch(number) is None:
         return inside, usual
-    try:
-        weight = float(number)
-    except ValueError:
-        return inside, usual
+    weight = float(number)
     if not abs(weight) <= _LARGEST:  # nor is NaN
         raise UsageError(
             f"a part of a prompt has the weight {weight:g}", f"use -{_LARGEST:g} to {_LARGEST:g}"
@@ -92,6 +96,4 @@ def _weight(inside: str, usual: float) -> tuple[str, float]:
 
 
 def _unescaped(text: str) -> str:
-    for mark, stand_in in _ESCAPED.items():
-        text = text.replace(stand_in, mark[-1])
-    return text
+    return re.sub("\0[\0<>]", lambda found: _WRITTEN[found[0]], text)

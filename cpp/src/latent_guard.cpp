@@ -102,7 +102,7 @@ std::vector<Anomaly> LatentGuard::within(const Part& part) const {
 
 void LatentGuard::note(std::size_t image, std::size_t step, double sigma, std::string what,
                        bool finite) {
-    const std::string prompt = sha256(request_.prompts[image]).substr(0, 12);
+    const std::string prompt = sha256(request_.prompts[image].clip_l).substr(0, 12);
     anomalies_[image] =
         Anomaly{image, step, sigma, request_.seeds[image], prompt, std::move(what), finite};
 }

@@ -123,8 +123,8 @@ void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& pa
 }
 
 // The negative prompts where there is guidance, then the prompts.
-std::vector<std::string> Renderer::texts_of(const Request& request) const {
-    std::vector<std::string> texts;
+std::vector<Prompt> Renderer::texts_of(const Request& request) const {
+    std::vector<Prompt> texts;
     if (manifest_.guided) texts = request.negatives;
     texts.insert(texts.end(), request.prompts.begin(), request.prompts.end());
     return texts;

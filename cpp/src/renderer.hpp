@@ -54,7 +54,7 @@ class Renderer {
     void fit(const Request& request);
     void draw_parts(const Request& request, const std::vector<JobPart>& parts, LatentGuard& guard,
                     Clock& clock);
-    std::vector<std::string> texts_of(const Request& request) const;
+    std::vector<Prompt> texts_of(const Request& request) const;
     Denoised denoise(const Request& request, const std::vector<float>& sigmas,
                      const Buffer& latents, const std::vector<SharedFeatures>& features,
                      const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock);

@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "arguments.hpp"
 #include "error.hpp"
 #include "schedule.hpp"
 #include "text.hpp"
@@ -16,66 +17,27 @@ namespace {
 constexpr std::int64_t most_steps = 1000;
 constexpr std::int64_t largest = std::numeric_limits<std::int32_t>::max();
 
-// ---- Values ----
-
-std::int64_t whole(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
-    if (value < low || value > high) {
-        throw usage_error(std::string(name) + " must be " + std::to_string(low) + " to " +
-                          std::to_string(high) + ", not " + std::to_string(value));
-    }
-    return value;
+std::vector<Prompt> prompts_of(const sd35_request& asked, std::uint32_t limit) {
+    const std::vector<Prompt> prompts = make_prompts("prompt",
+                                                     {{{asked.prompts, asked.prompt_count},
+                                                       {asked.prompts_2, asked.prompt_2_count},
+                                                       {asked.prompts_3, asked.prompt_3_count}}},
+                                                     asked.weighting != 0, limit);
+    if (prompts.empty()) throw usage_error("there is no prompt", "give one, which may be empty");
+    return prompts;
 }
 
-double number(const char* name, double value, double low, double high) {
-    // NaN is between no two numbers.
-    if (!(value >= low && value <= high)) {
-        throw usage_error(std::string(name) + " must be " + general(low) + " to " + general(high) +
-                          ", not " + general(value));
-    }
-    return value;
-}
-
-bool is_set(double value) {
-    return value != static_cast<double>(SD35_UNSET);
-}
-
-bool is_set(std::int64_t value) {
-    return value != SD35_UNSET;
-}
-
-std::string text(const std::string& name, const sd35_text& value, std::uint32_t limit) {
-    if (value.data == nullptr && value.length != 0) throw usage_error(name + " is NULL");
-    const std::string_view view(value.data == nullptr ? "" : value.data, value.length);
-    const auto characters = count_characters(view);
-    if (!characters) {
-        throw usage_error(name + " is no UTF-8", "replace what is none with U+FFFD");
-    }
-    if (*characters > limit) {
-        throw usage_error(name + " has " + grouped(*characters) + " characters, " + grouped(limit) +
-                              " are allowed",
-                          "shorten it");
-    }
-    return std::string(view);
-}
-
-std::vector<std::string> texts(const std::string& name, const sd35_text* values, std::size_t count,
-                               std::uint32_t limit) {
-    if (values == nullptr && count != 0) throw usage_error(name + " is NULL");
-    std::vector<std::string> result;
-    for (std::size_t i = 0; i < count; ++i) {
-        const std::string place = count == 1 ? name : name + "[" + std::to_string(i) + "]";
-        result.push_back(text(place, values[i], limit));
-    }
-    return result;
-}
-
-// ---- Fields ----
-
-std::vector<std::string> negatives_of(const sd35_request& asked, std::size_t prompts,
-                                      std::uint32_t limit) {
-    std::vector<std::string> negatives =
-        texts("negative", asked.negatives, asked.negative_count, limit);
-    if (negatives.empty()) negatives.emplace_back();
+std::vector<Prompt> negatives_of(const sd35_request& asked, std::size_t prompts,
+                                 std::uint32_t limit) {
+    const sd35_text nothing{"", 0};
+    const GivenTexts first = asked.negative_count == 0
+                                 ? GivenTexts{&nothing, 1}
+                                 : GivenTexts{asked.negatives, asked.negative_count};
+    std::vector<Prompt> negatives = make_prompts("negative",
+                                                 {{first,
+                                                   {asked.negatives_2, asked.negative_2_count},
+                                                   {asked.negatives_3, asked.negative_3_count}}},
+                                                 asked.weighting != 0, limit);
     if (negatives.size() == 1) negatives.resize(prompts, negatives.front());
     if (negatives.size() != prompts) {
         throw usage_error(std::to_string(negatives.size()) + " negative prompts for " +
@@ -216,6 +178,20 @@ std::vector<T> repeated(const std::vector<T>& values, std::int64_t times) {
     return result;
 }
 
+// The texts of prompts, as make_prompts() takes them.
+void add_texts(nlohmann::ordered_json& json, const std::string& name,
+               const std::vector<Prompt>& prompts) {
+    const auto column = [&](std::string Prompt::*encoder) {
+        std::vector<std::string> texts;
+        for (const Prompt& prompt : prompts) texts.push_back(prompt.*encoder);
+        return texts;
+    };
+    const std::vector<std::string> first = column(&Prompt::clip_l);
+    json[name] = first;
+    if (const auto second = column(&Prompt::clip_g); second != first) json[name + "_2"] = second;
+    if (const auto third = column(&Prompt::t5); third != first) json[name + "_3"] = third;
+}
+
 template <typename T>
 void append(std::vector<T>& to, const std::vector<T>& from) {
     to.insert(to.end(), from.begin(), from.end());
@@ -238,21 +214,25 @@ bool Request::joins(const Request& other) const {
 }
 
 std::string Request::parameters() const {
-    nlohmann::ordered_json json{
-        {"prompt", prompts},       {"negative", negatives},        {"seed", seeds},
-        {"steps", steps},          {"guidance", guidance.front()}, {"shift", shift},
-        {"size", {width, height}}, {"sampler", sampler},           {"t5_tokens", t5_tokens}};
+    nlohmann::ordered_json json;
+    add_texts(json, "prompt", prompts);
+    add_texts(json, "negative", negatives);
+    json["seed"] = seeds;
+    json["steps"] = steps;
+    json["guidance"] = guidance.front();
+    json["shift"] = shift;
+    json["size"] = {width, height};
+    json["sampler"] = sampler;
+    json["t5_tokens"] = t5_tokens;
     if (image) json["strength"] = strength;
+    if (prompts.front().weighted) json["weighting"] = true;
     return json.dump();
 }
 
 Request make_request(const Manifest& manifest, const sd35_request& asked,
                      std::uint32_t max_prompt_chars) {
-    const std::vector<std::string> prompts =
-        texts("prompt", asked.prompts, asked.prompt_count, max_prompt_chars);
-    if (prompts.empty()) throw usage_error("there is no prompt", "give one, which may be empty");
-    const std::vector<std::string> negatives =
-        negatives_of(asked, prompts.size(), max_prompt_chars);
+    const std::vector<Prompt> prompts = prompts_of(asked, max_prompt_chars);
+    const std::vector<Prompt> negatives = negatives_of(asked, prompts.size(), max_prompt_chars);
     const std::int64_t batch = whole("batch", asked.batch, 1, largest);
     const auto count = static_cast<std::size_t>(check_count(manifest, prompts.size(), batch));
     Request request{};

@@ -9,6 +9,7 @@
 
 #include "buffer.hpp"
 #include "manifest.hpp"
+#include "prompts.hpp"
 
 namespace libsd35 {
 
@@ -16,8 +17,8 @@ inline constexpr std::uint32_t usual_prompt_chars = 10'000;
 
 // One run: every list has one entry per image.
 struct Request {
-    std::vector<std::string> prompts;
-    std::vector<std::string> negatives;
+    std::vector<Prompt> prompts;
+    std::vector<Prompt> negatives;
     std::vector<std::uint64_t> seeds;
     std::vector<double> guidance;
     std::int64_t steps;

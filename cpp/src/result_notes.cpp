@@ -13,7 +13,7 @@ void add_once(std::vector<std::string>& notes, std::string note) {
 
 // Of the texts of one kind, each named by what it is.
 void add_text_notes(std::vector<std::string>& notes, const std::string& kind,
-                    const std::vector<std::string>& texts, const SharedFeatures* features) {
+                    const std::vector<Prompt>& texts, const SharedFeatures* features) {
     std::vector<std::size_t> unique;
     for (std::size_t i = 0; i < texts.size(); ++i) {
         if (std::find(texts.begin(), texts.begin() + static_cast<std::ptrdiff_t>(i), texts[i]) ==
@@ -40,7 +40,7 @@ std::vector<std::string> notes_of(const Request& request, const TextBranches& br
     }
     add_text_notes(notes, "prompt", request.prompts, branches.prompts);
     const bool steers = std::any_of(negatives.begin(), negatives.end(),
-                                    [](const std::string& text) { return !text.empty(); });
+                                    [](const Prompt& prompt) { return !prompt.empty(); });
     if (steers && request.guidance.front() == 1.0) {
         add_once(notes, "without guidance, the negative prompt has no effect");
     }

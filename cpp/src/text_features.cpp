@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "half.hpp"
+#include "token_weights.hpp"
 
 namespace libsd35 {
 namespace {
@@ -12,30 +13,30 @@ std::uint64_t bytes_of(const TextFeatures& features) {
     return features.hidden.bytes() + features.pooled.bytes();
 }
 
-std::vector<std::string> unique_of(const std::vector<std::string>& texts) {
-    std::vector<std::string> unique;
-    for (const std::string& text : texts) {
+std::vector<Prompt> unique_of(const std::vector<Prompt>& texts) {
+    std::vector<Prompt> unique;
+    for (const Prompt& text : texts) {
         if (std::find(unique.begin(), unique.end(), text) == unique.end()) unique.push_back(text);
     }
     return unique;
 }
 
-// Copies rows of values into a block of wider rows, from a column on.
-void place(const Buffer& rows, const Buffer& block, std::int64_t first_row, std::int64_t column) {
+// Copies rows of values to a place among wider rows.
+void put(const Buffer& rows, const Buffer& block, const Place& place) {
     // An engine that was built for one length may give others than those asked for.
-    const Buffer room = block.rows(first_row, rows.shape()[0]);
-    const auto width = static_cast<std::size_t>(rows.shape()[1]);
+    const Buffer room = block.rows(place.first_row, rows.shape()[0]);
+    const auto width = static_cast<std::size_t>(place.width);
     const std::size_t from_row = width * item_bytes(rows.dtype());
     const std::size_t item = item_bytes(block.dtype());
     const std::size_t to_row = static_cast<std::size_t>(block.shape()[1]) * item;
-    std::byte* to = room.address() + static_cast<std::size_t>(column) * item;
+    std::byte* to = room.address() + static_cast<std::size_t>(place.column) * item;
     const std::byte* from = rows.address();
     for (std::int64_t i = 0; i < rows.shape()[0]; ++i, from += from_row, to += to_row) {
         convert(from, rows.dtype(), to, block.dtype(), width);
     }
 }
 
-void place_vector(const Buffer& vector, const Buffer& into, std::int64_t column) {
+void put_vector(const Buffer& vector, const Buffer& into, std::int64_t column) {
     convert(vector.address(), vector.dtype(),
             into.address() + static_cast<std::size_t>(column) * item_bytes(into.dtype()),
             into.dtype(), static_cast<std::size_t>(vector.shape()[0]));
@@ -63,28 +64,6 @@ NewFeatures blank(const Component& conditioner, std::size_t count, std::int64_t 
 
 }  // namespace
 
-SharedFeatures FeatureCache::get(const Key& key) {
-    const auto found = places_.find(key);
-    if (found == places_.end()) return nullptr;
-    entries_.splice(entries_.end(), entries_, found->second);
-    return found->second->second;
-}
-
-void FeatureCache::put(const Key& key, SharedFeatures features) {
-    if (const auto old = places_.find(key); old != places_.end()) {
-        bytes_ -= bytes_of(*old->second->second);
-        entries_.erase(old->second);
-        places_.erase(old);
-    }
-    bytes_ += bytes_of(*features);
-    places_[key] = entries_.emplace(entries_.end(), key, std::move(features));
-    while (bytes_ > limit_) {
-        bytes_ -= bytes_of(*entries_.front().second);
-        places_.erase(entries_.front().first);
-        entries_.pop_front();
-    }
-}
-
 TextEncoder::TextEncoder(const Bundle& bundle, Device& device, ComponentRunner& runner,
                          std::uint64_t cache_bytes)
     : manifest_(bundle.manifest()), device_(device), runner_(runner), cache_(cache_bytes) {
@@ -93,11 +72,11 @@ TextEncoder::TextEncoder(const Bundle& bundle, Device& device, ComponentRunner& 
     }
 }
 
-std::vector<SharedFeatures> TextEncoder::encode(const std::vector<std::string>& texts,
+std::vector<SharedFeatures> TextEncoder::encode(const std::vector<Prompt>& texts,
                                                 std::int64_t t5_tokens) {
-    std::map<std::string, SharedFeatures> known;
-    std::vector<std::string> missing;
-    for (const std::string& text : unique_of(texts)) {
+    std::map<Prompt, SharedFeatures> known;
+    std::vector<Prompt> missing;
+    for (const Prompt& text : unique_of(texts)) {
         SharedFeatures features = cache_.get({text, t5_tokens});
         if (features == nullptr) missing.push_back(text);
         known[text] = std::move(features);
@@ -106,61 +85,84 @@ std::vector<SharedFeatures> TextEncoder::encode(const std::vector<std::string>& 
         const std::vector<SharedFeatures> computed = compute(missing, t5_tokens);
         for (std::size_t i = 0; i < missing.size(); ++i) {
             known[missing[i]] = computed[i];
-            cache_.put({missing[i], t5_tokens}, computed[i]);
+            cache_.put({missing[i], t5_tokens}, computed[i], bytes_of(*computed[i]));
         }
     }
     std::vector<SharedFeatures> result;
-    for (const std::string& text : texts) result.push_back(known[text]);
+    for (const Prompt& text : texts) result.push_back(known[text]);
     return result;
 }
 
 // SD3: CLIP-L beside CLIP-G, padded with zeros to T5's width, followed by T5. Without T5 its part
 // stays zero.
-std::vector<SharedFeatures> TextEncoder::compute(const std::vector<std::string>& texts,
+std::vector<SharedFeatures> TextEncoder::compute(const std::vector<Prompt>& texts,
                                                  std::int64_t t5_tokens) {
     const std::int64_t clip_tokens = manifest_.tokenizers.find("clip_l")->second.length;
     const NewFeatures features =
         blank(runner_.component("conditioner"), texts.size(), clip_tokens + t5_tokens);
+    const std::vector<SharedFeatures> empties = empties_of(texts, t5_tokens);
     std::int64_t column = 0;
     std::int64_t pooled_column = 0;
-    for (const std::string name : {"clip_l", "clip_g"}) {
-        const Outputs out = run(name, texts, clip_tokens, features);
+    for (const std::string name : {"clip_l", "clip_g", "t5"}) {
+        if (manifest_.component(name) == nullptr) continue;
+        const bool is_clip = name != "t5";
+        const std::int64_t length = is_clip ? clip_tokens : t5_tokens;
+        const Tokens tokens = tokenize(name, texts, length, features);
+        const Outputs out = runner_.run(name, {{"input_ids", device_.upload(tokens.ids)}},
+                                        {{"batch", tokens.ids.shape()[0]}, {"tokens", length}});
         const Buffer hidden = device_.download(out.find("hidden")->second);
+        const Place place{is_clip ? 0 : clip_tokens, is_clip ? column : 0, hidden.shape()[2]};
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            put(hidden.row(static_cast<std::int64_t>(i)), features[i]->hidden, place);
+            if (empties[i] == nullptr) continue;
+            weigh(features[i]->hidden, empties[i]->hidden, place, tokens.weights[i]);
+        }
+        if (!is_clip) continue;
         const Buffer pooled = device_.download(out.find("pooled")->second);
         for (std::size_t i = 0; i < texts.size(); ++i) {
-            const auto row = static_cast<std::int64_t>(i);
-            place(hidden.row(row), features[i]->hidden, 0, column);
-            place_vector(pooled.row(row), features[i]->pooled, pooled_column);
+            put_vector(pooled.row(static_cast<std::int64_t>(i)), features[i]->pooled,
+                       pooled_column);
         }
-        column += hidden.shape()[2];
+        column += place.width;
         pooled_column += pooled.shape()[1];
-    }
-    if (manifest_.component("t5") != nullptr) {
-        const Outputs out = run("t5", texts, t5_tokens, features);
-        const Buffer hidden = device_.download(out.find("hidden")->second);
-        for (std::size_t i = 0; i < texts.size(); ++i) {
-            place(hidden.row(static_cast<std::int64_t>(i)), features[i]->hidden, clip_tokens, 0);
-        }
     }
     return {features.begin(), features.end()};
 }
 
-// Runs a text encoder on texts of so many tokens; notes those that are cut.
-Outputs TextEncoder::run(const std::string& name, const std::vector<std::string>& texts,
-                         std::int64_t length, const NewFeatures& features) {
-    const auto count = static_cast<std::int64_t>(texts.size());
-    PromptTokenizer& tokenizer = tokenizers_.find(name)->second;
-    const Buffer ids = host_buffer(DType::int64, {count, length});
+// Features of an empty text for each text that has weights; NULL for others.
+std::vector<SharedFeatures> TextEncoder::empties_of(const std::vector<Prompt>& texts,
+                                                    std::int64_t t5_tokens) {
+    std::vector<SharedFeatures> empties(texts.size());
+    std::vector<std::size_t> weighted;
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        auto* const row = ids.row(static_cast<std::int64_t>(i)).data<std::int64_t>();
-        const std::int64_t whole = tokenizer.encode(texts[i], length, row);
+        if (texts[i].weighted) weighted.push_back(i);
+    }
+    if (weighted.empty()) return empties;
+    const std::vector<SharedFeatures> own = encode(std::vector<Prompt>(weighted.size()), t5_tokens);
+    for (std::size_t i = 0; i < weighted.size(); ++i) empties[weighted[i]] = own[i];
+    return empties;
+}
+
+// Cuts texts into so many tokens; notes those that have more.
+TextEncoder::Tokens TextEncoder::tokenize(const std::string& name, const std::vector<Prompt>& texts,
+                                          std::int64_t length, const NewFeatures& features) {
+    Tokens tokens{host_buffer(DType::int64, {static_cast<std::int64_t>(texts.size()), length}),
+                  std::vector<std::vector<float>>(texts.size())};
+    PromptTokenizer& tokenizer = tokenizers_.find(name)->second;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+        auto* const ids = tokens.ids.row(static_cast<std::int64_t>(i)).data<std::int64_t>();
+        const std::string& text = texts[i].text_of(name);
+        std::vector<float>& weights = tokens.weights[i];
+        if (texts[i].weighted) weights.resize(static_cast<std::size_t>(length));
+        const std::int64_t whole =
+            texts[i].weighted ? tokenizer.encode_weighted(text, length, ids, weights.data())
+                              : tokenizer.encode(text, length, ids);
         // CLIP-G has CLIP-L's vocabulary.
         if (name != "clip_g" && whole > length) {
             features[i]->notes.push_back(cut_note(name, whole, length));
         }
     }
-    return runner_.run(name, {{"input_ids", device_.upload(ids)}},
-                       {{"batch", count}, {"tokens", length}});
+    return tokens;
 }
 
 }  // namespace libsd35

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <list>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "byte_cache.hpp"
+#include "prompts.hpp"
 #include "runner.hpp"
 #include "tokenizer.hpp"
 
@@ -26,28 +27,6 @@ using SharedFeatures = std::shared_ptr<const TextFeatures>;
 // Of texts that are being encoded.
 using NewFeatures = std::vector<std::shared_ptr<TextFeatures>>;
 
-// The features that were used last, of together no more than so many bytes.
-class FeatureCache {
-  public:
-    // A text, and the length of T5's part.
-    using Key = std::pair<std::string, std::int64_t>;
-
-    explicit FeatureCache(std::uint64_t limit) : limit_(limit) {}
-
-    // Counts as used; NULL where it is not held.
-    SharedFeatures get(const Key& key);
-    // Takes the place of those that were not used for longest.
-    void put(const Key& key, SharedFeatures features);
-
-  private:
-    using Entry = std::pair<Key, SharedFeatures>;
-
-    std::uint64_t limit_;
-    std::uint64_t bytes_ = 0;
-    std::list<Entry> entries_;  // the one that was used last, last
-    std::map<Key, std::list<Entry>::iterator> places_;
-};
-
 // Texts to features. Those of the latest texts are kept: a repeated prompt runs no engine.
 class TextEncoder {
   public:
@@ -56,19 +35,25 @@ class TextEncoder {
                 std::uint64_t cache_bytes);
 
     // Features of each text; those not known are computed in one batch. Throws Error.
-    std::vector<SharedFeatures> encode(const std::vector<std::string>& texts,
-                                       std::int64_t t5_tokens);
+    std::vector<SharedFeatures> encode(const std::vector<Prompt>& texts, std::int64_t t5_tokens);
 
   private:
-    std::vector<SharedFeatures> compute(const std::vector<std::string>& texts,
-                                        std::int64_t t5_tokens);
-    Outputs run(const std::string& name, const std::vector<std::string>& texts, std::int64_t length,
-                const NewFeatures& features);
+    // What a text encoder reads of some texts.
+    struct Tokens {
+        Buffer ids;                               // int64 [texts, length]
+        std::vector<std::vector<float>> weights;  // of each text's tokens; none without marks
+    };
+
+    std::vector<SharedFeatures> compute(const std::vector<Prompt>& texts, std::int64_t t5_tokens);
+    std::vector<SharedFeatures> empties_of(const std::vector<Prompt>& texts,
+                                           std::int64_t t5_tokens);
+    Tokens tokenize(const std::string& name, const std::vector<Prompt>& texts, std::int64_t length,
+                    const NewFeatures& features);
 
     const Manifest& manifest_;
     Device& device_;
     ComponentRunner& runner_;
-    FeatureCache cache_;
+    ByteCache<std::pair<Prompt, std::int64_t>, TextFeatures> cache_;  // by T5's tokens, too
     std::map<std::string, PromptTokenizer, std::less<>> tokenizers_;
 };
 

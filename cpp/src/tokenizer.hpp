@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bundle.hpp"
 
@@ -22,7 +23,17 @@ class PromptTokenizer {
     // whole text has.
     std::int64_t encode(std::string_view text, std::int64_t length, std::int64_t* ids);
 
+    // The same of a text with marks of weights, each part of which is cut into tokens by itself,
+    // and `length` weights.
+    std::int64_t encode_weighted(std::string_view text, std::int64_t length, std::int64_t* ids,
+                                 float* weights);
+
   private:
+    std::vector<std::int64_t> special_tokens();
+    // Adds at most `room` tokens of a text; returns how many it has.
+    std::int64_t add_tokens(std::string_view text, bool special, std::size_t room,
+                            std::vector<std::int64_t>& tokens);
+
     struct Free {
         void operator()(sd35_tokenizer* tokenizer) const noexcept;
     };

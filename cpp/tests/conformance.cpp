@@ -1,9 +1,9 @@
 // Draws the cases of cases.json by sd35.hpp, and writes what came of them.
 //
-//     conformance CASES POLICY BUNDLE OUT
+//     conformance CASES NAME BUNDLE OUT
 //
-// For each case with the policy, OUT/N-M.latents and OUT/N-M.images hold the bytes of request M of
-// case N, OUT/N-M.json its notes and parameters.
+// For each case of the bundle with this name, OUT/N-M.latents and OUT/N-M.images hold the bytes of
+// request M of case N, OUT/N-M.json its notes and parameters.
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -32,10 +32,19 @@ void read(const json& fields, const char* name, std::optional<T>& into) {
     if (fields.contains(name)) into = fields.at(name).get<T>();
 }
 
+std::vector<std::string> texts_of(const json& fields, const char* name) {
+    return fields.value(name, std::vector<std::string>());
+}
+
 sd35::Request request_of(const json& fields) {
     sd35::Request request;
     request.prompts = fields.at("prompt").get<std::vector<std::string>>();
-    request.negatives = fields.value("negative", std::vector<std::string>());
+    request.negatives = texts_of(fields, "negative");
+    request.prompts_2 = texts_of(fields, "prompt_2");
+    request.prompts_3 = texts_of(fields, "prompt_3");
+    request.negatives_2 = texts_of(fields, "negative_2");
+    request.negatives_3 = texts_of(fields, "negative_3");
+    request.weighting = fields.value("weighting", false);
     request.seed = fields.value("seed", std::uint64_t{0});
     request.seeds = fields.value("seeds", std::vector<std::uint64_t>());
     request.batch = fields.value("batch", 1);
@@ -84,10 +93,10 @@ void draw(sd35::Pipeline& pipeline, const json& asked, const std::string& stem) 
 
 int main(int count, char** arguments) {
     if (count != 5) {
-        std::cerr << "usage: conformance CASES POLICY BUNDLE OUT\n";
+        std::cerr << "usage: conformance CASES NAME BUNDLE OUT\n";
         return 2;
     }
-    const std::string policy = arguments[2];
+    const std::string name = arguments[2];
     try {
         std::ifstream stream(arguments[1]);
         const json cases = json::parse(stream).at("cases");
@@ -95,7 +104,7 @@ int main(int count, char** arguments) {
         options.threads = 1;
         sd35::Pipeline pipeline(arguments[3], options);
         for (std::size_t i = 0; i < cases.size(); ++i) {
-            if (cases[i].at("policy") != policy) continue;
+            if (cases[i].at("bundle") != name) continue;
             draw(pipeline, cases[i].at("requests"), arguments[4] + ("/" + std::to_string(i)));
         }
     } catch (const std::exception& error) {

@@ -3,8 +3,9 @@
 //
 //     probe plan      [{"engines": [...], "budget": N or null, "reserve": N}, ...] → plans
 //     probe tokens    {"bundle": PATH, "tokenizer": NAME, "length": N, "texts": [...]} → ids,
-//     counts probe noise     {"seed": N, "count": N} → values probe half      [bits of float32,
-//     ...] → bits of float16
+//     counts probe weights   [text, ...] → parts and their weights, or why there are none probe
+//     noise     {"seed": N, "count": N} → values probe half      [bits of float32, ...] → bits of
+//     float16
 #include <cstring>
 #include <functional>
 #include <iostream>
@@ -18,6 +19,7 @@
 #include "half.hpp"
 #include "noise.hpp"
 #include "residency.hpp"
+#include "token_weights.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -76,6 +78,22 @@ json tokens(const json& asked) {
     return result;
 }
 
+json weights(const json& asked) {
+    json result = json::array();
+    for (const json& text : asked) {
+        try {
+            json parts = json::array();
+            for (const auto& part : libsd35::weighted_parts(text.get_ref<const std::string&>())) {
+                parts.push_back({part.text, part.weight});
+            }
+            result.push_back(parts);
+        } catch (const libsd35::Error& error) {
+            result.push_back(error.message());
+        }
+    }
+    return result;
+}
+
 json noise(const json& asked) {
     std::vector<float> values(asked.at("count").get<std::size_t>());
     libsd35::fill_noise(values.data(), values.size(), asked.at("seed").get<std::uint64_t>());
@@ -97,10 +115,10 @@ json half(const json& asked) {
 
 int main(int count, char** arguments) {
     const std::map<std::string, std::function<json(const json&)>> parts{
-        {"plan", plan}, {"tokens", tokens}, {"noise", noise}, {"half", half}};
+        {"plan", plan}, {"tokens", tokens}, {"weights", weights}, {"noise", noise}, {"half", half}};
     const auto part = parts.find(count == 2 ? arguments[1] : "");
     if (part == parts.end()) {
-        std::cerr << "usage: probe plan|tokens|noise|half\n";
+        std::cerr << "usage: probe plan|tokens|weights|noise|half\n";
         return 2;
     }
     try {

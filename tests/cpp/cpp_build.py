@@ -15,9 +15,11 @@ import pytest
 from sd35_ctypes import Library
 
 ROOT = Path(__file__).parents[2]
-CASES: list[dict[str, Any]] = json.loads((ROOT / "cpp/tests/cases.json").read_text("utf-8"))[
-    "cases"
-]
+_DATA = json.loads((ROOT / "cpp/tests/cases.json").read_text("utf-8"))
+
+#: What both languages draw alike, and the bundles of it by their options.
+CASES: list[dict[str, Any]] = _DATA["cases"]
+BUNDLES: dict[str, dict[str, Any]] = _DATA["bundles"]
 
 # Of cpp/build.sh.
 _MISSING = 3

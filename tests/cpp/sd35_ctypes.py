@@ -66,6 +66,10 @@ class RequestFields(Structure):
         ("width", c_int64), ("height", c_int64), ("t5_tokens", c_int64), ("sampler", c_char_p),
         ("image", POINTER(c_uint8)), ("image_width", c_uint32), ("image_height", c_uint32),
         ("strength", c_double), ("callback", CALLBACK), ("callback_user", c_void_p),
+        ("prompts_2", POINTER(Text)), ("prompt_2_count", c_size_t),
+        ("prompts_3", POINTER(Text)), ("prompt_3_count", c_size_t),
+        ("negatives_2", POINTER(Text)), ("negative_2_count", c_size_t),
+        ("negatives_3", POINTER(Text)), ("negative_3_count", c_size_t), ("weighting", c_int64),
     )  # fmt: skip
 
 
@@ -191,6 +195,14 @@ def values(fields: Structure) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in got.items()}
 
 
+#: Argument → the fields of how many texts, and of these.
+_OTHER_TEXTS = {
+    f"{kind}_{number}": (f"{kind}_{number}_count", f"{kind}s_{number}")
+    for kind in ("prompt", "negative")
+    for number in (2, 3)
+}
+
+
 def _texts(texts: str | bytes | Sequence[str | bytes]) -> tuple[Any, int]:
     some = [texts] if isinstance(texts, str | bytes) else list(texts)
     data = [text.encode() if isinstance(text, str) else text for text in some]
@@ -211,13 +223,18 @@ class Asked:
         image: np.ndarray | None = None,
         sampler: str | None = None,
         callback: Callable[[StepView], bool | None] | None = None,
-        **numbers: float | None,
+        **more: Any,
     ) -> None:
         self.fields = RequestFields()
         library.request_init(byref(self.fields))
         fields = self.fields
         fields.prompts, fields.prompt_count = _texts(prompt)
         fields.negatives, fields.negative_count = _texts(negative)
+        for name, (singular, plural) in _OTHER_TEXTS.items():
+            if name in more:
+                data, count = _texts(more.pop(name))
+                setattr(fields, plural, data)
+                setattr(fields, singular, count)
         if isinstance(seed, int):
             fields.seed = seed
         else:
@@ -231,7 +248,7 @@ class Asked:
             fields.image_height, fields.image_width = image.shape[:2]
         if sampler is not None:
             fields.sampler = sampler.encode()
-        for name, value in numbers.items():
+        for name, value in more.items():
             setattr(fields, name, UNSET if value is None else value)
         if callback is not None:
             # A number other than 0 ends the request.

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpp_build import CASES, ROOT, built, run_program
+from cpp_build import BUNDLES, CASES, ROOT, built, run_program
 
 from sd35_trt.runtime import Pipeline, Result
 from sd35_trt.runtime.job import Job
 
-POLICIES = sorted({case["policy"] for case in CASES})
+# Of which one stands for all.
+_TEXTS = ("negative", "prompt_2", "prompt_3", "negative_2", "negative_3")
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -30,8 +31,9 @@ def arguments(request: dict[str, Any]) -> dict[str, Any]:
         own["seed"] = own.pop("seeds")
     if "image" in own:
         own["image"] = picture(*own["image"])
-    if len(own.get("negative", [])) == 1:
-        [own["negative"]] = own["negative"]
+    for name in _TEXTS:
+        if len(own.get(name, [])) == 1:
+            [own[name]] = own[name]
     return own
 
 
@@ -43,16 +45,14 @@ def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
     return results
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_cases_are_equal(
-    policy: str, make_bundle: Callable[..., Path], mini_bundle: Path, tmp_path: Path
-) -> None:
-    bundle = mini_bundle if policy == "fp32" else make_bundle(policy=policy)
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_cases_are_equal(name: str, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle(**BUNDLES[name])
     program = built() / "tests" / "conformance"
-    run_program(program, ROOT / "cpp/tests/cases.json", policy, bundle, tmp_path)
+    run_program(program, ROOT / "cpp/tests/cases.json", name, bundle, tmp_path)
     with Pipeline.load(bundle, threads=1) as pipe:
         for number, case in enumerate(CASES):
-            if case["policy"] != policy:
+            if case["bundle"] != name:
                 continue
             for part, result in enumerate(draw(pipe, case["requests"])):
                 check(tmp_path / f"{number}-{part}", result, case["name"])
@@ -72,14 +72,18 @@ def check(stem: Path, expected: Result, name: str) -> None:
 
 
 def test_the_cases_hold_what_they_promise() -> None:
-    """Guidance on and off, batches, joined requests, pictures, samplers, sizes, lengths."""
+    """Guidance on and off, batches, joined requests, pictures, samplers, sizes, lengths, texts."""
+    assert {case["bundle"] for case in CASES} == set(BUNDLES)
+    assert {options.get("policy", "fp32") for options in BUNDLES.values()} == {
+        "fp32", "half", "int8-weight", "fp8"
+    }  # fmt: skip
+    assert any(options.get("guidance") is False for options in BUNDLES.values())
     requests = [request for case in CASES for request in case["requests"]]
-    assert {"fp32", "half", "int8-weight", "fp8"} == set(POLICIES)
     assert any(len(case["requests"]) > 1 for case in CASES)
     assert {1, 3} <= {request.get("batch", 1) for request in requests}
     assert {None, "dpmpp-2m"} <= {request.get("sampler") for request in requests}
     assert len({request.get("t5_tokens") for request in requests}) >= 3
-    for field in ("image", "negative", "guidance", "shift", "size", "seeds"):
+    for field in ("image", "negative", "guidance", "shift", "size", "seeds", "weighting", *_TEXTS):
         assert any(field in request for request in requests), field
     names = [case["name"] for case in CASES]
     assert len(set(names)) == len(names)

@@ -14,10 +14,12 @@ import tokenizers
 import torch
 from cpp_build import ROOT, built, probe, run_program
 
+from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.residency import Footprint, plan_residency
 from sd35_trt.runtime.noise import randn
 from sd35_trt.runtime.text import PromptTokenizer
+from sd35_trt.runtime.token_weights import weighted_parts
 
 
 def test_units() -> None:
@@ -73,6 +75,43 @@ def test_tokens_are_those_of_hugging_face(mini_bundle: Path) -> None:
 def test_many_tokens_are_those_of_hugging_face(mini_bundle: Path) -> None:
     for part in range(10):
         check_tokens(mini_bundle, 10_000, 1 + part)
+
+
+def marked_texts(count: int, seed: int) -> Iterator[str]:
+    """Texts with marks of weights, whole and broken."""
+    generator = random.Random(seed)
+    pieces = (
+        "(", "(", "(a", "((ring", "(a b", ")", ":", ":1.3", ":1.3)", ":-.5)", ": 2. )", ":+1e-1)", ":nan)", ":1e3)", ":0x1)",
+        ":1_0)", ":1e)", ":.)", ":\u0661)", ":9" + "9" * 400 + ")", ":1e-400)", "\\(", "\\)", "\\", "\0",
+        "<", ">", "a", "red ring", "ü", "\U0001f308", " ",
+    )  # fmt: skip
+    for _ in range(count):
+        yield "".join(generator.choices(pieces, k=generator.randrange(12)))
+
+
+def parts_of(text: str) -> Any:
+    try:
+        return [list(part) for part in weighted_parts(text)]
+    except UsageError as error:
+        return str(error)
+
+
+def check_weights(count: int, seed: int) -> None:
+    deep = ["(" * depth + "a" + ")" * depth for depth in (99, 100, 101, 5000)]
+    some = [*marked_texts(count, seed), *deep, "(" * 10_000, "(a:" + "1" * 9000 + "x)"]
+    for text, parts in zip(some, probe("weights", some), strict=True):
+        assert parts == parts_of(text), text
+
+
+def test_weights_are_read_as_in_python() -> None:
+    check_weights(3000, 0)
+    refusals = [text for text in map(parts_of, marked_texts(3000, 0)) if isinstance(text, str)]
+    assert 50 < len(refusals) < 1500
+
+
+@pytest.mark.nightly
+def test_many_weights_are_read_as_in_python() -> None:
+    check_weights(300_000, 1)
 
 
 def test_the_crate_is_of_a_version_that_both_sides_have() -> None:

@@ -181,6 +181,17 @@ typedef struct sd35_request {
      * again by the fallback, steps count from 0 again. */
     sd35_callback callback;
     void *callback_user;
+    /* Texts for CLIP-G and for T5 where they are others than CLIP-L's: none, one for all, or one
+     * per prompt. */
+    const sd35_text *prompts_2;
+    size_t prompt_2_count;
+    const sd35_text *prompts_3;
+    size_t prompt_3_count;
+    const sd35_text *negatives_2;
+    size_t negative_2_count;
+    const sd35_text *negatives_3;
+    size_t negative_3_count;
+    int64_t weighting; /* other than 0: (text:1.3) in a prompt is a part with this weight */
 } sd35_request;
 
 /* One image, strength 0.6; all else is left to the bundle. */

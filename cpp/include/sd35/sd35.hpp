@@ -130,6 +130,12 @@ struct Request {
     std::optional<Picture> image;
     double strength = 0.6;  // how much of the picture is redrawn
     Callback callback;
+    // Texts for CLIP-G and for T5 where they are others: none, one for all, or one per prompt.
+    std::vector<std::string> prompts_2;
+    std::vector<std::string> prompts_3;
+    std::vector<std::string> negatives_2;
+    std::vector<std::string> negatives_3;
+    bool weighting = false;  // (text:1.3) in a prompt is a part with this weight
 };
 
 struct Anomaly {
@@ -380,15 +386,9 @@ class Pipeline {
     // A request as the C functions take it; it refers to the one that it is made of.
     class Asked {
       public:
-        explicit Asked(const Request& request)
-            : request_(request),
-              prompts_(texts(request.prompts)),
-              negatives_(texts(request.negatives)) {
+        explicit Asked(const Request& request) : request_(request) {
             sd35_request_init(&fields_);
-            fields_.prompts = prompts_.data();
-            fields_.prompt_count = prompts_.size();
-            fields_.negatives = negatives_.data();
-            fields_.negative_count = negatives_.size();
+            set_texts();
             if (!request.seeds.empty()) {
                 fields_.seeds = request.seeds.data();
                 fields_.seed_count = request.seeds.size();
@@ -418,6 +418,23 @@ class Pipeline {
             std::vector<sd35_text> result;
             for (const std::string& text : strings) result.push_back({text.data(), text.size()});
             return result;
+        }
+
+        void set_texts() {
+            set(request_.prompts, fields_.prompts, fields_.prompt_count);
+            set(request_.negatives, fields_.negatives, fields_.negative_count);
+            set(request_.prompts_2, fields_.prompts_2, fields_.prompt_2_count);
+            set(request_.prompts_3, fields_.prompts_3, fields_.prompt_3_count);
+            set(request_.negatives_2, fields_.negatives_2, fields_.negative_2_count);
+            set(request_.negatives_3, fields_.negatives_3, fields_.negative_3_count);
+            fields_.weighting = request_.weighting ? 1 : 0;
+        }
+
+        void set(const std::vector<std::string>& strings, const sd35_text*& data,
+                 std::size_t& count) {
+            texts_.push_back(texts(strings));
+            data = texts_.back().data();
+            count = strings.size();
         }
 
         void set_numbers() {
@@ -458,8 +475,7 @@ class Pipeline {
         }
 
         const Request& request_;
-        std::vector<sd35_text> prompts_;
-        std::vector<sd35_text> negatives_;
+        std::vector<std::vector<sd35_text>> texts_;  // what the fields point to
         std::exception_ptr thrown_;
         sd35_request fields_;
     };

@@ -1,38 +1,41 @@
-// The cache of features, and slots of the host.
+// The cache that is bounded in bytes.
+#include "byte_cache.hpp"
+
 #include <gtest/gtest.h>
 
-#include "text_features.hpp"
+#include <string>
 
 namespace libsd35 {
 namespace {
 
-SharedFeatures features(std::int64_t floats) {
-    return std::make_shared<TextFeatures>(
-        TextFeatures{host_zeros(DType::float32, {floats, 1}), host_zeros(DType::float32, {1}), {}});
+using Cache = ByteCache<std::string, int>;
+
+std::shared_ptr<const int> value() {
+    return std::make_shared<const int>(7);
 }
 
-TEST(FeatureCache, ForgetsWhatWasNotUsedForLongest) {
-    FeatureCache cache(100);
-    cache.put({"a", 1}, features(9));  // 40 bytes
-    cache.put({"b", 1}, features(9));
-    EXPECT_NE(cache.get({"a", 1}), nullptr);
-    cache.put({"c", 1}, features(9));
-    EXPECT_NE(cache.get({"a", 1}), nullptr);
-    EXPECT_EQ(cache.get({"b", 1}), nullptr);
-    EXPECT_EQ(cache.get({"a", 2}), nullptr);
+TEST(ByteCache, ForgetsWhatWasNotUsedForLongest) {
+    Cache cache(100);
+    cache.put("a", value(), 40);
+    cache.put("b", value(), 40);
+    EXPECT_NE(cache.get("a"), nullptr);
+    cache.put("c", value(), 40);
+    EXPECT_NE(cache.get("a"), nullptr);
+    EXPECT_NE(cache.get("c"), nullptr);
+    EXPECT_EQ(cache.get("b"), nullptr);
 }
 
-TEST(FeatureCache, ReplacingCountsOnce) {
-    FeatureCache cache(100);
-    for (int i = 0; i < 5; ++i) cache.put({"a", 1}, features(9));
-    cache.put({"b", 1}, features(9));
-    EXPECT_NE(cache.get({"a", 1}), nullptr);
+TEST(ByteCache, ReplacingCountsOnce) {
+    Cache cache(100);
+    for (int i = 0; i < 5; ++i) cache.put("a", value(), 40);
+    cache.put("b", value(), 40);
+    EXPECT_NE(cache.get("a"), nullptr);
 }
 
-TEST(FeatureCache, WhatIsLargerAloneIsNotKept) {
-    FeatureCache cache(0);
-    cache.put({"a", 1}, features(9));
-    EXPECT_EQ(cache.get({"a", 1}), nullptr);
+TEST(ByteCache, WhatIsLargerAloneIsNotKept) {
+    Cache cache(0);
+    cache.put("a", value(), 40);
+    EXPECT_EQ(cache.get("a"), nullptr);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 
 Request request_of(std::size_t images) {
     Request request{};
-    request.prompts.assign(images, "a star");
+    request.prompts.assign(images, Prompt{"a star", "a star", "a star"});
     request.seeds.assign(images, 5);
     request.steps = 28;
     return request;
