@@ -37,7 +37,8 @@ RESULTS = Path(__file__).parent / "results" / "serve.json"
 #: Milliseconds that the server may take beside drawing, at the median.
 OVERHEAD_MS = 5.0
 
-_PATH = "/v1/images/generations"
+#: Where pictures are asked for.
+PATH = "/v1/images/generations"
 _PROMPTS = ("a red star", "two blue squares", "a small green circle on white", "a yellow ring")
 
 # An answer is in time after so many times what an idle server takes.
@@ -64,7 +65,7 @@ def overhead(url: str, bundle: Path, steps: int, size: str, count: int) -> dict[
         for number in range(-len(_PROMPTS), count):
             asked = body(abs(number), steps, size)
             start = time.perf_counter()
-            answer = client.post(_PATH, json=asked).raise_for_status().json()
+            answer = client.post(PATH, json=asked).raise_for_status().json()
             middle = time.perf_counter()
             pool.generate(asked["prompt"], seed=asked["seed"], steps=steps, size=(width, height))
             end = time.perf_counter()
@@ -89,7 +90,7 @@ async def closed_loop(url: str, clients: int, steps: int, size: str, seconds: fl
         nonlocal answered
         number = first
         while time.perf_counter() < end:
-            response = await client.post(_PATH, json=body(number, steps, size))
+            response = await client.post(PATH, json=body(number, steps, size))
             if response.status_code == 429:  # fewer may wait than there are clients
                 await asyncio.sleep(0.02)
                 continue
@@ -122,7 +123,7 @@ async def open_loop(
 
     async def ask(client: httpx.AsyncClient, number: int, due: float) -> None:
         try:
-            response = await client.post(_PATH, json=body(number, steps, size))
+            response = await client.post(PATH, json=body(number, steps, size))
             status = str(response.status_code)
         except httpx.TransportError as error:
             status = type(error).__name__

@@ -13,7 +13,8 @@ that wait.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 from sd35_trt.errors import Sd35Error
 
@@ -32,11 +33,25 @@ except ImportError as error:
         "pip install -U 'sd35-trt[metrics]'",
     ) from error
 
-if TYPE_CHECKING:
-    from .pool import PipelinePool
-
 # Seconds; from mini on a CPU to Large with a full queue.
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
+
+
+class _Bundle(Protocol):
+    @property
+    def on_fallback(self) -> bool: ...
+
+
+class Watched(Protocol):
+    """What is read of a pool."""
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+
+    @property
+    def pipelines(self) -> Mapping[str, _Bundle]:
+        """By name."""
 
 
 class Metrics:
@@ -81,7 +96,7 @@ class Metrics:
         else:
             self._stages.labels(bundle, span.name).observe(float(span.attributes["seconds"]))
 
-    def watch(self, pool: PipelinePool) -> None:
+    def watch(self, pool: Watched) -> None:
         """Report a pool's queue and fallbacks whenever metrics are read."""
         self._waiting.set_function(lambda: pool.waiting)
         for name, pipe in pool.pipelines.items():

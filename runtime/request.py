@@ -138,17 +138,17 @@ def make_request(
     manifest: Manifest,
     *,
     prompt: str | Sequence[str],
-    negative: str | Sequence[str],
-    seed: int | Sequence[int],
-    steps: int | None,
-    guidance: float | None,
-    shift: float | None,
-    size: tuple[int, int] | None,
-    batch: int,
-    sampler: str | None,
-    t5_tokens: int | None,
-    image: PictureLike | None,
-    strength: float,
+    negative: str | Sequence[str] = "",
+    seed: int | Sequence[int] = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    sampler: str | None = None,
+    t5_tokens: int | None = None,
+    image: PictureLike | None = None,
+    strength: float = 0.6,
     max_prompt_chars: int = MAX_PROMPT_CHARS,
     adapters: Any = None,
     shelf: AdapterShelf | None = None,
@@ -265,21 +265,7 @@ def make_request(
 
 def least_request(manifest: Manifest) -> Request:
     """The smallest batch of the usual size."""
-    return make_request(
-        manifest,
-        prompt=[""] * manifest.ranges.batch[0],
-        negative="",
-        seed=0,
-        steps=None,
-        guidance=None,
-        shift=None,
-        size=None,
-        batch=1,
-        sampler=None,
-        t5_tokens=None,
-        image=None,
-        strength=0.6,
-    )
+    return make_request(manifest, prompt=[""] * manifest.ranges.batch[0])
 
 
 def join(requests: Sequence[Request]) -> Request:

@@ -7,6 +7,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 
 from sd35_trt import __version__
+from sd35_trt.runtime import PipelinePool
 
 from .failures import answer_failures
 from .gate import Gate
@@ -19,12 +20,15 @@ from .service import Service
 _DESCRIPTION = "Pictures by Stable Diffusion 3.5, in OpenAI's form."
 
 
-def make_app(service: Service, registry: CollectorRegistry) -> FastAPI:
+def make_app(
+    service: Service, registry: CollectorRegistry, managed: PipelinePool | None = None
+) -> FastAPI:
     """An application over a service.
 
     Args:
         service: draws.
         registry: holds the metrics, those of the service's pool among them.
+        managed: the pool whose traffic operators may change; None has no admin endpoints.
     """
     app = FastAPI(
         title="sd35-trt", version=__version__, description=_DESCRIPTION,
@@ -39,7 +43,8 @@ def make_app(service: Service, registry: CollectorRegistry) -> FastAPI:
     )
     app.include_router(image_routes(service), dependencies=[token])
     app.include_router(model_routes(service), dependencies=[token])
-    app.include_router(admin_routes(service), dependencies=[admin])
+    if managed is not None:
+        app.include_router(admin_routes(service, managed), dependencies=[admin])
     app.include_router(operation_routes(service, registry))
     app.include_router(page_routes())
     app.add_middleware(Gate, settings=service.settings)

@@ -1,4 +1,4 @@
-"""A request on its way through the pool, as a coroutine sees it."""
+"""A request on its way through a pool, as a coroutine sees it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sd35_trt.errors import Cancelled, TimedOut
-from sd35_trt.runtime import PipelinePool, Result, Step
+from sd35_trt.formats.bundle import Manifest
+from sd35_trt.runtime import Request, Result, Step
 
 # The pool looks at a request's time between steps; this much later, nobody waits for it.
 _SLACK = 0.5
@@ -32,8 +33,72 @@ class Seen:
     denoised: np.ndarray | None
 
 
+class Watcher:
+    """A callback of a request's steps, called in the thread that draws.
+
+    Args:
+        shown: whether a step is shown as a preview, by its index and their number.
+        see: called with each step.
+    """
+
+    def __init__(self, shown: Callable[[int, int], bool], see: Callable[[Seen], object]) -> None:
+        self.shown = shown
+        self.see = see
+
+    def __call__(self, step: Step) -> None:
+        """As a pool calls it."""
+        shown = self.shown(step.index, step.total)
+        self.see(Seen(step.index, step.total, step.denoised.copy() if shown else None))
+
+
+class Model(Protocol):
+    """What the endpoints ask of a bundle: of a :class:`~sd35_trt.runtime.Pipeline`, or of one
+    whose engines are elsewhere.
+    """
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it can draw."""
+
+    @property
+    def request(self) -> Callable[..., Request]:
+        """See :meth:`sd35_trt.runtime.Pipeline.request`."""
+
+    @property
+    def on_fallback(self) -> bool:
+        """Whether its fallback draws."""
+
+
+class Pool(Protocol):
+    """What the endpoints ask of a pool: of a :class:`~sd35_trt.runtime.PipelinePool`, or of one
+    that has others draw.
+    """
+
+    @property
+    def pipelines(self) -> Mapping[str, Model]:
+        """By name."""
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+
+    def choose(self, key: str | None = None) -> str:
+        """See :meth:`sd35_trt.runtime.PipelinePool.choose`."""
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        bundle: str,
+        timeout: float | None = None,
+        callback: Watcher | None = None,
+        **arguments: Any,
+    ) -> Future[Result]:
+        """See :meth:`sd35_trt.runtime.PipelinePool.submit`."""
+
+
 class Drawing:
-    """A request that the pool has accepted. Made and used in the event loop's thread.
+    """A request that a pool has accepted. Made and used in the event loop's thread.
 
     Args:
         pool: draws it.
@@ -49,14 +114,13 @@ class Drawing:
 
     def __init__(
         self,
-        pool: PipelinePool,
+        pool: Pool,
         bundle: str,
         arguments: Mapping[str, Any],
         time_limit: float,
         shown: Callable[[int, int], bool] | None = None,
     ) -> None:
         self.bundle = bundle
-        self._shown = shown
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + time_limit + _SLACK
         self._time_limit = time_limit
@@ -65,14 +129,9 @@ class Drawing:
             **arguments,
             bundle=bundle,
             timeout=time_limit,
-            callback=None if shown is None else self._on_step,
+            callback=None if shown is None else Watcher(shown, self._post),
         )
         self._future.add_done_callback(lambda _: self._post(None))
-
-    def _on_step(self, step: Step) -> None:
-        """In the thread that draws."""
-        shown = self._shown is not None and self._shown(step.index, step.total)
-        self._post(Seen(step.index, step.total, step.denoised.copy() if shown else None))
 
     def _post(self, event: Seen | None) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)

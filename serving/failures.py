@@ -39,6 +39,9 @@ LEFT = 499
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
+# Engine failures in a row after which the process is better started anew.
+_BROKEN = 3
+
 # By class of the error: status, type and code. The first that fits.
 _KINDS: tuple[tuple[type[Sd35Error], int, str, str], ...] = (
     (UsageError, 422, _INVALID, "invalid_value"),
@@ -112,6 +115,31 @@ def refusal_of(error: Exception, param: str | None = None, retry_after: int = 1)
     logger.error("a request failed", exc_info=error)
     message = "drawing failed; the server's log says why"
     return Refusal(500, message, "engine_failed", _SERVER)
+
+
+def engine_failed(error: Exception) -> bool:
+    """Whether drawing failed for no reason that a client is told."""
+    return not isinstance(error, (Refusal, *(kind for kind, *_ in _KINDS)))
+
+
+class EngineHealth:
+    """Tells engines that fail every request."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def succeeded(self) -> None:
+        """Note a request that was drawn."""
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        """Note a request that was not; what is a client's doing does not count."""
+        self._failures += engine_failed(error)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engines failed so often in a row that the process should start anew."""
+        return self._failures >= _BROKEN
 
 
 def refusal_of_fields(errors: Sequence[Mapping[str, Any]]) -> Refusal:

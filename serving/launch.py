@@ -98,7 +98,7 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
         metrics.watch(pool)
         service = Service(pool, settings)
         service.warm_up()
-        run(make_app(service, registry), service, sock, lambda: started(address_of(sock)))
+        run(make_app(service, registry, pool), service, sock, lambda: started(address_of(sock)))
 
 
 def named_bundles(given: Sequence[str]) -> dict[str, Path]:

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.schedule import SAMPLERS
 
+from . import drawing
 from .answers import Failure
 from .service import Service
 
@@ -59,7 +59,7 @@ def model_routes(service: Service) -> APIRouter:
     return router
 
 
-def _model(name: str, pipe: Pipeline) -> Model:
+def _model(name: str, pipe: drawing.Model) -> Model:
     manifest = pipe.manifest
     created = 0
     with contextlib.suppress(ValueError):  # any text may be there

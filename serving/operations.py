@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from pydantic import BaseModel, ConfigDict
 
 from sd35_trt.errors import UsageError
+from sd35_trt.runtime import PipelinePool
 
 from .answers import Failure
 from .failures import Refusal, refusal_of
@@ -69,13 +70,16 @@ def operation_routes(service: Service, registry: CollectorRegistry) -> APIRouter
     return router
 
 
-def admin_routes(service: Service) -> APIRouter:
-    """What changes where new requests go; it needs a token of its own."""
+def admin_routes(service: Service, pool: PipelinePool) -> APIRouter:
+    """What changes where new requests go; it needs a token of its own.
+
+    Args:
+        pool: of the service.
+    """
     router = APIRouter(
         tags=["admin"],
         responses={code: {"model": Failure} for code in (401, 403, 422)},
     )
-    pool = service.pool
 
     @router.get("/admin/traffic")
     async def traffic() -> Traffic:

@@ -11,18 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from sd35_trt.errors import Cancelled, Sd35Error, UsageError
-from sd35_trt.runtime import Pipeline, PipelinePool, Result
+from sd35_trt.runtime import Result
 
 from .bodies import FIELDS
-from .drawing import Drawing
-from .failures import Refusal, refusal_of
+from .drawing import Drawing, Model, Pool
+from .failures import EngineHealth, Refusal, refusal_of
 from .previews import Preview
 from .settings import Settings
 
 logger = logging.getLogger("sd35_trt")
-
-# Engine failures in a row after which the process is better started anew.
-_BROKEN = 3
 
 # Of the mean time of a request, what the last one weighs.
 _WEIGHT = 0.2
@@ -51,7 +48,7 @@ class Service:
         stopping: whether new requests are refused.
     """
 
-    def __init__(self, pool: PipelinePool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings) -> None:
         self.pool = pool
         self.settings = settings
         self.stopping = False
@@ -59,7 +56,7 @@ class Service:
             name: Preview(pipe.manifest.latent_channels) for name, pipe in pool.pipelines.items()
         }
         self._drawings: set[Drawing] = set()
-        self._failures = 0
+        self._health = EngineHealth()
         self._seconds = 1.0
 
     def warm_up(self) -> None:
@@ -72,8 +69,8 @@ class Service:
         for name, pipe in self.pool.pipelines.items():
             batch = pipe.manifest.ranges.batch[0]
             for prompt in _WARM_UP_PROMPTS:
-                result = self.pool.generate(prompt, bundle=name, steps=_WARM_UP_STEPS, batch=batch)
-                self.learn(name, result)
+                drawn = self.pool.submit(prompt, bundle=name, steps=_WARM_UP_STEPS, batch=batch)
+                self.learn(name, drawn.result())
 
     def learn(self, bundle: str, result: Result) -> None:
         """Learn a preview from a finished request, in any thread."""
@@ -157,15 +154,13 @@ class Service:
 
     def drawn(self, result: Result) -> None:
         """Note a success."""
-        self._failures = 0
+        self._health.succeeded()
         taken = result.timings["total"] - result.timings["queue"]
         self._seconds += _WEIGHT * (taken - self._seconds)
 
     def _refusal(self, error: Sd35Error) -> Refusal:
-        refusal = refusal_of(error, retry_after=self.retry_after)
-        if refusal.status == 500:
-            self._failures += 1
-        return refusal
+        self._health.failed(error)
+        return refusal_of(error, retry_after=self.retry_after)
 
     @property
     def retry_after(self) -> int:
@@ -176,7 +171,7 @@ class Service:
     @property
     def broken(self) -> bool:
         """Whether the engines failed so often in a row that the process should start anew."""
-        return self._failures >= _BROKEN
+        return self._health.broken
 
     @property
     def in_flight(self) -> int:
@@ -198,7 +193,7 @@ class Service:
             drawing.cancel()
 
 
-def culprit(pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
+def culprit(pipe: Model, arguments: Mapping[str, Any]) -> str | None:
     """The body's field without which a refused request would pass, or be refused for another
     reason; None where it is no single one.
 

@@ -20,7 +20,7 @@ class CommandGroup(click.Group):
 
     Args:
         package: dotted name.
-        modules: those that hold a command, which has the module's name.
+        modules: those that hold a command, which has the module's name, with dashes.
     """
 
     def __init__(self, *args: Any, package: str, modules: Sequence[str], **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class CommandGroup(click.Group):
         """A command; None where there is no such."""
         if cmd_name not in self._modules:
             return None
-        module = importlib.import_module(f"{self._package}.{cmd_name}")
+        module = importlib.import_module(f"{self._package}.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -229,13 +229,18 @@ def guided_option(text: str) -> Callable[[_Command], _Command]:
 
 def device_options(command: _Command) -> _Command:
     """Where and how a bundle runs: ``device``, ``vram_budget`` and ``trust_kernels``."""
-    device = click.option(
+    option = click.option(
         "--device",
         default=None,
         metavar="cpu|cuda|cuda:N",
         help="Where to run. Default: what the bundle was built for; onnxruntime's engines run on "
         "both.",
     )
+    return option(engine_options(command))
+
+
+def engine_options(command: _Command) -> _Command:
+    """How engines load: ``vram_budget`` and ``trust_kernels``."""
     budget = click.option(
         "--vram-budget",
         type=BYTES,
@@ -249,7 +254,7 @@ def device_options(command: _Command) -> _Command:
         help="Load compiled kernels that are in the bundle: they are code. For bundles whose "
         "builder you trust.",
     )
-    return device(budget(trust(command)))
+    return budget(trust(command))
 
 
 # What a picture is drawn with; None takes the model's.

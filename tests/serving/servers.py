@@ -68,7 +68,9 @@ def running(
         sock = bind("127.0.0.1", 0)
         url = address_of(sock)
         ready = threading.Event()
-        server = Server(configuration(make_app(service, registry), settings), service, ready.set)
+        server = Server(
+            configuration(make_app(service, registry, pool), settings), service, ready.set
+        )
         thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
         thread.start()
         assert ready.wait(PATIENCE)

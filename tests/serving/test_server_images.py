@@ -247,9 +247,11 @@ def test_a_client_that_leaves_is_drawn_for_no_longer(tiny_bundle: Path, stream: 
     with running({"tiny": engines.pipeline(tiny_bundle)}) as server:
         before = engines.steps
         engines.hold()
-        thread = threading.Thread(target=_leave, args=(server, stream))
+        begun = threading.Event()
+        thread = threading.Thread(target=_leave, args=(server, stream, begun))
         thread.start()
         engines.wait_for_step()
+        begun.set()
         thread.join(PATIENCE)
         end = time.monotonic() + PATIENCE
         while server.service.in_flight and time.monotonic() < end:
@@ -260,7 +262,7 @@ def test_a_client_that_leaves_is_drawn_for_no_longer(tiny_bundle: Path, stream: 
         assert engines.steps - before <= 3 + QUICK["steps"]  # of a hundred
 
 
-def _leave(server: Running, stream: bool) -> None:
+def _leave(server: Running, stream: bool, begun: threading.Event) -> None:
     import socket
 
     body = json.dumps({**QUICK, "steps": 100, "stream": stream}).encode()
@@ -271,8 +273,7 @@ def _leave(server: Running, stream: bool) -> None:
             + f"{_authorization(server)}Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        while server.service.in_flight == 0:
-            time.sleep(0.005)
+        assert begun.wait(PATIENCE)
 
 
 def _authorization(server: Running) -> str:
