@@ -33,7 +33,7 @@ from sd35_trt.programs.torch_program import TorchProgram
 from sd35_trt.programs.torch_queue import HostQueue, TorchQueue, release_memory, shared_queue
 from sd35_trt.programs.torch_version import check_version
 from sd35_trt.runtime.devices.device import Buffer, Device
-from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
+from sd35_trt.runtime.kernels import KERNELS, kernel_file
 
 from .failure import engine_failure
 from .session import SessionOptions, working_bytes
@@ -129,7 +129,7 @@ class InductorSession:
         manifest = bundle.manifest
         mode = manifest.engine_options.get("mode")
         cache_file = kernel_file(self._component, gpu, f"{torch.__version__} {mode}")
-        if offer := read_kernels(cache_file):
+        if offer := KERNELS.read(cache_file):
             offer_kernels(offer)
         elif (
             manifest.engine_options.get("gpu") == gpu
@@ -195,7 +195,7 @@ class InductorSession:
         try:
             self._device.synchronize()
             if self._kernels is not None and (data := collect_kernels()):
-                write_kernels(self._kernels, data)
+                KERNELS.write(self._kernels, data)
         finally:
             del self._run
             del self._queue

@@ -16,6 +16,7 @@ from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
 
 from .failure import engine_failure, lacks_memory
+from .optimized_graphs import open_optimized
 from .session import SessionOptions
 
 # Level of what ONNX Runtime prints.
@@ -87,13 +88,25 @@ class OnnxRuntimeSession:
     # from memory that it frees afterwards: nothing that a graph may hold on to.
     recordable = False
 
-    def __init__(self, path: str, name: str, device: Device, options: ort.SessionOptions) -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        device: Device,
+        options: ort.SessionOptions,
+        model: bytes | None = None,
+    ) -> None:
+        """Open a graph.
+
+        Args:
+            path: of its file, for messages where ``model`` is what is opened.
+        """
         self._name = name
         self._device = device
         self._run_options = _run_options(device, name)
         providers = _providers(device)
         try:
-            self._session = ort.InferenceSession(path, options, providers)
+            self._session = ort.InferenceSession(model or path, options, providers)
         except Exception as error:
             if lacks_memory(error):
                 raise OutOfMemory(
@@ -142,5 +155,14 @@ def open_session(
     """Load a component of a bundle; see :func:`sd35_trt.runtime.sessions.session.open_session`."""
     path = bundle.path(component.files[0].path)
     fp8 = bool(component.precisions.get("fp8"))
-    settings = session_options(options.threads, fp8)
-    return OnnxRuntimeSession(str(path), component.name, device, settings)
+
+    def settings() -> ort.SessionOptions:
+        return session_options(options.threads, fp8)
+
+    def open_model(model: str | bytes, own: ort.SessionOptions) -> OnnxRuntimeSession:
+        content = model if isinstance(model, bytes) else None
+        return OnnxRuntimeSession(str(path), component.name, device, own, content)
+
+    if device.kind == "cpu":
+        return open_optimized(str(path), component, settings, open_model)
+    return open_model(str(path), settings())

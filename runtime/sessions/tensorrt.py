@@ -17,7 +17,7 @@ from sd35_trt.compat.tensorrt import freed_on_error, make_logger
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
-from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
+from sd35_trt.runtime.kernels import KERNELS, kernel_file
 
 from .failure import engine_failure, lacks_memory
 from .session import SessionOptions
@@ -80,7 +80,7 @@ class TensorRTSession:
             if is_step:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._cache = config.create_runtime_cache()
-            kernels = read_kernels(self._cache_file)
+            kernels = KERNELS.read(self._cache_file)
             if kernels:
                 self._cache.deserialize(kernels)  # False where the GPU or a version changed
             config.set_runtime_cache(self._cache)
@@ -122,7 +122,7 @@ class TensorRTSession:
         try:
             self._device.synchronize()
             if self._cache is not None:
-                write_kernels(self._cache_file, bytes(self._cache.serialize()))
+                KERNELS.write(self._cache_file, bytes(self._cache.serialize()))
         finally:
             # A context refers to its engine, and that to the runtime.
             del self._context, self._cache

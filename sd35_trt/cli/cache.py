@@ -96,9 +96,9 @@ def prune(
     """Delete what is not used any more.
 
     Without options, that is only what no build can use: work of processes that died, and notes of
-    files that are gone. --older and --max-size delete finished stages, kernels and timings as well,
-    the longest unused first. Every build that takes a stage from the cache counts as its use. What
-    a running build makes or uses is kept.
+    files that are gone. --older and --max-size delete finished stages as well, and kept kernels,
+    timings and graphs, the longest unused first. Every build that takes a stage from the cache
+    counts as its use. What a running build makes or uses is kept.
 
     \b
     Examples:

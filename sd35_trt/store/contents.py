@@ -18,8 +18,8 @@ from .working import working_directories
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 #: Folders of files that are kept besides stages, each with what a name of its files ends in. They
-#: are made by :mod:`sd35_trt.runtime.kernels` and :mod:`sd35_trt.engines.timing_cache`.
-FILES = {"kernels": ".bin", "timings": ".timings"}
+#: are made by :mod:`sd35_trt.runtime.kept_files` and :mod:`sd35_trt.engines.timing_cache`.
+FILES = {"kernels": ".bin", "optimized": ".onnx", "timings": ".timings"}
 _LOCK = ".lock"
 
 # Writing one takes a moment; one that is not finished after so long never is.

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,7 @@ import pytest
 from bare_bundle import write_bundle
 
 from sd35_trt.formats.bundle import Bundle, Component, Port, describe_file
-from sd35_trt.runtime import kernels
-from sd35_trt.runtime.kernels import kernel_file, read_kernels, write_kernels
+from sd35_trt.runtime.kernels import KERNELS, kernel_file
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_kept_and_read(path: Path, log: list[str]) -> None:
-    assert read_kernels(path) == b""
-    write_kernels(path, b"kernels")
-    write_kernels(path, b"others")
-    assert read_kernels(path) == b"others"
+    assert KERNELS.read(path) == b""
+    KERNELS.write(path, b"kernels")
+    KERNELS.write(path, b"others")
+    assert KERNELS.read(path) == b"others"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert not log
@@ -60,19 +60,18 @@ def test_without_a_home_none_are_kept(
     component = write_bundle(tmp_path / "bundle").components[0]
     file = kernel_file(component, "NVIDIA H100", "2.11")
     assert file is None
-    assert read_kernels(file) == b""
-    write_kernels(file, b"kernels")
+    assert KERNELS.read(file) == b""
+    KERNELS.write(file, b"kernels")
     assert "there is no home directory" in log[0]
     assert "SD35_TRT_CACHE" in log[0]
 
 
 def test_the_latest_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_MOST_FILES", 3)
-    monkeypatch.setattr(kernels, "_MOST_BYTES", 30)
+    few = replace(KERNELS, most_files=3, most_bytes=30)
     files = [path.with_name(f"{number:032x}.bin") for number in range(6)]
 
     def write(number: int, size: int = 5) -> list[int]:
-        write_kernels(files[number], bytes([number]) * size)
+        few.write(files[number], bytes([number]) * size)
         for age, file in enumerate(reversed(files)):  # the clock of a file system is coarse
             if file.exists():
                 os.utime(file, ns=(0, file.stat().st_mtime_ns - age))
@@ -82,7 +81,7 @@ def test_the_latest_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     os.utime(files[2], (1, 1))
     os.utime(files[3], (2, 2))
     os.utime(files[1], (0, 0))
-    assert read_kernels(files[1])
+    assert KERNELS.read(files[1])
     assert write(4) == [1, 3, 4], "reading counts as use"
     os.utime(files[3], (2, 2))
     os.utime(files[1], (1, 1))
@@ -134,18 +133,18 @@ def _the_file_is_anothers(path: Path) -> None:
 def test_what_others_may_have_written_is_not_loaded(
     path: Path, log: list[str], change: Callable[[Path], None]
 ) -> None:
-    write_kernels(path, b"kernels")
+    KERNELS.write(path, b"kernels")
     change(path)
-    assert read_kernels(path) == b""
+    assert KERNELS.read(path) == b""
     (line,) = log
     assert "made anew" in line
     assert "\n" not in line
 
 
 def test_nothing_is_written_where_others_write(path: Path, log: list[str]) -> None:
-    write_kernels(path, b"kernels")
+    KERNELS.write(path, b"kernels")
     path.parent.chmod(0o777)
-    write_kernels(path, b"others")
+    KERNELS.write(path, b"others")
     assert path.read_bytes() == b"kernels"
     assert "cannot be kept" in log[-1]
 
@@ -181,6 +180,6 @@ def test_kernels_of_a_bundle_need_trust(
     assert len(log) == (not trust)
     assert trust or "--trust-kernels" in log[0]
     # What this user compiled needs none.
-    write_kernels(cache_file, b"own")
+    KERNELS.write(cache_file, b"own")
     session._offer_kernels(bundle)  # type: ignore[arg-type]
     assert offered[-1] == b"own"
