@@ -44,8 +44,8 @@ def chosen(kind: str, name: str, path: str) -> str:
     if name != BY_PATH and (found := _found(kind).get(name)):
         return str(found)
     folders = ", ".join(folder_paths.get_folder_paths(kind))
-    what = "nothing is chosen" if name == BY_PATH else f"{name} is gone"
-    raise UsageError(f"{what}", f"choose one of {folders}, or give its path")
+    what = "nothing is chosen" if name == BY_PATH else f"there is no {name} any more"
+    raise UsageError(what, f"choose one of those in {folders}, or give its path")
 
 
 def version(path: str) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ class OpenPipeline:
     def __init__(self, pipe: Pipeline) -> None:
         self.pipe = pipe
         # At the end of the process, the pipeline closes by itself.
-        weakref.finalize(self, pipe.close).atexit = False
+        weakref.finalize(self, _close, pipe).atexit = False
 
 
 _open: weakref.WeakValueDictionary[Any, OpenPipeline] = weakref.WeakValueDictionary()
@@ -51,6 +51,11 @@ def open_pipeline(path: str, device: str | None, vram_budget: str | None) -> Ope
             _open[key] = opened
             _make_room(opened.pipe)
     return opened
+
+
+def _close(pipe: Pipeline) -> None:
+    pipe.close()
+    logger.info("%s is closed: no output of ComfyUI's needs it", pipe.bundle.root)
 
 
 def _make_room(pipe: Pipeline) -> None:

@@ -80,7 +80,7 @@ class Sample(io.ComfyNode):
         if denoise <= 0:
             return io.NodeOutput(latent)
         start = Start.of(latent, seed)
-        part = {**_part_of_schedule(steps, denoise), "decode": False}
+        part = {**part_of_schedule(steps, denoise), "decode": False}
         own = {"guidance": cfg, "sampler": sampler, "shift": shift or None, **part}
         arguments = {**prompt.arguments, **model.arguments(), **own}
         runs = list(start.runs(model.most, denoise <= _WHOLE))
@@ -149,8 +149,15 @@ class Start:
         return next(same, end)
 
 
-def _part_of_schedule(steps: int, denoise: float) -> dict[str, Any]:
-    """The last ``steps`` of ``int(steps / denoise)``, as KSampler takes them."""
+def part_of_schedule(steps: int, denoise: float) -> dict[str, Any]:
+    """The last ``steps`` of ``int(steps / denoise)``, as KSampler takes them.
+
+    Returns:
+        ``steps`` and ``strength`` of :meth:`sd35_trt.runtime.Pipeline.request`.
+
+    Raises:
+        UsageError: the runtime's schedules are shorter.
+    """
     total = steps if denoise > _WHOLE else int(steps / denoise)
     if total > _MOST_STEPS:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,8 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import pytest
 
+if "COMFYUI" not in os.environ:
+    pytest.skip("COMFYUI does not name a checkout of ComfyUI", allow_module_level=True)
+# ComfyUI has it, and so has the environment that `make comfyui` runs the tests in.
+aiohttp = pytest.importorskip("aiohttp")
+
+CHECKOUT = Path(os.environ["COMFYUI"])
 NODES = Path(__file__).parents[2] / "comfyui"
 
 #: Seconds to wait for ComfyUI to start, or for a workflow to end.
@@ -143,34 +150,29 @@ class ComfyServer:
                     outcome.progress.append((data["value"], data["max"]))
                     if data["value"] == interrupt_at:
                         await session.post(f"{base}/interrupt", json={})
+                if event["type"] == "executed":
+                    outcome.files += [
+                        self.base / "output" / image["subfolder"] / image["filename"]
+                        for image in data["output"].get("images", [])
+                    ]
                 if event["type"] in _ENDS and data["prompt_id"] == prompt_id:
                     outcome.end, outcome.detail = event["type"], data
                     break
-            async with session.get(f"{base}/history/{prompt_id}") as answer:
-                outcome.files = self._files((await answer.json())[prompt_id])
         return outcome
-
-    def _files(self, history: Mapping[str, Any]) -> list[Path]:
-        return [
-            self.base / "output" / image["subfolder"] / image["filename"]
-            for output in history["outputs"].values()
-            for image in output.get("images", [])
-        ]
 
 
 def changed(workflow: Workflow, **inputs: Any) -> Workflow:
-    """A workflow whose nodes have other inputs: values by name, for each node that has the name."""
-    return {
-        number: {
-            **node,
-            "inputs": {name: inputs.get(name, value) for name, value in node["inputs"].items()},
+    """A workflow with other values, by name, wherever a node has one of that name; links stay."""
+
+    def change(own: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value if isinstance(value, list) else inputs.get(name, value)
+            for name, value in own.items()
         }
-        for number, node in workflow.items()
-    }
+
+    return {number: {**n, "inputs": change(n["inputs"])} for number, n in workflow.items()}
 
 
 def load_workflow(name: str) -> Workflow:
     """One of those that come with the nodes, in the form of the API."""
     return json.loads((NODES / "workflows" / "api" / f"{name}.json").read_text())
-
-
