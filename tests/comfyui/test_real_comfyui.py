@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from comfy_server import CHECKOUT, ComfyServer, Outcome, Workflow, changed, load_workflow
+from chromium import PROGRAM, Chromium
+from comfy_server import (
+    CHECKOUT,
+    NODES,
+    ComfyServer,
+    Outcome,
+    Workflow,
+    changed,
+    load_workflow,
+)
 from node_bundles import FEATURES, adapter, picture
 from PIL import Image
 from safetensors.numpy import load_file
@@ -219,3 +229,30 @@ def test_a_bundle_closes_when_no_graph_needs_it(server: ComfyServer, mini_bundle
     last = server.log[: server.log.rindex(" is closed")].splitlines()[-1]
     assert server.log.count(" is closed") == before + 1
     assert Path(last).samefile(mini_bundle)
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
+def test_the_page_shows_the_workflows(server: ComfyServer, tmp_path: Path) -> None:
+    """What the page would post of a workflow in its own form is the workflow of the API."""
+    templates = server.get("/workflow_templates")["sd35-trt"]
+    names = sorted(path.stem for path in (NODES / "workflows" / "api").glob("*.json"))
+    assert sorted(templates) == names
+    with Chromium(tmp_path) as page:
+        page.open(f"http://{server.address}/")
+        page.wait("Boolean(window.app?.graph && window.app.extensionManager)")
+        page.wait("'Sd35TrtSample' in LiteGraph.registered_node_types")
+        for name in names:
+            shown = json.loads((NODES / "workflows" / f"{name}.json").read_text())
+            posted = page.evaluate(
+                f"app.loadGraphData({json.dumps(shown)}).then(() => app.graphToPrompt())"
+                ".then(made => JSON.stringify(made.output))"
+            )
+            assert plain(json.loads(posted)) == plain(load_workflow(name))
+
+
+def plain(workflow: Workflow) -> Workflow:
+    """Without titles."""
+    return {
+        number: {key: node[key] for key in ("class_type", "inputs")}
+        for number, node in workflow.items()
+    }
