@@ -3,6 +3,7 @@
 # make test-all: the same with all tests, which takes an hour.
 # make test-lowest: daily tests with the lowest versions that pyproject.toml allows.
 # make cpp: build libsd35 and run its units; it is installed into build/cpp/release/tree.
+# make comfyui COMFYUI=DIR: try the nodes in the ComfyUI that is checked out there, on the CPU.
 # make calibration: calibrate the packaged model anew, after its checkpoint changed.
 
 PYTHON ?= python3
@@ -13,11 +14,14 @@ PACKAGE := .[build,onnxruntime,rtx,test,docs]
 TYPES := $(VENV)/types/sd35_trt
 ROOMS := checkpoints programs calibration export engines runtime quality serving mini
 
+# Of ComfyUI's requirements; what $(VENV) has is taken from there, PyTorch above all.
+COMFYUI_VENV ?= .venv-comfyui
+
 LOWEST := .venv-lowest
 LOWEST_PACKAGE := .[build,onnxruntime,rtx,report,compare,metrics]
 LOWEST_TESTS := tests/formats tests/calibration tests/export tests/runtime
 
-.PHONY: demo test test-all test-lowest tests lint cpp calibration clean
+.PHONY: demo test test-all test-lowest tests lint cpp comfyui calibration clean
 
 demo: $(STAMP)
 	$(BIN)/sd35-trt build --gpu cpu --out bundles/mini-cpu
@@ -60,6 +64,7 @@ lint: $(STAMP)
 	cd $(VENV)/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p sd35_trt
 	cd $(VENV)/types && MYPYPATH=.:$(CURDIR)/benchmarks ../bin/mypy --config-file $(CURDIR)/pyproject.toml $(CURDIR)/benchmarks
 	cd $(VENV)/types && PYTHONPATH=. ../bin/lint-imports --config $(CURDIR)/pyproject.toml
+	cd $(VENV)/types && MYPYPATH=.:$(CURDIR) ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p comfyui
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(VENV)/site
 
 # torch first: its version decides what the rest resolves to. uv takes seconds where pip takes
@@ -75,8 +80,22 @@ cpp: $(VENV)/debian
 	cpp/build.sh release
 	cd cpp && ctest --preset release
 
+# torchvision and torchaudio belong to one version of PyTorch.
+$(COMFYUI_VENV)/.installed: $(STAMP) $(COMFYUI)/requirements.txt
+	test -x $(COMFYUI_VENV)/bin/python || $(PYTHON) -m venv $(COMFYUI_VENV)
+	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/$(notdir $(lastword $(wildcard $(VENV)/lib/python3*)))/site-packages')" \
+	  > $$(echo $(COMFYUI_VENV)/lib/python3*/site-packages)/sd35-trt.pth
+	$(COMFYUI_VENV)/bin/python -c "import torch; print('torch==' + torch.__version__.split('+')[0])" > $(COMFYUI_VENV)/torch.txt
+	$(COMFYUI_VENV)/bin/pip install -q --constraint $(COMFYUI_VENV)/torch.txt -r $(COMFYUI)/requirements.txt
+	@touch $@
+
+comfyui:
+	@test -f "$(COMFYUI)/main.py" || { echo "say where ComfyUI is checked out: make comfyui COMFYUI=DIR"; exit 2; }
+	$(MAKE) --no-print-directory $(COMFYUI_VENV)/.installed
+	COMFYUI=$(abspath $(COMFYUI)) OMP_NUM_THREADS=1 $(COMFYUI_VENV)/bin/python -m pytest -s tests/comfyui
+
 calibration: $(STAMP)
 	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --out mini/calibration
 
 clean:
-	rm -rf $(VENV) bundles build/cpp demo.png .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(COMFYUI_VENV) bundles build/cpp demo.png .mypy_cache .pytest_cache .ruff_cache

@@ -248,6 +248,7 @@ def test_the_page_shows_the_workflows(server: ComfyServer, tmp_path: Path) -> No
                 ".then(made => JSON.stringify(made.output))"
             )
             assert plain(json.loads(posted)) == plain(load_workflow(name))
+        assert page.evaluate("document.querySelector('.p-toast-message')?.innerText") is None
 
 
 def plain(workflow: Workflow) -> Workflow:
