@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
 import inspect
@@ -103,6 +104,19 @@ def test_nodes_say_what_they_take(comfy: ComfyUI) -> None:
             assert declared.id in takes or others, (schema.node_id, declared.id)
             if declared.id in takes and declared.options.get("optional"):
                 assert takes[declared.id].default == declared.options.get("default")
+
+
+def test_nodes_use_what_is_public() -> None:
+    own = {"sd35_trt.runtime", "sd35_trt.errors"}
+    files = sorted((Path(__file__).parents[2] / "comfyui").glob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        for statement in ast.walk(ast.parse(file.read_text())):
+            if isinstance(statement, ast.Import):
+                assert not any(name.name.startswith("sd35_trt") for name in statement.names)
+            elif isinstance(statement, ast.ImportFrom):
+                module = statement.module or ""
+                assert statement.level or module in own or not module.startswith("sd35_trt")
 
 
 def test_samplers_are_the_runtimes(comfy: ComfyUI) -> None:

@@ -33,6 +33,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "mini" / "README.md",
+    ROOT / "comfyui" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 #: Why a block is not run.
