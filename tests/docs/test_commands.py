@@ -135,9 +135,13 @@ def check(words: list[str]) -> None:
         for name in re.findall(r"\.\[(.*?)\]", " ".join(arguments)):
             assert set(name.split(",")) <= set(extras), f"extras {name}"
     elif program == "make":
-        rules = re.findall(r"^([\w -]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        makefile = (ROOT / "Makefile").read_text()
+        rules = re.findall(r"^([\w -]+):(?!=)", makefile, re.MULTILINE)
         targets = set(" ".join(rules).split())
-        assert set(arguments) <= targets, f"targets of the Makefile: {targets}"
+        given = {word for word in arguments if "=" in word}
+        assert set(arguments) - given <= targets, f"targets of the Makefile: {targets}"
+        for word in given:
+            assert f"$({word.partition('=')[0]})" in makefile, f"the Makefile has no {word}"
     else:
         pytest.fail(f"{program!r} is none of {PROGRAMS}")
 
