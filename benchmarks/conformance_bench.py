@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,21 +109,24 @@ class Bench:
         return self.target != "cpu"
 
     def device_bytes(self) -> int:
-        """Memory in use on the first GPU, by NVML; 0 without one."""
-        if not self.on_gpu:
-            return 0
-        import pynvml as nvml
-
-        nvml.nvmlInit()
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(0)
-            return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        finally:
-            nvml.nvmlShutdown()
+        """Memory of this process on the first GPU, by NVML; 0 without one."""
+        return process_bytes() if self.on_gpu else 0
 
     def machine(self) -> dict[str, Any]:
         """What it ran on."""
         return describe_host()
+
+
+def process_bytes() -> int:
+    """Memory of this process on the first GPU, by NVML."""
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(0))
+        return sum(one.usedGpuMemory or 0 for one in processes if one.pid == os.getpid())
+    finally:
+        nvml.nvmlShutdown()
 
 
 def decibels(one: Result, other: Result) -> float:

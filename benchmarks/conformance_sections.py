@@ -134,7 +134,7 @@ def memory(bench: Bench) -> Iterator[Check]:
 def _smallest_budget(bundle: Path) -> int:
     """As the refusal of one that is too small names it."""
     try:
-        with Pipeline.load(bundle, vram_budget=1) as pipe:
+        with Pipeline.load(bundle, vram_budget=1 << 20) as pipe:
             pipe.preload()
     except OutOfMemory as error:
         match = re.search(r"vram_budget for it is (\S+ ?\S*)", str(error))

@@ -6,7 +6,11 @@ the same session.
 
     sd35-trt build --gpu cpu --out bundles/mini-cpu
     python benchmarks/startup.py bundles/mini-cpu
+    python benchmarks/startup.py bundles/mini-cpu --libsd35 build/cpp/release --out libsd35.json
     python benchmarks/startup.py bundles/large --device cuda --model ~/large --out large.json
+
+With --libsd35 the peer is this runtime's C++ library, with the same ONNX Runtime, and what passes
+outside ONNX Runtime is told from what passes in it.
 
 A first step includes the text encoders and the conditioning.
 """
@@ -14,10 +18,15 @@ A first step includes the text encoders and the conditioning.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,15 +75,87 @@ pipe({_PROMPT!r}, generator=torch.Generator("cpu").manual_seed(0), callback_on_s
      **arguments)
 {_TAIL}"""
 
+# As cpp/tests/startup.cpp prints them, and the seconds in which ONNX Runtime was at work.
+_MOMENTS = f"""{_HEAD}
+calls = []
+def watched(function):
+    def call(*args, **options):
+        begin = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            calls.append((begin, time.perf_counter()))
+    return call
+begun = time.time()
+from sd35_trt.runtime import Pipeline
+ort = watched(__import__)("onnxruntime")
+for name in ("__init__", "run_with_iobinding"):
+    setattr(ort.InferenceSession, name, watched(getattr(ort.InferenceSession, name)))
+imported = time.time()
+pipe = Pipeline.load(bundle)
+pipe.preload()
+loaded = time.time()
+pipe({_PROMPT!r}, seed=0, callback=lambda _: steps.append(time.time()))
+picture = time.time()
+inside = end = 0.0
+for begin, last in sorted(calls):
+    inside += max(last, end) - max(begin, end)
+    end = max(last, end)
+print(json.dumps({{"begun": begun, "imported": imported, "loaded": loaded,
+                  "first step": steps[0], "picture": picture, "engines": inside}}))
+"""
+
 
 def _run(code: str, argument: str) -> dict[str, float]:
+    result: dict[str, float] = _child([sys.executable, "-c", code, argument], {})
+    return result
+
+
+def _child(command: list[str], environment: dict[str, str]) -> Any:
+    """What the last line says that a child process prints."""
     process = subprocess.run(
-        [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
     if process.returncode:
         raise click.ClickException(f"a run failed:\n{process.stderr}")
-    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
-    return result
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _python_moments(argument: str) -> dict[str, float]:
+    start = time.time()
+    return _rows(start, _child([sys.executable, "-c", _MOMENTS, argument], {}))
+
+
+def _libsd35_moments(build: Path, bundle: Path) -> dict[str, float]:
+    import onnxruntime
+
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder) / "observations.json"
+        environment = {
+            "SD35_BACKENDS": str((build / "tests" / "observer").resolve()),
+            "SD35_OBSERVED": str((build / "sd35" / "libsd35-onnxruntime.so").resolve()),
+            "SD35_OBSERVATIONS": str(seen),
+            "SD35_ONNXRUNTIME": str(library),
+        }
+        start = time.time()
+        moments = _child([str(build / "tests" / "startup"), str(bundle), _PROMPT], environment)
+        moments["engines"] = json.loads(seen.read_text("utf-8"))["engines_seconds"]
+    return _rows(start, moments)
+
+
+def _rows(start: float, moments: dict[str, float]) -> dict[str, float]:
+    """Seconds from a process's start on."""
+    whole = moments["picture"] - start
+    return {
+        "to its first line": moments["begun"] - start,
+        "import": moments["imported"] - moments["begun"],
+        "load": moments["loaded"] - moments["imported"],
+        "first step": moments["first step"] - moments["loaded"],
+        "the rest of the picture": moments["picture"] - moments["first step"],
+        "to the first picture": whole,
+        "of these outside ONNX Runtime": whole - moments["engines"],
+    }
 
 
 @click.command()
@@ -87,11 +168,19 @@ def _run(code: str, argument: str) -> dict[str, float]:
     help="The checkpoint behind BUNDLE. Default: mini.",
 )
 @click.option("--alone", is_flag=True, help="Without diffusers.")
+@click.option(
+    "--libsd35",
+    "build",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where libsd35 and its tests were built: the peer, in place of diffusers.",
+)
 @click.option("--runs", default=7, show_default=True, help="Counted runs of each, after one more.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/startup.json")
 )
-def main(bundle: Path, device: str, model: Path, alone: bool, runs: int, out: Path) -> None:
+def main(
+    bundle: Path, device: str, model: Path, alone: bool, build: Path | None, runs: int, out: Path
+) -> None:  # fmt: skip
     """Measure, print a table, and write it as JSON."""
     defaults = json.loads((bundle / "bundle.json").read_text())["defaults"]
     arguments = {
@@ -102,23 +191,35 @@ def main(bundle: Path, device: str, model: Path, alone: bool, runs: int, out: Pa
         "max_sequence_length": defaults["t5_tokens"],
     }
     argument = json.dumps([str(bundle), str(model), device, arguments])
-    codes = {"sd35-trt": _OURS} if alone else {"sd35-trt": _OURS, "diffusers": _PEER}
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in codes}
+    measures: dict[str, Callable[[], dict[str, float]]]
+    if build is not None:
+        there = build
+        measures = {
+            "libsd35": lambda: _libsd35_moments(there, bundle),
+            "Python": lambda: _python_moments(argument),
+        }
+    else:
+        measures = {"sd35-trt": lambda: _run(_OURS, argument)}
+        if not alone:
+            measures["diffusers"] = lambda: _run(_PEER, argument)
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in measures}
     for i in range(runs + 1):
-        for name, code in codes.items():
-            result = _run(code, argument)
+        for name, measure in measures.items():
+            result = measure()
             if i:
                 rows[name].append(result)
     medians = {
         name: {key: statistics.median(row[key] for row in results) for key in results[0]}
         for name, results in rows.items()
     }
-    heads = "".join(f"{name:>11}" for name in codes)
-    print(f"{'seconds, median of ' + str(runs):<24}{heads}{'' if alone else '   ratio'}")
-    for key in medians["sd35-trt"]:
-        seconds = [medians[name][key] for name in codes]
-        ratio = "" if alone else f"{seconds[0] / seconds[1]:>8.2f}"
-        print(f"{key:<24}{''.join(f'{value:>11.3f}' for value in seconds)}{ratio}")
+    names = list(measures)
+    heads = "".join(f"{name:>11}" for name in names)
+    ratios = len(names) > 1
+    print(f"{'seconds, median of ' + str(runs):<30}{heads}{'   ratio' if ratios else ''}")
+    for key in medians[names[0]]:
+        seconds = [medians[name][key] for name in names]
+        ratio = f"{seconds[0] / seconds[1]:>8.2f}" if ratios and seconds[1] else ""
+        print(f"{key:<30}{''.join(f'{value:>11.3f}' for value in seconds)}{ratio}")
     facts = {"device": device, "medians": medians, "runs": rows, "defaults": defaults}
     out.write_text(json.dumps(facts, indent=1) + "\n")
 

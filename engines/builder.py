@@ -63,8 +63,8 @@ class EngineOptions:
         weight_streaming: the engine can keep part of its weights in the host's memory.
         refit: the weights of the engine can be exchanged without building it again.
         autotune: try more kernels for each product, which takes minutes.
-        optimization_level: how much a library that times kernels tries, 0 to 5; None is its
-            default.
+        optimization_level: how much a library that times kernels tries, 0 to 5; None leaves it to
+            the component, see :meth:`level`.
         timing: folder of what such a library measured; None keeps nothing.
     """
 
@@ -73,6 +73,11 @@ class EngineOptions:
     autotune: bool = False
     optimization_level: int | None = None
     timing: Path | None = field(default=None, compare=False)
+
+    def level(self, backend: Backend, component: str) -> int | None:
+        """The optimization level of a component; None is the library's default."""
+        asked = self.optimization_level
+        return backend.levels.get(component) if asked is None else asked
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,9 @@ class TensorRTBuilder:
             "bounds": bounds,
             **self.describe(),
         }
+        level = self._options.level(self.backend, component.name)
+        if level is not None:
+            inputs["optimization_level"] = level
 
         def run(out: Path, progress: Callable[[float, str], None]) -> None:
             self._compile(component, bounds, out, progress)

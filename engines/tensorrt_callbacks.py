@@ -6,8 +6,12 @@ The library's interfaces are subclassed in functions because it is imported at r
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+# Seconds between two reports: a convolution's kernels are a hundred thousand steps.
+_INTERVAL = 0.1
 
 
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, stream: BinaryIO) -> int:
@@ -75,9 +79,14 @@ def progress_monitor(trt: Any, progress: Callable[[float, str], None]) -> Any:
             # Innermost last: name, steps, steps done.
             self._phases: list[tuple[str, int, int]] = []
             self._reached = 0.0
+            self._next = 0.0
             self._lock = threading.Lock()
 
         def _report(self) -> None:
+            now = time.monotonic()
+            if now < self._next:
+                return
+            self._next = now + _INTERVAL
             fraction, share = 0.0, 1.0
             for _, steps, done in self._phases:
                 share /= steps

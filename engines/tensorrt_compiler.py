@@ -172,8 +172,9 @@ class _PlanCompiler:
         config.clear_flag(trt.BuilderFlag.TF32)
         # For `inspect --engines`: layers by type and precision, in a plan of the same size.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if self._options.optimization_level is not None:
-            config.builder_optimization_level = self._options.optimization_level
+        level = self._options.level(self._backend, self._component.name)
+        if level is not None:
+            config.builder_optimization_level = level
         if self._options.weight_streaming:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if self._options.refit:

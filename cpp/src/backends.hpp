@@ -25,7 +25,7 @@ inline constexpr std::array<BackendRow, 2> backends{{
     {"onnxruntime", "ONNX Runtime", "libsd35-onnxruntime.so",
      "build libsd35 with -Donnxruntime_ROOT=DIR", true, true, false, true, 400'000'000},
     {"tensorrt", "TensorRT", "libsd35-tensorrt.so", "build libsd35 with -DTENSORRT_ROOT=DIR", false,
-     true, true, false, 400'000'000},
+     true, true, false, 900'000'000},
 }};
 
 // NULL where there is no such kind here.

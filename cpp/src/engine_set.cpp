@@ -60,6 +60,7 @@ Session& EngineSet::use(std::string_view name) {
         ahead_.erase(coming);
         keep(name, opening.get());
     } else if (sessions_.find(name) == sessions_.end()) {
+        make_room();
         held_[std::string(name)] = held_bytes(name);
         keep(name, open(std::string(name), held_bytes(name)));
     }
@@ -71,6 +72,7 @@ void EngineSet::load_ahead(std::string_view name, std::string_view beside) {
     if (sessions_.find(name) != sessions_.end() || ahead_.find(name) != ahead_.end()) return;
     if (bundle_.manifest().component(name) == nullptr) return;
     if (!stays(name) && limited() && !have_room(name, beside)) return;
+    make_room();
     const auto held = held_bytes(name);
     held_[std::string(name)] = held;
     ahead_.emplace(name, std::async(std::launch::async, [this, name = std::string(name), held] {
@@ -142,6 +144,12 @@ bool EngineSet::have_room(std::string_view coming, std::string_view running) con
     const std::uint64_t extra = stays(running) ? 0 : now.device_bytes;
     return std::max(next.peak_bytes + extra, now.peak_bytes + next.device_bytes) <=
            *planner_.budget();
+}
+
+// Gives back what the engines before worked with: the plan counts it in their stages alone, where
+// engines come and go.
+void EngineSet::make_room() {
+    if (limited()) device_.trim();
 }
 
 // Those that are being opened included.

@@ -76,6 +76,7 @@ class EngineSet {
     bool stays(std::string_view name) const;
     std::optional<std::uint64_t> held_bytes(std::string_view name) const;
     bool have_room(std::string_view coming, std::string_view running) const;
+    void make_room();
     std::vector<std::string> open_names() const;
     std::unique_ptr<Session> open(const std::string& name, std::optional<std::uint64_t> held) const;
     void keep(std::string_view name, std::unique_ptr<Session> session);

@@ -6,6 +6,7 @@
 //     counts probe weights   [text, ...] → parts and their weights, or why there are none probe
 //     noise     {"seed": N, "count": N} → values probe half      [bits of float32, ...] → bits of
 //     float16
+//     probe backends  {} → for each kind of engine, what the planner has to know of it
 #include <cstring>
 #include <functional>
 #include <iostream>
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "backends.hpp"
 #include "bundle.hpp"
 #include "error.hpp"
 #include "half.hpp"
@@ -100,6 +102,17 @@ json noise(const json& asked) {
     return values;
 }
 
+json backend_rows(const json&) {
+    json rows = json::object();
+    for (const libsd35::BackendRow& row : libsd35::backends) {
+        rows[std::string(row.name)] = {{"title", std::string(row.title)},
+                                       {"context_bytes", row.context_bytes},
+                                       {"streams", row.streams},
+                                       {"keeps_denoiser_room", row.keeps_denoiser_room}};
+    }
+    return rows;
+}
+
 json half(const json& asked) {
     json result = json::array();
     for (const json& one : asked) {
@@ -115,10 +128,11 @@ json half(const json& asked) {
 
 int main(int count, char** arguments) {
     const std::map<std::string, std::function<json(const json&)>> parts{
-        {"plan", plan}, {"tokens", tokens}, {"weights", weights}, {"noise", noise}, {"half", half}};
+        {"plan", plan},   {"tokens", tokens}, {"weights", weights},
+        {"noise", noise}, {"half", half},     {"backends", backend_rows}};
     const auto part = parts.find(count == 2 ? arguments[1] : "");
     if (part == parts.end()) {
-        std::cerr << "usage: probe plan|tokens|weights|noise|half\n";
+        std::cerr << "usage: probe plan|tokens|weights|noise|half|backends\n";
         return 2;
     }
     try {

@@ -62,7 +62,7 @@ def make_logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
-            else:
+            elif severity <= trt.ILogger.INFO:  # there may be a million more
                 self.on_message(message)
 
         def reasons(self) -> str:

@@ -34,7 +34,7 @@ API: dict[str, dict[str, int | None]] = {
     "ProfilingVerbosity": {"DETAILED": None},
     "BuilderFlag": {"WEIGHT_STREAMING": None, "REFIT": None, "TF32": None},
     "IProgressMonitor": {"phase_start": 3, "phase_finish": 1, "step_complete": 2},
-    "ILogger": {"log": 2, "ERROR": None},
+    "ILogger": {"log": 2, "ERROR": None, "INFO": None},
     "Runtime": {"deserialize_cuda_engine": 1},
     "ICudaEngine": {
         "create_execution_context": 1, "streamable_weights_size": None,

@@ -103,7 +103,12 @@ class Failure(Exception):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
+        self._arguments = status, message
         self.status = STATUS[status]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process is given it whole."""
+        return Failure, self._arguments
 
 
 @dataclass(frozen=True)

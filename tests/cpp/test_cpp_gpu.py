@@ -3,6 +3,7 @@ lets them be. What it draws is what the same engines draw on the CPU."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def test_engines_come_and_go_within_a_budget(
             same(pipe.generate("a star", **request), cpu.generate("a star", **request))
         _, engines = pipe.memory()
         assert {engine["kind"] for engine in engines.values()} == {"resident", "loaded"}
+
+
+def test_working_memory_is_given_back_before_an_engine_loads(
+    lib: Library, mini_bundle: Path
+) -> None:
+    """Within a budget: the plan counts it in the stages of the engines before alone."""
+    trims = ctypes.CDLL(str(plugins() / "libsd35-cuda.so")).sd35_fake_trims
+    for budget in (0, 4 << 30):
+        before = trims()
+        with Pipe(lib, mini_bundle, device="cuda", vram_budget=budget) as pipe:
+            pipe.generate("a star", steps=2)
+            _, engines = pipe.memory()
+            opened = sum(engine["open"] for engine in engines.values())
+            assert trims() - before == (opened if budget else 0)
 
 
 def test_memory_is_given_back(lib: Library, mini_bundle: Path) -> None:

@@ -14,6 +14,7 @@ import tokenizers
 import torch
 from cpp_build import ROOT, built, probe, run_program
 
+from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.residency import Footprint, plan_residency
@@ -168,6 +169,19 @@ def test_plans_are_pythons() -> None:
             "fits": plan.fits,
         }
         assert own == expected, (engines, budget, reserve)
+
+
+def test_what_the_planner_knows_of_engines_is_pythons() -> None:
+    rows = probe("backends", {})
+    assert {"onnxruntime", "tensorrt"} <= rows.keys()
+    for name, row in rows.items():
+        backend = BACKENDS[name]
+        assert row == {
+            "title": backend.title,
+            "context_bytes": backend.context_bytes,
+            "streams": backend.streams == "asked",
+            "keeps_denoiser_room": "denoiser" in backend.keeps_activations,
+        }
 
 
 def test_float16_is_numpys() -> None:
