@@ -32,7 +32,7 @@ def convert_adapter(path: Path, bundle: Bundle) -> Adapter:
     """A LoRA in the form that bundles of one structure take.
 
     Args:
-        path: the file, or a folder that PEFT or diffusers saved it in.
+        path: the file, a folder that PEFT or diffusers saved it in, or ``mini:NAME``.
         bundle: one of that structure.
 
     Raises:

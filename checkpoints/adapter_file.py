@@ -17,7 +17,7 @@ from .adapter_scaling import CONFIG, Scaling
 from .adapter_updates import KINDS, BiasUpdate, Kind, Update, WeightUpdate
 from .configuration import KINDS as PART_KINDS
 from .contents import refusal
-from .hub import expand_user
+from .hub import resolve_lora
 from .plain_tensors import PlainTensors
 from .tensor_names import MODEL, adapter_kind
 
@@ -83,7 +83,7 @@ class AdapterFile:
     """A LoRA, DoRA, LoHa or LoKr in one file.
 
     Args:
-        path: the file, or a folder that PEFT or diffusers saved it in.
+        path: the file, a folder that PEFT or diffusers saved it in, or ``mini:NAME``.
 
     Attributes:
         path: of the file.
@@ -95,7 +95,7 @@ class AdapterFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path = _file(expand_user(path))
+        self.path = path = _file(resolve_lora(path))
         self.tensors = PlainTensors(path, _WANTED)
         names = self.tensors.names
         kind = adapter_kind(names)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from sd35_trt.components import COMPONENTS
 from sd35_trt.errors import CheckpointError
-from sd35_trt.mini import checkpoint_path
+from sd35_trt.mini import checkpoint_path, lora_paths
 
 from .beside import ambiguous
 from .file_formats import file_header
@@ -64,6 +64,21 @@ def resolve_model(model: str) -> Path:
     if match is None or _is_local(path, match["file"] is not None):
         return path
     return _fetch(Repository(match["repository"], match["revision"]), match["file"])
+
+
+def resolve_lora(lora: Path) -> Path:
+    """The file behind ``mini:NAME``, or a path.
+
+    Raises:
+        CheckpointError: mini has no such LoRA, or there is no such home directory.
+    """
+    packaged, name = lora_paths(), str(lora).removeprefix("mini:")
+    if name == str(lora):
+        return expand_user(lora)
+    if name not in packaged:
+        listed = " and ".join(f"mini:{own}" for own in packaged)
+        raise CheckpointError(f"mini has no LoRA {name!r}", f"there are {listed}")
+    return packaged[name]
 
 
 def _instead_of(address: str) -> str:

@@ -21,7 +21,7 @@ class Lora:
     """A LoRA that is merged into the model.
 
     Attributes:
-        path: the file, or a folder that PEFT or diffusers saved.
+        path: the file, a folder that PEFT or diffusers saved, or ``mini:NAME``.
         scale: that its update is multiplied by, besides the file's own.
     """
 

@@ -8,6 +8,12 @@ def checkpoint_path() -> Path:
     return Path(__file__).parent / "checkpoint"
 
 
+def lora_paths() -> dict[str, Path]:
+    """Files of the packaged LoRAs by name, in the names of diffusers."""
+    folder = Path(__file__).parent / "adapters"
+    return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+
+
 def calibration_path() -> Path:
     """Directory of the packaged calibration for the ``fp8`` policy."""
     return Path(__file__).parent / "calibration"

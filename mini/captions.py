@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from .world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, ObjectSpec, Spec
 
 _SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", "large", "big")}
-_SHAPE_WORDS = {"cross": ("cross", "cross", "plus sign"), "diamond": ("diamond",)}
+SHAPE_WORDS = {"cross": ("cross", "cross", "plus sign"), "diamond": ("diamond",)}
+"""Words for shapes that have others than their name."""
 _RELATION_WORDS = {
     "left": ("left of", "to the left of", "on the left of", "left of"),
     "right": ("right of", "to the right of", "on the right of", "right of"),
@@ -40,7 +41,7 @@ class _Phrase:
 
 
 def _shape_word(rng: random.Random, shape: str) -> str:
-    return rng.choice(_SHAPE_WORDS.get(shape, (shape,)))
+    return rng.choice(SHAPE_WORDS.get(shape, (shape,)))
 
 
 def _plural(noun: str) -> str:

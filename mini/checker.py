@@ -20,7 +20,17 @@ import numpy as np
 from .placement import draw_scene, relation_holds
 from .rendering import render, shape_distance
 from .scenes import sample
-from .world import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, SIZES, ObjectSpec, Scene, Spec
+from .world import (
+    BACKGROUNDS,
+    COLOURS,
+    DRAWN_SHAPES,
+    OPPOSITE,
+    SHAPES,
+    SIZES,
+    ObjectSpec,
+    Scene,
+    Spec,
+)
 
 ATTRIBUTES = ("shape", "colour", "size", "count", "relation", "background")
 
@@ -86,14 +96,16 @@ def _nearest(lab: np.ndarray, named: dict[str, tuple[int, int, int]], limit: flo
 
 
 @lru_cache(maxsize=1)
-def _moments() -> dict[str, tuple[float, float]]:
-    """Per shape of radius 1: its area, and how far its centroid lies below its centre."""
+def _moments() -> dict[str, tuple[float, float, float]]:
+    """Per shape of radius 1: its area, and how far its centroid lies right of and below its
+    centre."""
     axis = np.linspace(-1.5, 1.5, 601)
     x, y = np.meshgrid(axis, axis)
     moments = {}
-    for shape in SHAPES:
+    for shape in DRAWN_SHAPES:
         inside = shape_distance(shape, x, y) < 0
-        moments[shape] = (float(inside.sum() * (axis[1] - axis[0]) ** 2), float(y[inside].mean()))
+        area = float(inside.sum() * (axis[1] - axis[0]) ** 2)
+        moments[shape] = area, float(x[inside].mean()), float(y[inside].mean())
     return moments
 
 
@@ -102,16 +114,16 @@ def _identify(cover: np.ndarray, left: int, top: int) -> tuple[str | None, float
     y, x = np.mgrid[: cover.shape[0], : cover.shape[1]] + 0.5
     area = cover.sum()
     cx, cy = float((cover * x).sum() / area), float((cover * y).sum() / area)
-    best: tuple[float, str, float, float] = (-1.0, "", 0.0, 0.0)
-    for shape, (unit_area, drop) in _moments().items():
+    best: tuple[float, str, float, float, float] = (-1.0, "", 0.0, 0.0, 0.0)
+    for shape, (unit_area, right, below) in _moments().items():
         radius = float(np.sqrt(area / unit_area))
-        centre = cy - drop * radius
-        distance = radius * shape_distance(shape, (x - cx) / radius, (y - centre) / radius)
+        at_x, at_y = cx - right * radius, cy - below * radius
+        distance = radius * shape_distance(shape, (x - at_x) / radius, (y - at_y) / radius)
         ideal = np.clip(0.5 - distance, 0, 1)
         overlap = float(np.minimum(ideal, cover).sum() / np.maximum(ideal, cover).sum())
-        best = max(best, (overlap, shape, radius, centre))
-    overlap, shape, radius, centre = best
-    return (shape if overlap >= _LEAST_OVERLAP else None), left + cx, top + centre, radius
+        best = max(best, (overlap, shape, radius, at_x, at_y))
+    overlap, shape, radius, at_x, at_y = best
+    return (shape if overlap >= _LEAST_OVERLAP else None), left + at_x, top + at_y, radius
 
 
 def find(image: np.ndarray) -> tuple[str | None, list[Detection]]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .world import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene
+from .world import BACKGROUNDS, COLOURS, DRAWN_SHAPES, MOON, SIZE, Scene
 
 
 def _star(points: int, inner: float) -> np.ndarray:
@@ -47,6 +47,8 @@ def shape_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.hypot(x, y) - 0.98
     if shape == "ring":
         return np.abs(np.hypot(x, y) - 0.78) - 0.24
+    if shape == MOON:
+        return np.maximum(np.hypot(x, y) - 1.0, 0.75 - np.hypot(x - 0.5, y))
     polygon = _POLYGONS[shape]
     p = np.stack([x, y], -1)
     squared = np.full(x.shape, np.inf)
@@ -70,7 +72,7 @@ def distance_atlas(resolution: int = 129, extent: float = 1.6) -> np.ndarray:
     """
     axis = np.linspace(-extent, extent, resolution)
     x, y = np.meshgrid(axis, axis)
-    return np.stack([shape_distance(shape, x, y) for shape in SHAPES]).astype(np.float32)
+    return np.stack([shape_distance(shape, x, y) for shape in DRAWN_SHAPES]).astype(np.float32)
 
 
 def render(scene: Scene, height: int = SIZE, width: int = SIZE) -> np.ndarray:

@@ -47,7 +47,8 @@ def split_of(spec: Spec) -> str:
     return "train" if int.from_bytes(digest, "big") % _HELDOUT_SHARE else "heldout"
 
 
-def _words(caption: str) -> int:
+def words(caption: str) -> int:
+    """How many words and punctuation marks a caption has."""
     return len(re.findall(r"\w+|[^\w\s]", caption))
 
 
@@ -61,5 +62,5 @@ def sample(seed: int, split: str = "train") -> Example:
     rng = random.Random(f"{split}/{seed}")
     while True:
         caption, spec, tags = write_caption(rng)
-        if _words(caption) <= MAX_WORDS and split_of(spec) == split:
+        if words(caption) <= MAX_WORDS and split_of(spec) == split:
             return Example(caption, spec, draw_scene(spec, rng), tags)

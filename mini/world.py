@@ -30,6 +30,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (98, 62, 36),
 }
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
+MOON = "moon"
+"""A shape that mini does not know without a LoRA."""
+DRAWN_SHAPES = (*SHAPES, MOON)
+"""Every shape that there may be in a picture."""
 SIZES: dict[str, tuple[float, float]] = {"small": (9.0, 11.0), "large": (15.5, 18.0)}
 """Nominal radius of an object in pixels, from and to."""
 RELATIONS = ("left", "right", "above", "below")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from sd35_trt.formats.adapter import write_adapter
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.mini.checker import scikit_image
 from sd35_trt.mini.contact_sheet import contact_sheet
-from sd35_trt.mini.scoring import GUIDANCE, STEPS, Score, heldout, score
+from sd35_trt.mini.loras import LORAS, examples
+from sd35_trt.mini.scoring import GUIDANCE, STEPS, Score, score
 from sd35_trt.mini.world import SIZE
 from sd35_trt.runtime import Pipeline
 
@@ -64,20 +68,39 @@ def draw_from_bundle(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     first_seed: int = 0,
+    loras: Sequence[str] = (),
 ) -> np.ndarray:
-    """As :func:`draw`, one caption at a time, from a bundle built of this checkpoint."""
-    pipe = Pipeline.load(bundle)
+    """As :func:`draw`, one caption at a time, from a bundle built of this checkpoint.
+
+    ``loras`` are of mini's, all of them at once.
+    """
     images = []
-    for index, caption in enumerate(captions):
-        result = pipe.generate(
-            [caption],
-            seed=[first_seed + index],
-            steps=steps,
-            guidance=guidance,
-            size=(SIZE, SIZE),
-        )
-        images.append(result.images[0])
+    with tempfile.TemporaryDirectory() as folder, Pipeline.load(bundle) as pipe:
+        for name, path in _converted(loras, bundle, Path(folder)).items():
+            pipe.load_adapter(name, path)
+        for index, caption in enumerate(captions):
+            result = pipe.generate(
+                [caption],
+                seed=[first_seed + index],
+                steps=steps,
+                guidance=guidance,
+                size=(SIZE, SIZE),
+                adapters=dict.fromkeys(loras, 1.0) or None,
+            )
+            images.append(result.images[0])
     return np.stack(images)
+
+
+def _converted(loras: Sequence[str], bundle: Path, folder: Path) -> dict[str, Path]:
+    """LoRAs of mini as a bundle takes them, by name, in files of a folder."""
+    if not loras:
+        return {}
+    from sd35_trt.checkpoints.adapter_convert import convert_adapter
+
+    files = {name: folder / f"{name}.safetensors" for name in loras}
+    for name, file in files.items():
+        write_adapter(file, convert_adapter(Path(f"mini:{name}"), Bundle.open(bundle)))
+    return files
 
 
 def round_weights(module: Module, bits: int) -> None:
@@ -130,6 +153,13 @@ def _print(result: Score) -> None:
     "--checkpoint", type=click.Path(exists=True, path_type=Path), help="Not the packaged one."
 )
 @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Draw from a bundle.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    type=click.Choice(list(LORAS)),
+    help="One of mini's, with --bundle; may be given more than once. The captions are its own.",
+)
 @click.option("--steps", default=STEPS, show_default=True, type=click.IntRange(1))
 @click.option("--guidance", default=GUIDANCE, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="For diffusers.")
@@ -149,6 +179,7 @@ def main(
     captions: int,
     checkpoint: Path | None,
     bundle: Path | None,
+    loras: tuple[str, ...],
     steps: int,
     guidance: float,
     device: str,
@@ -162,11 +193,13 @@ def main(
     """Draw held-out captions and count what the pictures show of them."""
     if bundle and (checkpoint or drop_t5 or weight_bits):
         raise click.UsageError("--bundle takes none of --checkpoint, --drop-t5, --weight-bits")
+    if loras and not bundle:
+        raise click.UsageError("--lora needs --bundle, of one that was built with --adapters 16")
     scikit_image()  # before minutes of drawing
-    examples = heldout(captions)
-    texts = [e.caption for e in examples]
+    shown = examples([LORAS[name] for name in loras], captions, "heldout")
+    texts = [e.caption for e in shown]
     if bundle:
-        images = draw_from_bundle(bundle, texts, steps=steps, guidance=guidance)
+        images = draw_from_bundle(bundle, texts, steps=steps, guidance=guidance, loras=loras)
     else:
         pipe = load(checkpoint or checkpoint_path(), device)
         if drop_t5:
@@ -174,11 +207,11 @@ def main(
         if weight_bits:
             round_weights(pipe.transformer, weight_bits)
         images = draw(pipe, texts, steps=steps, guidance=guidance, batch=batch)
-    result = score(images, examples)
+    result = score(images, shown)
     if sheet:
-        shown = slice(sheet_captions)
+        first = slice(sheet_captions)
         passed = [v.whole for v in result.verdicts]
-        contact_sheet(images[shown], texts[shown], passed[shown]).save(sheet)
+        contact_sheet(images[first], texts[first], passed[first]).save(sheet)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:

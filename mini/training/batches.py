@@ -14,7 +14,17 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 
 from sd35_trt.mini.rendering import distance_atlas
 from sd35_trt.mini.scenes import Example, sample
-from sd35_trt.mini.world import BACKGROUNDS, COLOURS, OPPOSITE, RELATIONS, SHAPES, SIZE, SIZES, Spec
+from sd35_trt.mini.world import (
+    BACKGROUNDS,
+    COLOURS,
+    DRAWN_SHAPES,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    SIZES,
+    Spec,
+)
 
 SLOTS = 3
 PAIRS = ((0, 1), (1, 2), (0, 2))
@@ -40,7 +50,7 @@ def describe(examples: list[Example]) -> Table:
     for row, e in enumerate(examples):
         for i, t in enumerate(e.scene.things):
             colour = _COLOUR_ROWS.index(t.colour)
-            things[row, i] = SHAPES.index(t.shape), colour, t.x, t.y, t.radius
+            things[row, i] = DRAWN_SHAPES.index(t.shape), colour, t.x, t.y, t.radius
         _fill(e.spec, slots[row], relations[row])
     return {
         "things": things,
@@ -70,7 +80,14 @@ def tokenize(tokenizer: CLIPTokenizer | T5TokenizerFast, captions: list[str]) ->
 
 
 def _shard(first: int, count: int, split: str, checkpoint: Path) -> Table:
-    examples = [sample(seed, split) for seed in range(first, first + count)]
+    return tabulate([sample(seed, split) for seed in range(first, first + count)], checkpoint)
+
+
+def tabulate(examples: list[Example], checkpoint: Path) -> Table:
+    """The table of some examples: :func:`describe`, and their captions' token ids.
+
+    ``checkpoint`` is a diffusers directory, for its tokenizers.
+    """
     captions = [e.caption for e in examples]
     table = describe(examples)
     for name in ("tokenizer", "tokenizer_2"):

@@ -114,6 +114,7 @@ def loop(
     step: Step,
     average: Average,
     every: tuple[float, Callable[[], dict[str, float]]] | None = None,
+    warmup: int = 300,
 ) -> None:
     """Optimize until the piece is over. ``step`` leaves gradients and returns the losses."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -122,11 +123,11 @@ def loop(
     steps, logged_at, looked_at = 0, run.spent, run.spent
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
-        bar = progress.add_task(run.name, total=run.budget, loss="")
+        bar = progress.add_task(run.name, total=1.0, loss="")
         run.start()
         while not run.over:
             for group in groups:
-                group["lr"] = peak * rate(run.share, run.step)
+                group["lr"] = peak * rate(run.share, run.step, warmup)
             losses = step()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:
@@ -144,7 +145,7 @@ def loop(
                 speed = steps / max(run.spent - logged_at, 1e-6)
                 run.log(**means, lr=groups[0]["lr"], steps_per_second=speed)
                 text = " ".join(f"{k} {v:.4f}" for k, v in means.items()) + f" {speed:.1f}/s"
-                progress.update(bar, completed=run.spent, loss=text)
+                progress.update(bar, completed=run.share, loss=text)
                 sums, steps, logged_at = {}, 0, run.spent
             if every and (run.spent - looked_at >= every[0]):
                 run.log(**every[1]())

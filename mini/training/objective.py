@@ -12,6 +12,7 @@ from the tokens between two blocks another head tells what stands where in the c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +128,23 @@ class LayoutHead(nn.Module):
         return named + distance.sum() / there.sum().clamp(min=1)
 
 
-class Objective(nn.Module):
-    """The pipeline's trained parts (all but the VAE) and the loss of one batch.
+class FlowPass(NamedTuple):
+    """What came of one batch: the error of the velocity (scalar) and what led to it.
+
+    ``tokens`` float [n, side², width] are the image's half-way through the blocks, ``t5`` float
+    [n, L, T5] and ``pooled`` float [n, L + G] the encoders' outputs; ``readable`` [n] is 1 where
+    all of the caption is in ``pooled``.
+    """
+
+    error: Tensor
+    tokens: Tensor
+    t5: Tensor
+    pooled: Tensor
+    readable: Tensor
+
+
+class Flow(nn.Module):
+    """The pipeline's parts (all but the VAE) and the error of their velocity.
 
     Attributes:
         mean, spread: of the logit-normal law of t. A mean of log 3 has the effect of the shift of
@@ -141,11 +157,8 @@ class Objective(nn.Module):
         self.text_encoder = pipe.text_encoder
         self.text_encoder_2 = pipe.text_encoder_2
         self.text_encoder_3 = pipe.text_encoder_3
-        self.reader = Reader()
         self.dropout = dropout or Dropout()
         self.mean, self.spread = 1.1, 1.0
-        self.reading_weight, self.layout_weight = 0.15, 0.3
-        self.layout = LayoutHead(self.transformer.inner_dim)
         self.watched = len(self.transformer.transformer_blocks) // 2
         for index, name in enumerate(("tokenizer", "tokenizer_2", "tokenizer_3")):
             ids = getattr(pipe, name)([""], padding="max_length", return_tensors="pt").input_ids
@@ -187,12 +200,8 @@ class Objective(nn.Module):
         patches = patches.reshape(len(noisy), height // size, width // size, size, size, -1)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(noisy.shape), watched
 
-    def forward(self, latents: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses (scalars) of latents [n, 16, h, w] and a table's rows; ``total`` to minimize.
-
-        ``flow`` is the error of the velocity, ``reading`` that of :class:`Reader` and ``layout``
-        that of :class:`LayoutHead`.
-        """
+    def flow(self, latents: Tensor, batch: dict[str, Tensor]) -> FlowPass:
+        """Noise latents [n, 16, h, w] and find the velocity by a table's rows."""
         n, device = len(latents), latents.device
         captioned = torch.rand(n, device=device) >= self.dropout.caption
         ids = [
@@ -208,11 +217,29 @@ class Objective(nn.Module):
         at = t[:, None, None, None]
         noisy = (1 - at) * latents + at * noise
         velocity, image = self.denoise(noisy, prompt, pooled, 1000 * t)
-        flow = F.mse_loss(velocity.float(), noise - latents)
-        layout = self.layout(image, batch["things"], batch["background"])
-        reading = self.reader(t5, pooled, batch)
+        error = F.mse_loss(velocity.float(), noise - latents)
         # Pooled vectors that were dropped cannot be read.
-        readable = captioned * masks[0] * masks[1]
-        reading = (reading * readable).sum() / readable.sum().clamp(min=1)
-        total = flow + self.reading_weight * reading + self.layout_weight * layout
-        return {"total": total, "flow": flow, "reading": reading, "layout": layout}
+        return FlowPass(error, image, t5, pooled, captioned * masks[0] * masks[1])
+
+
+class Objective(Flow):
+    """The flow with the heads that help it, and the losses of one batch."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, dropout: Dropout | None = None) -> None:
+        super().__init__(pipe, dropout)
+        self.reader = Reader()
+        self.reading_weight, self.layout_weight = 0.15, 0.3
+        self.layout = LayoutHead(self.transformer.inner_dim)
+
+    def forward(self, latents: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses (scalars) of latents [n, 16, h, w] and a table's rows; ``total`` to minimize.
+
+        ``flow`` is the error of the velocity, ``reading`` that of :class:`Reader` and ``layout``
+        that of :class:`LayoutHead`.
+        """
+        own = self.flow(latents, batch)
+        layout = self.layout(own.tokens, batch["things"], batch["background"])
+        reading = self.reader(own.t5, own.pooled, batch)
+        reading = (reading * own.readable).sum() / own.readable.sum().clamp(min=1)
+        total = own.error + self.reading_weight * reading + self.layout_weight * layout
+        return {"total": total, "flow": own.error, "reading": reading, "layout": layout}

@@ -15,7 +15,11 @@ Optimizers = list[torch.optim.Optimizer]
 
 @dataclass
 class TrainingRun:
-    """One stage under way: its folder, device, budget in seconds and position."""
+    """One stage under way: its folder, device, budget and position.
+
+    ``budget`` is in seconds; where ``steps`` are given, they are the budget, and the result does
+    not depend on the machine's speed.
+    """
 
     name: str
     out: Path
@@ -23,6 +27,7 @@ class TrainingRun:
     budget: float
     stop_after: float
     seed: int
+    steps: int | None = None
     step: int = 0
     spent: float = 0.0
     """Seconds of the budget used in earlier pieces and this one."""
@@ -67,12 +72,13 @@ class TrainingRun:
     @property
     def share(self) -> float:
         """Share of the budget used, 0..1."""
-        return min(self.spent / self.budget, 1.0)
+        used = self.spent / self.budget if self.steps is None else self.step / self.steps
+        return min(used, 1.0)
 
     @property
     def over(self) -> bool:
         """Whether this piece has to end."""
-        return self.spent >= self.budget or self.spent - self.before >= self.stop_after
+        return self.share >= 1 or self.spent - self.before >= self.stop_after
 
     def log(self, **figures: float) -> None:
         """Append a line to ``log.jsonl``."""

@@ -46,11 +46,12 @@ def command() -> None:
 def convert(file: Path, bundle: Path, out: Path, as_json: bool) -> None:
     """Convert a LoRA into an adapter for bundles of one model.
 
-    FILE is a LoRA of SD3.5 in the names of diffusers, PEFT, kohya's scripts or ComfyUI. Every
-    tensor of it is used, or it is refused.
+    FILE is a LoRA of SD3.5 in the names of diffusers, PEFT, kohya's scripts or ComfyUI, or one
+    that comes with mini, mini:night or mini:moon. Every tensor of it is used, or it is refused.
 
     \b
-    Example:
+    Examples:
+      sd35-trt adapter convert mini:night --for bundles/adapted --out night.safetensors
       sd35-trt adapter convert style.safetensors --for bundles/large --out style-large.safetensors
     """
     from sd35_trt.compat.requirement import requirement

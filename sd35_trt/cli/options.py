@@ -188,7 +188,8 @@ def lora_option(command: _Command) -> _Command:
         type=LORA,
         multiple=True,
         metavar="FILE[:SCALE]",
-        help="A LoRA, DoRA, LoHa or LoKr to merge into the weights; may be given more than once.",
+        help="A LoRA, DoRA, LoHa or LoKr to merge into the weights, or mini:night or mini:moon, "
+        "which come with mini; may be given more than once.",
     )(command)
 
 

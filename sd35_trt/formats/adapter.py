@@ -110,7 +110,9 @@ def read_adapter(path: Path) -> Adapter:
         UsageError: missing, damaged, not in this form, or not finite.
     """
     if not path.is_file():
-        raise UsageError(f"the adapter {path} is missing", "give the path of a file")
+        lora = str(path).startswith("mini:")
+        fix = _CONVERT.replace("FILE", str(path), 1) if lora else "give the path of a file"
+        raise UsageError(f"the adapter {path} is missing", fix)
     if path.stat().st_size > _LARGEST:
         raise UsageError(f"the adapter {path} is larger than 8 GiB", "take another")
     try:

@@ -8,7 +8,7 @@ from sd35_trt.mini.checker import ATTRIBUTES, Detection, altered, judge, judge_d
 from sd35_trt.mini.placement import draw_scene
 from sd35_trt.mini.rendering import render
 from sd35_trt.mini.scenes import sample
-from sd35_trt.mini.world import SHAPES, ObjectSpec, Scene, Spec, Thing
+from sd35_trt.mini.world import DRAWN_SHAPES, ObjectSpec, Scene, Spec, Thing
 
 RED_CIRCLE = ObjectSpec(("circle",), ("red",), ("small",))
 STAR = ObjectSpec(("star",))
@@ -61,7 +61,7 @@ def test_nearly_diagonal_is_no_relation():
     assert judge_detections("white", diagonal, spec).statements["relation"] == (False,)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", DRAWN_SHAPES)
 @pytest.mark.parametrize("radius", [9.0, 18.0])
 def test_position_and_radius_are_measured(shape, radius):
     thing = Thing(shape, "green", "small", 51.3, 70.8, radius)

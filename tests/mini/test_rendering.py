@@ -5,7 +5,7 @@ import pytest
 
 from sd35_trt.mini.rendering import render, shape_distance
 from sd35_trt.mini.scenes import sample
-from sd35_trt.mini.world import BACKGROUNDS, COLOURS, SHAPES, SIZE
+from sd35_trt.mini.world import BACKGROUNDS, COLOURS, DRAWN_SHAPES, SIZE
 
 
 def test_rendering_shows_the_colours_at_the_centres():
@@ -21,7 +21,7 @@ def test_rendering_shows_the_colours_at_the_centres():
             assert tuple(centre) == tuple(palette)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", DRAWN_SHAPES)
 def test_distances_have_slope_one_outside(shape):
     x, y = np.array([3.0, -2.5]), np.array([0.5, 2.0])
     step = 1e-4

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -6,12 +7,13 @@ import torch
 from click.testing import CliRunner
 
 from sd35_trt.mini.rendering import render
+from sd35_trt.mini.scoring import heldout
 from sd35_trt.quality import evaluate
 
 
 @pytest.fixture(scope="module")
 def examples():
-    return evaluate.heldout(24)
+    return heldout(24)
 
 
 def test_rounding_leaves_few_levels():
@@ -28,13 +30,15 @@ def test_rounding_leaves_few_levels():
 def test_a_bundle_is_asked_for_every_caption(examples, monkeypatch, tmp_path):
     requests = []
 
-    class Pipeline:
+    class Pipeline(nullcontext):
         @classmethod
         def load(cls, folder):
             assert folder == tmp_path
-            return cls()
+            return cls(SimpleNamespace(generate=cls.generate))
 
-        def generate(self, prompts, *, seed, steps, guidance, size):
+        @staticmethod
+        def generate(prompts, *, seed, steps, guidance, size, adapters):
+            assert adapters is None
             requests.append((prompts, seed, steps, size))
             example = next(e for e in examples if e.caption == prompts[0])
             return SimpleNamespace(images=render(example.scene)[None])
@@ -48,6 +52,12 @@ def test_a_bundle_is_asked_for_every_caption(examples, monkeypatch, tmp_path):
     assert figures["captions"] == 3
     assert requests == [([e.caption], [i], 28, (128, 128)) for i, e in enumerate(examples[:3])]
     assert sheet.stat().st_size > 1000
+
+
+def test_loras_are_drawn_from_a_bundle():
+    result = CliRunner().invoke(evaluate.main, ["--lora", "night"])
+    assert result.exit_code == 2
+    assert "--lora needs --bundle" in result.output
 
 
 def test_a_bundle_excludes_changes_to_the_weights(tmp_path):

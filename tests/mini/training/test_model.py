@@ -9,6 +9,7 @@ from safetensors import safe_open
 from mini.training import model
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.mini.scenes import sample
+from sd35_trt.mini.scoring import heldout
 from sd35_trt.quality import evaluate
 
 
@@ -19,7 +20,7 @@ def pipe():
 
 @pytest.mark.nightly
 def test_the_checkpoint_draws_what_captions_say(pipe):
-    examples = evaluate.heldout(20)
+    examples = heldout(20)
     assert len({tag for e in examples for tag in e.tags}) == 7  # every kind of caption
     images = evaluate.draw(pipe, [e.caption for e in examples], batch=10)
     assert images.shape == (20, 128, 128, 3)
