@@ -131,8 +131,8 @@ def test_joined_in_any_order(pipe: Pipeline) -> None:
 def test_in_every_precision(
     policy: str, make_bundle: Callable[..., Path], pipe: Pipeline, adapter: Path
 ) -> None:
-    """A step with all features is nearly as near to FP32's: guidance by skipped blocks, too, multiplies
-    what differs."""
+    """A step with all features is nearly as near to FP32's as one without any: guidance by skipped
+    blocks multiplies what differs, as guidance does."""
     quick: dict[str, Any] = {"steps": 1, "size": (64, 64), "guidance": 3.0}
     together = {"adapters": MIX, **SKIP, "image": picture(), "mask": half_mask(), "strength": 1.0,
                 "weighting": True}  # fmt: skip
