@@ -43,7 +43,8 @@ import numpy as np
 import psutil
 import yaml
 from PIL import Image
-from serve import PATH, body, percentiles
+from serve import body, percentiles
+from serve_targets import PATH
 
 from sd35_trt.runtime import Pipeline
 

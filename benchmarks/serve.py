@@ -3,6 +3,7 @@
     sd35-trt build --out bundles/mini
     python benchmarks/serve.py bundles/mini
     python benchmarks/serve.py bundles/medium --size 512x512 --rates 0.5,0.8,1.2 --seconds 60
+    python benchmarks/serve.py bundles/mini --server triton
 
 First, one client asks the server and a pool in this process in turns: the difference is what the
 server takes. Then clients that ask again as soon as they are answered say how much joining brings.
@@ -27,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import httpx
-from server_process import server
+from serve_targets import Ask, Target, http_target, triton_target
 
 from sd35_trt.runtime import Pipeline, PipelinePool
 
@@ -37,15 +37,10 @@ RESULTS = Path(__file__).parent / "results" / "serve.json"
 #: Milliseconds that the server may take beside drawing, at the median.
 OVERHEAD_MS = 5.0
 
-#: Where pictures are asked for.
-PATH = "/v1/images/generations"
 _PROMPTS = ("a red star", "two blue squares", "a small green circle on white", "a yellow ring")
 
 # An answer is in time after so many times what an idle server takes.
 _IN_TIME = 5.0
-
-# Nothing is waited for longer.
-_PATIENCE = 600.0
 
 
 def body(number: int, steps: int, size: str) -> dict[str, Any]:
@@ -54,58 +49,65 @@ def body(number: int, steps: int, size: str) -> dict[str, Any]:
     return {"prompt": prompt, "seed": number, "steps": steps, "size": size}
 
 
-def overhead(url: str, bundle: Path, steps: int, size: str, count: int) -> dict[str, float]:
+def overhead(target: Target, bundle: Path, steps: int, size: str, count: int) -> dict[str, float]:
     """Milliseconds at the median: of a request to the server, of the same to a pool here, of both
-    in turns, and their difference.
+    in turns, and their difference; and where the server says how long it drew, what is beside.
     """
     width, height = map(int, size.split("x"))
     served, drawn, beside = [], [], []
-    pool = PipelinePool({"one": Pipeline.load(bundle, threads=1)})
-    with pool, httpx.Client(base_url=url, timeout=_PATIENCE) as client:
+    with PipelinePool({"one": Pipeline.load(bundle, threads=1)}) as pool:
         for number in range(-len(_PROMPTS), count):
             asked = body(abs(number), steps, size)
             start = time.perf_counter()
-            answer = client.post(PATH, json=asked).raise_for_status().json()
+            seconds = target.draw(asked)
             middle = time.perf_counter()
             pool.generate(asked["prompt"], seed=asked["seed"], steps=steps, size=(width, height))
             end = time.perf_counter()
             if number >= 0:  # before, prompts are encoded
                 served.append(middle - start)
                 drawn.append(end - middle)
-                beside.append(middle - start - answer["timings"]["total"])
-    return {
+                if seconds is not None:
+                    beside.append(middle - start - seconds)
+    figures = {
         "server_ms": 1e3 * statistics.median(served),
         "pool_ms": 1e3 * statistics.median(drawn),
         "difference_ms": 1e3 * (statistics.median(served) - statistics.median(drawn)),
-        "beside_drawing_ms": 1e3 * statistics.median(beside),
     }
+    if beside:
+        figures["beside_drawing_ms"] = 1e3 * statistics.median(beside)
+    return figures
 
 
-async def closed_loop(url: str, clients: int, steps: int, size: str, seconds: float) -> float:
-    """Pictures a second of clients that ask again as soon as they are answered."""
+async def closed_loop(target: Target, clients: int, steps: int, size: str, seconds: float) -> float:
+    """Pictures a second of clients that ask again as soon as they are answered.
+
+    Raises:
+        RuntimeError: one was not drawn.
+    """
     answered = 0
     end = time.perf_counter() + seconds
 
-    async def ask(client: httpx.AsyncClient, first: int) -> None:
+    async def client(ask: Ask, first: int) -> None:
         nonlocal answered
         number = first
         while time.perf_counter() < end:
-            response = await client.post(PATH, json=body(number, steps, size))
-            if response.status_code == 429:  # fewer may wait than there are clients
+            status = await ask(body(number, steps, size))
+            if status == "429":  # fewer may wait than there are clients
                 await asyncio.sleep(0.02)
                 continue
-            response.raise_for_status()
+            if status != "200":
+                raise RuntimeError(f"a request was answered with {status}")
             answered += 1
             number += clients
 
     start = time.perf_counter()
-    async with _client(url) as client:
-        await asyncio.gather(*(ask(client, first) for first in range(clients)))
+    async with target.clients() as ask:
+        await asyncio.gather(*(client(ask, first) for first in range(clients)))
     return answered / (time.perf_counter() - start)
 
 
 async def open_loop(
-    url: str, rate: float, steps: int, size: str, seconds: float, in_time: float
+    target: Target, rate: float, steps: int, size: str, seconds: float, in_time: float
 ) -> dict[str, Any]:
     """Requests that arrive by chance.
 
@@ -121,21 +123,17 @@ async def open_loop(
     latencies: list[float] = []
     start = time.perf_counter()
 
-    async def ask(client: httpx.AsyncClient, number: int, due: float) -> None:
-        try:
-            response = await client.post(PATH, json=body(number, steps, size))
-            status = str(response.status_code)
-        except httpx.TransportError as error:
-            status = type(error).__name__
+    async def one(ask: Ask, number: int, due: float) -> None:
+        status = await ask(body(number, steps, size))
         statuses[status] += 1
         if status == "200":
             latencies.append(time.perf_counter() - start - due)
 
-    async with _client(url) as client:
+    async with target.clients() as ask:
         tasks, due, number = [], rng.expovariate(rate), 0
         while due < seconds:
             await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
-            tasks.append(asyncio.create_task(ask(client, number, due)))
+            tasks.append(asyncio.create_task(one(ask, number, due)))
             due += rng.expovariate(rate)
             number += 1
         await asyncio.gather(*tasks)
@@ -151,11 +149,6 @@ async def open_loop(
     }
 
 
-def _client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=url, timeout=_PATIENCE, limits=limits)
-
-
 def percentiles(values: list[float]) -> dict[str, float]:
     """The middle, the 95th, the 99th and the largest; nothing of nothing."""
     if not values:
@@ -168,22 +161,28 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def measure(
-    bundle: Path, steps: int, size: str, rates: list[float], seconds: float, queue: int, count: int
-) -> dict[str, Any]:
-    """Run it all; JSON-serializable figures."""
-    with server(bundle, "--queue", str(queue)) as (url, _):
-        beside = overhead(url, bundle, steps, size, count)
+    bundle: Path, steps: int, size: str, rates: list[float], seconds: float, queue: int, count: int,
+    kind: str = "http",
+) -> dict[str, Any]:  # fmt: skip
+    """Run it all; JSON-serializable figures.
+
+    Args:
+        kind: of the server, one of ``TARGETS``.
+    """
+    with TARGETS[kind](bundle, queue) as target:
+        beside = overhead(target, bundle, steps, size, count)
         joined = {
-            clients: asyncio.run(closed_loop(url, clients, steps, size, seconds))
+            clients: asyncio.run(closed_loop(target, clients, steps, size, seconds))
             for clients in (1, 8)
         }
         in_time = _IN_TIME * beside["server_ms"] / 1e3
         loops = [
-            asyncio.run(open_loop(url, share * joined[1], steps, size, seconds, in_time))
+            asyncio.run(open_loop(target, share * joined[1], steps, size, seconds, in_time))
             | {"share": share}
             for share in rates
         ]
     return {
+        "server": kind,
         "bundle": bundle.name,
         "steps": steps,
         "size": size,
@@ -200,7 +199,7 @@ def table(figures: dict[str, Any]) -> tuple[str, bool]:
     beside, joined = figures["overhead"], figures["pictures_per_second"]
     well = beside["difference_ms"] <= OVERHEAD_MS
     lines = [
-        f"{figures['bundle']}, {figures['size']}, {figures['steps']} steps",
+        f"{figures['server']}: {figures['bundle']}, {figures['size']}, {figures['steps']} steps",
         f"one request: {beside['server_ms']:.1f} ms; pool.generate: {beside['pool_ms']:.1f} ms; "
         f"difference {beside['difference_ms']:.1f} ms (at most {OVERHEAD_MS:g})"
         f"{'' if well else '  missed'}",
@@ -221,11 +220,14 @@ def table(figures: dict[str, Any]) -> tuple[str, bool]:
     return "\n".join(lines), well
 
 
+TARGETS = {"http": http_target, "triton": triton_target}
+
 _SHOWN = ("p50", "p95", "p99")
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
+@click.option("--server", type=click.Choice(list(TARGETS)), default="http", show_default=True)
 @click.option("--steps", default=4, show_default=True)
 @click.option("--size", default="64x64", show_default=True)
 @click.option("--rates", default="0.5,0.8,1.2,3", show_default=True, help="Of one client's.")
@@ -234,12 +236,12 @@ _SHOWN = ("p50", "p95", "p99")
 @click.option("--count", default=200, show_default=True, help="Requests that are compared.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(
-    bundle: Path, steps: int, size: str, rates: str, seconds: float, queue: int, count: int,
-    out: Path,
+    bundle: Path, server: str, steps: int, size: str, rates: str, seconds: float, queue: int,
+    count: int, out: Path,
 ) -> None:  # fmt: skip
     """Load a server of BUNDLE."""
     shares = [float(share) for share in rates.split(",")]
-    figures = measure(bundle, steps, size, shares, seconds, queue, count)
+    figures = measure(bundle, steps, size, shares, seconds, queue, count, server)
     text, well = table(figures)
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)

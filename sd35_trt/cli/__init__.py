@@ -18,6 +18,7 @@ COMMANDS = (
     "verify",
     "bench",
     "serve",
+    "export-triton",
     "policy",
     "gpus",
     "doctor",

@@ -19,28 +19,27 @@ from .working import working_directory
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def check_destination(out: Path, marker: str, kind: str) -> None:
+def check_destination(out: Path, marker: str, kind: str, fix: str = "choose another --out") -> None:
     """Refuse a destination that cannot become such a directory, before any work is done.
 
     Args:
         marker: the file by which an older one, which may be replaced, is known.
         kind: what it is called, e.g. ``bundle``.
+        fix: what the user can do about it.
 
     Raises:
         UsageError: names the fix.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out} is a file or a link", "choose another --out")
+        raise UsageError(f"{out} is a file or a link", fix)
     if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
-        raise UsageError(f"{out} is not empty and holds no {kind}", "choose another --out")
+        raise UsageError(f"{out} is not empty and holds no {kind}", fix)
     parent = existing_parent(out.absolute().parent)
     try:
         with tempfile.TemporaryFile(dir=parent):  # has no name, so that a kill leaves nothing
             pass
     except OSError as error:
-        raise UsageError(
-            f"cannot write in {parent}: {error.strerror}", "choose another --out"
-        ) from error
+        raise UsageError(f"cannot write in {parent}: {error.strerror}", fix) from error
 
 
 def _exchange(one: Path, other: Path) -> bool:

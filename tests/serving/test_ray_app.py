@@ -73,7 +73,14 @@ def test_nothing_is_lost_while_replicas_and_a_node_end(
             mini_bundle, tiny_bundle, requests=200, connections=8, steps=2, size="64x64"
         )
     finally:
-        for name in ("ray_serve", "serve", "server_process"):
+        for name in (
+            "ray_serve",
+            "serve",
+            "serve_targets",
+            "server_process",
+            "triton_client",
+            "triton_process",
+        ):
             sys.modules.pop(name, None)
     for load in ("killed", "updated", "after"):
         assert figures[load]["wrong"] == []

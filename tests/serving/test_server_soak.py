@@ -17,7 +17,15 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("serve_soak", "serve", "server_process", "soak"):
+    for name in (
+        "serve_soak",
+        "serve",
+        "serve_targets",
+        "server_process",
+        "soak",
+        "triton_client",
+        "triton_process",
+    ):
         sys.modules.pop(name, None)
 
 

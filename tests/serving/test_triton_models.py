@@ -1,0 +1,189 @@
+"""Models for Triton: what is exported, how tensors become requests, and the real server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import one_error_line
+from fake_engines import PATIENCE
+
+from sd35_trt.errors import UsageError
+from sd35_trt.runtime import Pipeline
+from sd35_trt.serving.triton.export import export_triton
+from sd35_trt.serving.triton.flags import CancelFlag
+from sd35_trt.serving.triton.tensors import arguments, runs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def texts(*values: str) -> np.ndarray:
+    return np.array([[value.encode()] for value in values], dtype=object)
+
+
+def test_a_bundle_becomes_two_models(tiny_bundle: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    names = export_triton(tiny_bundle, repository, "tiny", {"threads": "1"})
+    assert (names.once, names.stream) == ("tiny", "tiny_stream")
+    once = (repository / "tiny" / "config.pbtxt").read_text("utf-8")
+    stream = (repository / "tiny_stream" / "config.pbtxt").read_text("utf-8")
+    assert "decoupled: true" in stream
+    assert "decoupled" not in once
+    assert json.dumps(str(tiny_bundle)) in stream
+    assert str(tiny_bundle) not in once
+    for text in (once, stream):
+        assert "dynamic_batching" in text
+        assert text.count("{") == text.count("}")
+    model = (repository / "tiny" / "1" / "model.py").read_text("utf-8")
+    compile(model, "model.py", "exec")
+    export_triton(tiny_bundle, repository, "tiny")  # replaces its own
+    assert "threads" not in (repository / "tiny_stream" / "config.pbtxt").read_text("utf-8")
+
+
+def test_another_model_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "tiny_stream" / "config.pbtxt"
+    foreign.parent.mkdir()
+    foreign.write_text('backend: "onnxruntime"')
+    with pytest.raises(UsageError, match="holds no model of sd35-trt"):
+        export_triton(tiny_bundle, tmp_path, "tiny")
+    assert foreign.read_text() == 'backend: "onnxruntime"'
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b"])
+def test_a_name_is_one_of_a_model(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a model"):
+        export_triton(tiny_bundle, tmp_path / "models", name)
+    assert not (tmp_path / "models").exists()
+
+
+def test_tensors_become_arguments() -> None:
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    found = arguments(
+        {
+            "prompt": texts("a star"), "negative_prompt": texts("é"),
+            "seed": np.array([[7]], np.uint64), "size": np.array([[64, 128]], np.int32),
+            "guidance": np.array([[2.5]], np.float32), "image": image,
+        }
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.pop("image"), image[0])
+    assert found == {
+        "prompt": ["a star"], "negative": ["é"], "seed": [7], "size": (64, 128), "guidance": 2.5
+    }  # fmt: skip
+
+
+def test_each_image_without_a_seed_gets_one() -> None:
+    found = [arguments({"prompt": texts("a", "b")})["seed"] for _ in range(2)]
+    assert [len(seeds) for seeds in found] == [2, 2]
+    assert found[0] != found[1]
+
+
+def test_images_of_a_request_agree() -> None:
+    tensors = {"prompt": texts("a", "b"), "steps": np.array([[2], [3]], np.int32)}
+    with pytest.raises(UsageError, match="steps differs among the images"):
+        arguments(tensors)
+    assert arguments({**tensors, "steps": np.array([[2], [2]], np.int32)})["steps"] == 2
+
+
+def test_a_text_is_utf_8() -> None:
+    with pytest.raises(UsageError, match="prompt is not UTF-8"):
+        arguments({"prompt": np.array([[b"\xff"]], dtype=object)})
+
+
+def test_what_agrees_is_drawn_in_one_run(tiny_bundle: Path) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    with Pipeline.load(tiny_bundle, threads=1) as pipe:
+        room = pipe.manifest.ranges.batch[1]
+        usual: dict[str, Any] = {"size": (64, 64), "steps": 4}
+        one, other = pipe.request("a", **usual), pipe.request("a", size=(64, 64), steps=3)
+        full = pipe.request(["a"] * room, **usual)
+        pictured = pipe.request("a", image=image, steps=4)
+    assert runs([one, other, one, pictured, one, pictured], room) == [[0, 2, 4], [1], [3], [5]]
+    assert runs([one, full, one], room) == [[0, 2], [1]]
+    assert runs([], room) == []
+
+
+def test_a_flag_is_known_by_its_token() -> None:
+    flag = CancelFlag()
+    other = CancelFlag.of_parameters(json.dumps(flag.parameters))
+    assert other is not None
+    assert not other.is_set
+    flag.set()
+    assert other.is_set
+    flag.remove()
+    assert not other.is_set
+    for foreign in ("", "{}", '{"sd35_trt_cancel": "../../etc/passwd"}', '{"sd35_trt_cancel": 1}'):
+        assert CancelFlag.of_parameters(foreign) is None
+
+
+def test_the_command_says_what_it_wrote(tiny_bundle: Path, tmp_path: Path, run: Any) -> None:
+    status, out, _ = run("export-triton", tiny_bundle, "--repository", "models", "--name", "tiny")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["models/tiny", "models/tiny_stream"]
+    assert (tmp_path / "models" / "tiny_stream" / "config.pbtxt").is_file()
+
+
+def test_what_cannot_be_exported_is_one_line(tiny_bundle: Path, tmp_path: Path, run: Any) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for words, wanted, part in (
+        (["nothing", "--repository", "models"], 1, "nothing"),
+        ([tiny_bundle], 2, "--repository"),
+        ([tiny_bundle, "--repository", "models", "--name", "a b"], 2, "give --name"),
+        ([tiny_bundle, "--repository", file], 2, "choose another --name or --repository"),
+        ([tiny_bundle, "--repository", "models", "--threads", "0"], 2, "--threads"),
+    ):
+        status, _, err = run("export-triton", *words)
+        assert status == wanted, err
+        assert part in one_error_line(err)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.nightly
+def test_triton_draws_over_http_and_grpc(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    try:
+        from triton_client import HttpTriton, StreamTriton, inputs
+        from triton_process import triton, triton_root
+
+        if triton_root() is None:
+            pytest.skip("nvidia-pytriton, whose wheel has Triton, is not installed")
+        repository, flags = tmp_path / "models", tmp_path / "flags"
+        flags.mkdir()
+        monkeypatch.setenv("TMPDIR", str(flags))
+        export_triton(tiny_bundle, repository, "tiny", {"threads": "1"})
+        asked = {"prompt": "a star", "seed": 7, "steps": 4, "size": "64x64"}
+        with Pipeline.load(tiny_bundle, threads=1) as pipe:
+            expected = pipe.generate("a star", seed=7, steps=4, size=(64, 64)).images
+        with triton(repository, tmp_path / "log") as server:
+            drawn = HttpTriton(server.http, "tiny").draw(asked)
+            np.testing.assert_array_equal(drawn, expected)
+            steps, drawn = StreamTriton(server.grpc, "tiny_stream").draw(asked)
+            assert steps == [1, 2, 3, 4]
+            np.testing.assert_array_equal(drawn, expected)
+            client = grpc.InferenceServerClient(server.grpc)
+            answer = client.infer("tiny", inputs(grpc, asked))
+            np.testing.assert_array_equal(answer.as_numpy("image"), expected)
+            with pytest.raises(Exception, match="size 3x3 is not in"):
+                HttpTriton(server.http, "tiny").draw({**asked, "size": "3x3"})
+            long = inputs(grpc, {**asked, "steps": 1000})
+            call = client.async_infer("tiny", long, callback=lambda result, error: None)
+            time.sleep(0.3)
+            call.cancel()
+            client.infer("tiny", inputs(grpc, asked))
+            end = time.monotonic() + PATIENCE
+            while list(flags.glob("*.cancel")) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert not list(flags.glob("*.cancel"))
+    finally:
+        for name in ("triton_process", "triton_client"):
+            sys.modules.pop(name, None)
