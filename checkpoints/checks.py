@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
+from sd35_trt.components import CONTROLNET, OPTIONAL_PARTS, component_row, part_kind
 from sd35_trt.errors import CheckpointError
 
 from .comfy import INPUT_SCALES, MARKS
 from .configuration import KINDS, check_class, check_configuration
+from .controlnets import check_nets
 from .findings import Findings
 from .merged import AnyCheckpoint
 from .tensor_shapes import tensor_shapes
@@ -35,6 +36,7 @@ _IDLE = {
     "text_encoder_2": r"(vision_model|visual)\.|visual_projection\.weight$",
     "text_encoder_3": r"decoder\.|lm_head\.weight$|embed_tokens\.weight$",
     "vae": r"loss\.|model_ema\.",
+    CONTROLNET: r"model_ema\.",
 }
 
 # Types of tensors that hold no numbers of a model, as headers spell them.
@@ -63,6 +65,9 @@ def check_parts(
         except CheckpointError as error:
             errors[part] = error
     errors |= _widths(checkpoint, configs)
+    if "transformer" in configs:
+        nets = {p: config for p, config in configs.items() if part_kind(p) == CONTROLNET}
+        errors |= check_nets(checkpoint, nets)
     for part in parts:
         with findings.part():
             if part in errors:
@@ -86,7 +91,8 @@ def _configuration(checkpoint: AnyCheckpoint, part: str) -> Mapping[str, Any]:
 
 
 def _class_fix(part: str) -> str:
-    return f"take the {KINDS[part].title} of an SD3.5 model ({KINDS[part].classes[0]})"
+    kind = KINDS[part_kind(part)]
+    return f"take the {kind.title} of an SD3.5 model ({kind.classes[0]})"
 
 
 def check_tensors(part: str, config: Mapping[str, Any], weights: Weights) -> None:
@@ -116,7 +122,7 @@ def check_tensors(part: str, config: Mapping[str, Any], weights: Weights) -> Non
     if unread:
         kind = weights.dtype(unread[0])
         problems.append(f"has {kind} in {_some([weights.source(name) for name in unread])}")
-    idle = re.compile(rf"(^|\.)({_IDLE['']}|{_IDLE[part]})")
+    idle = re.compile(rf"(^|\.)({_IDLE['']}|{_IDLE[part_kind(part)]})")
     unused = [name for name in weights.unused(shapes) if not idle.search(name)]
     if unused:
         problems.append(f"has no use for {_some(unused)}")
@@ -191,7 +197,7 @@ def check_tokenizers(
     """
     lengths, notes = {}, []
     for name in components:
-        row = COMPONENTS[name]
+        row = component_row(name)
         if row.tokenizer is None:
             continue
         with findings.part():

@@ -13,7 +13,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
-from sd35_trt.components import LATENT_SCALE
+from sd35_trt.components import CONTROLNET, LATENT_SCALE, part_kind
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class PartKind:
         defaults: of the keys that its configuration has.
         closed: whether the class knows no other keys; transformers' configurations carry
             settings of generation, which no encoder reads.
+        optional: whole numbers that may be null, or 0.
     """
 
     title: str
     classes: tuple[str, ...]
     defaults: Mapping[str, Any]
     closed: bool = False
+    optional: tuple[str, ...] = ()
 
 
 _TRANSFORMER = {
@@ -39,6 +41,10 @@ _TRANSFORMER = {
     "attention_head_dim": 64, "num_attention_heads": 18, "joint_attention_dim": 4096,
     "caption_projection_dim": 1152, "pooled_projection_dim": 2048, "out_channels": 16,
     "pos_embed_max_size": 96, "dual_attention_layers": (), "qk_norm": None,
+}  # fmt: skip
+_CONTROLNET = {
+    **_TRANSFORMER, "extra_conditioning_channels": 0, "pos_embed_type": "sincos",
+    "use_pos_embed": True, "force_zeros_for_pooled_projection": True,
 }  # fmt: skip
 _VAE = {
     "in_channels": 3, "out_channels": 3, "down_block_types": ("DownEncoderBlock2D",),
@@ -70,6 +76,20 @@ KINDS: Mapping[str, PartKind] = MappingProxyType(
             "T5", ("T5EncoderModel", "T5ForConditionalGeneration", "T5Model"), _T5
         ),
         "vae": PartKind("autoencoder", ("AutoencoderKL",), _VAE, True),
+        CONTROLNET: PartKind(
+            "ControlNet",
+            ("SD3ControlNetModel",),
+            _CONTROLNET,
+            True,
+            (
+                "joint_attention_dim",
+                "caption_projection_dim",
+                "pos_embed_max_size",
+                "out_channels",
+                "sample_size",
+                "extra_conditioning_channels",
+            ),
+        ),
     }
 )
 
@@ -99,7 +119,7 @@ _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "
 
 def check_class(part: str, name: str | None) -> str | None:
     """What is wrong with the class that a part's configuration names; None where it names none."""
-    kind = KINDS[part]
+    kind = KINDS[part_kind(part)]
     if name is None or name in kind.classes:
         return None
     title = f" ({_OTHERS[name]})" if name in _OTHERS else ""
@@ -120,7 +140,7 @@ def complete(part: str, data: Mapping[str, Any]) -> dict[str, Any]:
     unknown ones that are null, false or empty; with the class's defaults for those that are
     absent. Of a whole CLIP, the configuration of its text model.
     """
-    kind = KINDS[part]
+    kind = KINDS[part_kind(part)]
     nested = data.get("text_config")
     if isinstance(nested, dict) and kind.classes is _CLIPS:
         data = nested
@@ -129,7 +149,7 @@ def complete(part: str, data: Mapping[str, Any]) -> dict[str, Any]:
         return {**kind.defaults, **values}
     result = {**kind.defaults}
     result |= {k: v for k, v in values.items() if k in kind.defaults or v}
-    if part == "transformer" and result["dual_attention_layers"] is None:
+    if part_kind(part) in ("transformer", CONTROLNET) and result["dual_attention_layers"] is None:
         result["dual_attention_layers"] = ()
     return result
 
@@ -140,7 +160,7 @@ def check_configuration(part: str, config: Mapping[str, Any]) -> list[str]:
     Args:
         config: of :func:`complete`.
     """
-    kind = KINDS[part]
+    kind = KINDS[part_kind(part)]
     unknown = [key for key in config if kind.closed and key not in kind.defaults]
     problems = []
     if unknown:
@@ -149,13 +169,15 @@ def check_configuration(part: str, config: Mapping[str, Any]) -> list[str]:
     for key, default in kind.defaults.items():
         if isinstance(default, int) and not isinstance(default, bool) and key != "eos_token_id":
             most = _MOST_LAYERS if key in _LAYERS else _MOST
+            if key in kind.optional and not config[key]:
+                continue
             if not _whole(config[key], most):
                 problems.append(
                     f"has {key} = {_shown(config[key])}, not a whole number from 1 to {most}"
                 )
     if problems:
         return problems
-    return list(_CHECKS.get(part, _check_clip)(config))
+    return list(_CHECKS.get(part_kind(part), _check_clip)(config))
 
 
 def _whole(value: Any, most: int = _MOST) -> bool:
@@ -188,6 +210,27 @@ def _check_transformer(config: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"has {config['in_channels']} input channels and {config['out_channels']} output "
             "channels: an inpainting or control model, or another family's"
+        )
+
+
+def _check_controlnet(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from _choice(config, "qk_norm", ("rms_norm", None))
+    yield from _choice(config, "extra_conditioning_channels", (0,))
+    for key in ("use_pos_embed", "force_zeros_for_pooled_projection"):
+        yield from _choice(config, key, (True, False))
+    if config["use_pos_embed"]:
+        yield from _choice(config, "pos_embed_type", ("sincos",))
+        if not config["pos_embed_max_size"]:
+            yield "has no pos_embed_max_size, which use_pos_embed needs"
+    dual = config["dual_attention_layers"]
+    if not isinstance(dual, list | tuple) or not all(type(block) is int for block in dual):
+        yield f"has dual_attention_layers = {_shown(dual)}, not a list of numbers of blocks"
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    text = config["caption_projection_dim"]
+    if config["joint_attention_dim"] is not None and width != text:
+        yield (
+            f"has caption_projection_dim = {text}, but num_attention_heads × attention_head_dim "
+            f"= {width}"
         )
 
 
@@ -243,4 +286,5 @@ def _divides(
         yield f"has {key} = {config[key]}, which does not divide {other} = {_shown(config[other])}"
 
 
-_CHECKS = {"transformer": _check_transformer, "text_encoder_3": _check_t5, "vae": _check_vae}
+_CHECKS = {"transformer": _check_transformer, "text_encoder_3": _check_t5, "vae": _check_vae,
+           CONTROLNET: _check_controlnet}  # fmt: skip

@@ -14,7 +14,17 @@ from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.reading import read_file
 
 from .file_formats import AGAIN, file_header, format_kind
-from .tensor_names import MERGED, MODEL, PART, SD35, Kind, adapter_kind, is_sd3, tensors_kind
+from .tensor_names import (
+    BESIDE,
+    MERGED,
+    MODEL,
+    PART,
+    SD35,
+    Kind,
+    adapter_kind,
+    is_sd3,
+    tensors_kind,
+)
 
 #: Bytes of a JSON file of a model; the index of a large one, and its tokenizers, have some MB.
 LARGEST_JSON = 256 << 20
@@ -229,7 +239,8 @@ def _by_config(path: Path) -> Kind | None:
     if name is None:
         return None
     if "ControlNet" in str(name):
-        return Kind(f"a ControlNet ({name})", f"bundles take none: give the {MODEL} model alone")
+        alone = f"bundles take none of these: give the {MODEL} model alone"
+        return Kind(f"a ControlNet ({name})", BESIDE if name == "SD3ControlNetModel" else alone)
     root = path.parent.parent
     if (root / "model_index.json").is_file():
         return Kind(f"one part of a model ({name})", f"give the model's directory: {root}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35_trt.components import COMPONENTS, OPTIONAL_PARTS
+from sd35_trt.components import COMPONENTS, CONTROLNET, OPTIONAL_PARTS, part_kind
 from sd35_trt.errors import CheckpointError
 from sd35_trt.store.model_names import telling_name
 
@@ -102,7 +102,9 @@ class Checkpoint:
         return telling_name(self.root)
 
     def has(self, part: str) -> bool:
-        """Whether the model has this part; only T5 may be left out."""
+        """Whether the model has this part; only T5 may be left out, ControlNets are given."""
+        if part_kind(part) == CONTROLNET:
+            return part in self.given
         if part not in OPTIONAL_PARTS:
             return True
         return not self._without_t5 and (part in self.given or self._lists(part))

@@ -81,6 +81,23 @@ def resolve_lora(lora: Path) -> Path:
     return packaged[name]
 
 
+def resolve_folder(model: str, wanted: str) -> Path:
+    """The folder, or the file, behind a path, or a repository on the hub whose files lie at its
+    top: ``owner/name`` or ``owner/name@revision``.
+
+    Args:
+        wanted: what it should be, whose weights have the names that such a part's have.
+
+    Raises:
+        CheckpointError: not here, and not to be had from the hub.
+    """
+    path, match = expand_user(Path(model)), _ID.fullmatch(model)
+    if match is None or match["file"] is not None or _is_local(path, has_file=False):
+        return path
+    repository = Repository(match["repository"], match["revision"])
+    return repository.download(["config.json", *weight_names(wanted, repository.names())])
+
+
 def _instead_of(address: str) -> str:
     """What to give in place of an address."""
     match = _ADDRESS.fullmatch(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.errors import CheckpointError
 
 from .merged import AnyCheckpoint
@@ -27,7 +27,7 @@ def stored_magnitudes(checkpoint: AnyCheckpoint, layers: Iterable[str]) -> dict[
     weights: dict[str, Weights] = {}  # a folder's are opened anew each time
     for key in layers:
         component, _, layer = key.partition("/")
-        part = COMPONENTS[component].part
+        part = component_row(component).part
         if part not in weights:
             weights[part] = checkpoint.weights(part)
         amax = weights[part].input_amax(layer)

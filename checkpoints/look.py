@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import COMPONENTS, CONTROLNET, component_row, part_kind, part_rows
 from sd35_trt.dimensions import SizeLimits
 from sd35_trt.errors import UsageError
 from sd35_trt.store.model_names import hub_origin, model_name
@@ -13,6 +13,7 @@ from sd35_trt.variants import Variant, recognise
 
 from .adapter_file import AdapterFile
 from .checks import check_parts, check_tokenizers
+from .controlnets import Net, check_nets, describe_nets, open_nets
 from .findings import Findings
 from .gguf import LIBRARY
 from .given_parts import open_parts
@@ -39,6 +40,7 @@ class Model(Generic[_Source]):
         sizes: of pictures, that it draws.
         notes: what of it stays unused, a sentence each.
         packaged: whether it is the mini that comes with this package, with its own parts.
+        nets: ControlNets that are built with it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Model(Generic[_Source]):
     sizes: SizeLimits
     notes: tuple[str, ...] = ()
     packaged: bool = False
+    nets: tuple[Net, ...] = ()
 
     @property
     def components(self) -> list[str]:
@@ -118,9 +121,12 @@ def look_at_structure(options: ModelOptions) -> Model[AnyCheckpoint | Structure]
             f"--lora needs a checkpoint; {options.model} is planned by its structure",
             "leave out --lora: engines with it are as large",
         )
-    structure = Structure(options.model, options.without_t5)
+    nets = open_nets(options.controlnets)
+    structure = Structure(options.model, options.without_t5, nets)
+    for error in check_nets(structure, {part: net.config for part, net in nets.items()}).values():
+        raise error
     scheduler = find_scheduler(structure, options.scheduler)
-    return _describe(options.model, structure, scheduler, options.variant)
+    return _describe(options.model, structure, scheduler, options)
 
 
 def _look(options: ModelOptions, tokenized: bool) -> Model[AnyCheckpoint]:
@@ -140,7 +146,7 @@ def _look(options: ModelOptions, tokenized: bool) -> Model[AnyCheckpoint]:
     name = options.model if mini else model_name(checkpoint.root)
     merged = merge_loras(checkpoint, options.loras)
     packaged = mini and not options.parts and not options.loras
-    return _describe(name, merged, scheduler, options.variant, tuple(notes), packaged)
+    return _describe(name, merged, scheduler, options, tuple(notes), packaged)
 
 
 def open_model(options: ModelOptions) -> OpenedCheckpoint:
@@ -150,7 +156,8 @@ def open_model(options: ModelOptions) -> OpenedCheckpoint:
         CheckpointError: no such model, or it cannot be read.
         UsageError: no such part.
     """
-    root, given = resolve_model(options.model), open_parts(options.parts)
+    root = resolve_model(options.model)
+    given = {**open_parts(options.parts), **open_nets(options.controlnets)}
     return open_checkpoint(root, options.tokenizers, options.without_t5, given)
 
 
@@ -158,7 +165,7 @@ def _describe(
     name: str,
     checkpoint: _Opened,
     scheduler: SchedulerSource,
-    variant: str | None,
+    options: ModelOptions,
     notes: tuple[str, ...] = (),
     packaged: bool = False,
 ) -> Model[_Opened]:
@@ -166,17 +173,22 @@ def _describe(
     return Model(
         name,
         checkpoint,
-        recognise(transformer, checkpoint.hint, variant),
+        recognise(transformer, checkpoint.hint, options.variant),
         scheduler,
         SizeLimits.of(transformer),
         notes,
         packaged,
+        describe_nets(options.controlnets, checkpoint.given),
     )
 
 
 def _components(checkpoint: AnyCheckpoint | Structure) -> list[str]:
-    return [name for name, row in COMPONENTS.items() if checkpoint.has(row.part)]
+    nets = [part for part in checkpoint.given if part_kind(part) == CONTROLNET]
+    return [
+        *(name for name, row in COMPONENTS.items() if checkpoint.has(row.part)),
+        *(row.name for part in nets for row in part_rows(part)),
+    ]
 
 
 def _parts(checkpoint: AnyCheckpoint | Structure) -> list[str]:
-    return list(dict.fromkeys(COMPONENTS[name].part for name in _components(checkpoint)))
+    return list(dict.fromkeys(component_row(name).part for name in _components(checkpoint)))

@@ -34,6 +34,30 @@ class Lora:
         return repr(float(self.scale)).removesuffix(".0")
 
 
+#: What the pictures of a ControlNet are; the last is what no name tells.
+HINT_KINDS = ("canny", "depth", "blur", "other")
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet beside the model.
+
+    Attributes:
+        name: that requests have it by.
+        model: its folder, a file beside its ``config.json``, or a hub id.
+        kind: one of :data:`HINT_KINDS`; None asks the names.
+    """
+
+    name: str
+    model: str
+    kind: str | None = None
+
+    @property
+    def word(self) -> str:
+        """As on the command line."""
+        return f"{self.name}={self.model}" + (f":{self.kind}" if self.kind else "")
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model is looked at.
@@ -50,6 +74,7 @@ class ModelOptions:
         variant: ``large``, ``large-turbo``, ``medium``, ``mini`` or ``custom``; None asks the
             model's structure and its name.
         loras: merged into the weights, in turn.
+        controlnets: that are built with it.
     """
 
     model: str = "mini"
@@ -63,6 +88,7 @@ class ModelOptions:
     scheduler: Path | None = None
     variant: str | None = None
     loras: tuple[Lora, ...] = ()
+    controlnets: tuple[ControlNet, ...] = ()
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -84,6 +110,8 @@ class ModelOptions:
         words = [word for name, value in options.items() if value for word in (name, str(value))]
         for lora in self.loras:
             words += ["--lora", f"{lora.path}:{lora.factor}"]
+        for net in self.controlnets:
+            words += ["--controlnet", net.word]
         return shlex.join([*words, *(["--no-t5"] if self.without_t5 else [])])
 
     def model_fields(self) -> dict[str, Any]:

@@ -41,6 +41,8 @@ PART = "give the model's own file, or its directory"
 _DIRECTORY = "give the model's directory, the one with model_index.json"
 #: Advice where an adapter was given for the model.
 MERGED = "give the model, and this with it: --lora FILE:SCALE"
+#: Advice where a ControlNet was given for the model.
+BESIDE = "give the model, and this with it: --controlnet NAME=DIR"
 _IN_COMFY = (
     "merge it into the model in ComfyUI: LoraLoader, then CheckpointSave, and give the file that "
     "it saves"
@@ -65,7 +67,8 @@ _ADAPTERS = (
     (r"^(lora|lycoris)_\w+\.(weight|alpha|[ab][12]\.weight|diff|diff_b|w_norm|b_norm)$|\.diff(_b)?$",
      "a LyCORIS adapter", _IN_COMFY),
     (r"modules_to_save\.|\.original_module\.", "a PEFT adapter", _IN_PEFT),
-    (r"controlnet_blocks\.|controlnet_cond_embedding|controlnet_(down|mid)_block|"
+    (r"controlnet_blocks\.", "a ControlNet", BESIDE),
+    (r"controlnet_cond_embedding|controlnet_(down|mid)_block|"
      r"controlnet_x_embedder|^control_model\.|input_hint_block|(^|\.)zero_convs\.|"
      r"control_(layers|all_x_embedder)", "a ControlNet", _ALONE),
     (r"(^|\.)ip_adapter[._]|^image_proj(_model)?\.|[._]to_[kv]_ip\b|[._]add_[kv]_proj_ip\b",

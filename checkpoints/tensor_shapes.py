@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sd35_trt.components import CONTROLNET, part_kind
+
 #: Name → shape.
 Shapes = dict[str, tuple[int, ...]]
 
@@ -27,8 +29,9 @@ def tensor_shapes(part: str, config: Mapping[str, Any]) -> Shapes:
         config: with every key that the shapes depend on; see
             :func:`sd35_trt.checkpoints.configuration.complete`.
     """
-    kinds = {"transformer": _transformer, "vae": _autoencoder, "text_encoder_3": _t5}
-    return dict(kinds.get(part, _clip)(config))
+    kinds = {"transformer": _transformer, "vae": _autoencoder, "text_encoder_3": _t5,
+             CONTROLNET: _controlnet}  # fmt: skip
+    return dict(kinds.get(part_kind(part), _clip)(config))
 
 
 def _layer(name: str, *shape: int) -> _NAMED:
@@ -43,35 +46,73 @@ def _transformer(config: Mapping[str, Any]) -> _NAMED:
     text = config["caption_projection_dim"]
     yield "pos_embed.pos_embed", (1, side * side, width)
     yield from _layer("pos_embed.proj", width, config["in_channels"], patch, patch)
-    for name, inputs in (("timestep", _TIMESTEP), ("text", config["pooled_projection_dim"])):
-        embedder = f"time_text_embed.{name}_embedder"
-        yield from _layer(f"{embedder}.linear_1", width, inputs)
-        yield from _layer(f"{embedder}.linear_2", width, width)
+    yield from _time_and_text(width, config)
     yield from _layer("context_embedder", text, config["joint_attention_dim"])
     yield from _layer("norm_out.linear", 2 * width, width)
     yield from _layer("proj_out", patch * patch * config["out_channels"], width)
     for index in range(config["num_layers"]):
+        yield from _joint_block(index, index == config["num_layers"] - 1, config)
+
+
+def _time_and_text(width: int, config: Mapping[str, Any]) -> _NAMED:
+    for name, inputs in (("timestep", _TIMESTEP), ("text", config["pooled_projection_dim"])):
+        embedder = f"time_text_embed.{name}_embedder"
+        yield from _layer(f"{embedder}.linear_1", width, inputs)
+        yield from _layer(f"{embedder}.linear_2", width, width)
+
+
+def _joint_block(index: int, last: bool, config: Mapping[str, Any]) -> _NAMED:
+    """A block with both streams.
+
+    Args:
+        last: whether its text stream ends in its attention.
+    """
+    head, text = config["attention_head_dim"], config["caption_projection_dim"]
+    width = config["num_attention_heads"] * head
+    block = f"transformer_blocks.{index}"
+    dual = index in config["dual_attention_layers"]
+    yield from _layer(f"{block}.norm1.linear", (9 if dual else 6) * width, width)
+    yield from _layer(f"{block}.norm1_context.linear", (2 if last else 6) * width, width)
+    attention = f"{block}.attn"
+    yield from _image_attention(attention, config)
+    for letter in "qkv":
+        yield from _layer(f"{attention}.add_{letter}_proj", width, text)
+    if config["qk_norm"]:
+        yield f"{attention}.norm_added_q.weight", (head,)
+        yield f"{attention}.norm_added_k.weight", (head,)
+    if dual:
+        yield from _image_attention(f"{block}.attn2", config)
+    streams = [("ff", width)]
+    if not last:
+        yield from _layer(f"{attention}.to_add_out", text, width)
+        streams.append(("ff_context", text))
+    for name, channels in streams:
+        yield from _layer(f"{block}.{name}.net.0.proj", 4 * channels, channels)
+        yield from _layer(f"{block}.{name}.net.2", channels, 4 * channels)
+
+
+def _controlnet(config: Mapping[str, Any]) -> _NAMED:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    patch, channels = config["patch_size"], config["in_channels"]
+    if config["use_pos_embed"]:
+        yield "pos_embed.pos_embed", (1, config["pos_embed_max_size"] ** 2, width)
+        yield from _layer("pos_embed.proj", width, channels, patch, patch)
+    hint = channels + config["extra_conditioning_channels"]
+    yield from _layer("pos_embed_input.proj", width, hint, patch, patch)
+    yield from _time_and_text(width, config)
+    joint = config["joint_attention_dim"]
+    if joint is not None:
+        yield from _layer("context_embedder", config["caption_projection_dim"], joint)
+    for index in range(config["num_layers"]):
         block = f"transformer_blocks.{index}"
-        dual = index in config["dual_attention_layers"]
-        last = index == config["num_layers"] - 1
-        yield from _layer(f"{block}.norm1.linear", (9 if dual else 6) * width, width)
-        yield from _layer(f"{block}.norm1_context.linear", (2 if last else 6) * width, width)
-        attention = f"{block}.attn"
-        yield from _image_attention(attention, config)
-        for letter in "qkv":
-            yield from _layer(f"{attention}.add_{letter}_proj", width, text)
-        if config["qk_norm"]:
-            yield f"{attention}.norm_added_q.weight", (head,)
-            yield f"{attention}.norm_added_k.weight", (head,)
-        if dual:
-            yield from _image_attention(f"{block}.attn2", config)
-        streams = [("ff", width)]
-        if not last:  # the last block's text stream ends in its attention
-            yield from _layer(f"{attention}.to_add_out", text, width)
-            streams.append(("ff_context", text))
-        for name, channels in streams:
-            yield from _layer(f"{block}.{name}.net.0.proj", 4 * channels, channels)
-            yield from _layer(f"{block}.{name}.net.2", channels, 4 * channels)
+        if joint is not None:
+            yield from _joint_block(index, False, config)
+        else:
+            yield from _layer(f"{block}.norm1.linear", 6 * width, width)
+            yield from _image_attention(f"{block}.attn", {**config, "qk_norm": None})
+            yield from _layer(f"{block}.ff.net.0.proj", 4 * width, width)
+            yield from _layer(f"{block}.ff.net.2", width, 4 * width)
+        yield from _layer(f"controlnet_blocks.{index}", width, width)
 
 
 def _image_attention(name: str, config: Mapping[str, Any]) -> _NAMED:

@@ -19,7 +19,7 @@ from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.dialects import DIALECTS, ONNX, Dialect
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.features import PLAIN, Features
@@ -135,7 +135,7 @@ def apply_policy(
         component, {name: isinstance(m, ExportLinear) for name, m in own.items()}, attentions
     )
     # The part's other layers too: where two components meet, both read their dtypes from them.
-    for name, (owner, module) in part_layers(part, COMPONENTS[component].part).items():
+    for name, (owner, module) in part_layers(part, component_row(component).part).items():
         precision = policy.rule(owner, name, isinstance(module, ExportLinear)).precision
         if precision in DTYPES:
             for parameter in module.parameters(recurse=False):
@@ -166,7 +166,7 @@ def apply_policy(
             if scales is not None:
                 operands = {x: scales.bmm[f"{key}.{x}"] for x in ATTENTION_OPERANDS}
             quantize_attention(attention, operands)
-    return guard(part, COMPONENTS[component].part, scales) if scales else {}
+    return guard(part, component_row(component).part, scales) if scales else {}
 
 
 def use_dialect(part: nn.Module, options: ExportOptions) -> Dialect:
@@ -217,7 +217,7 @@ def fp8_layers(
         rules = [r for r in policy.rules if fnmatchcase(component, r.component)]
         if all(rule.precision != "fp8" for rule in rules):
             continue
-        folder = COMPONENTS[component].part
+        folder = component_row(component).part
         with fake_tensors():
             part = build_part(folder, checkpoint)
         layers = component_layers(part, component).items()
@@ -262,7 +262,7 @@ def export_component(
         CheckpointError: a tensor is missing, misshapen or not finite in the stored precision.
         UsageError: the policy does not fit the component.
     """
-    folder = COMPONENTS[name].part
+    folder = component_row(name).part
     weights = checkpoint.weights(folder)
     progress(0.0, "tracing")
     with fake_tensors():

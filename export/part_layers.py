@@ -8,7 +8,7 @@ from itertools import chain
 import onnx_ir as ir
 from torch import nn
 
-from sd35_trt.components import COMPONENTS, layer_owner
+from sd35_trt.components import component_row, layer_owner
 
 from .arena import allocated_bytes
 
@@ -29,7 +29,7 @@ def part_layers(part: nn.Module, folder: str) -> dict[str, tuple[str, nn.Module]
 
 def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
     """The component's layers that have parameters of their own, by name in the part."""
-    layers = part_layers(part, COMPONENTS[component].part)
+    layers = part_layers(part, component_row(component).part)
     return {name: module for name, (owner, module) in layers.items() if owner == component}
 
 
@@ -37,7 +37,7 @@ def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module
     """The component's attentions whose matmuls can be quantized: the MMDiT's, by name."""
     from sd35_trt.compat.diffusers import Attention
 
-    folder = COMPONENTS[component].part
+    folder = component_row(component).part
     return {
         name: module
         for name, module in part.named_modules()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import part_rows
 
 from .layers import GatedFeedForward, Layer, PlainLayerNorm, cast
 from .scales import HALF_LIMIT, Scales
@@ -77,7 +77,7 @@ def guard(part: nn.Module, folder: str, scales: Scales) -> dict[str, float]:
     Returns:
         ``component/module`` → amax of every place that is in FP32 because of it.
     """
-    owners = [name for name, row in COMPONENTS.items() if row.part == folder]
+    owners = [row.name for row in part_rows(folder)]
     wide = {
         key.partition("/")[2]: (key, amax)
         for key, amax in scales.wide.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import part_rows
 from sd35_trt.formats.calibration import Calibration
 
 #: The largest finite FP16.
@@ -48,7 +48,7 @@ class Scales:
         Args:
             part: its folder in the checkpoint.
         """
-        names = [name for name, row in COMPONENTS.items() if row.part == part]
+        names = [row.name for row in part_rows(part)]
 
         def own(values: Mapping[str, float]) -> dict[str, float]:
             return {k: v for k, v in values.items() if k.partition("/")[0] in names}

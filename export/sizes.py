@@ -19,7 +19,7 @@ import torch
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.compat.torch import TorchDispatchMode, storage_key
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.policies import Policy
 
 from .arena import Arena, Chunk
@@ -85,7 +85,7 @@ def component_sizes(
         UsageError: the policy does not fit the component.
     """
     with fake_tensors():
-        part = build_part(COMPONENTS[name].part, source)
+        part = build_part(component_row(name).part, source)
         apply_policy(part, name, policy)
         size = StoredSize.of(part, name)
         module = MODULES[name](part, options).eval()

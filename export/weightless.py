@@ -18,7 +18,7 @@ from torch import nn
 
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
 
@@ -75,7 +75,7 @@ def export_weightless(
         CheckpointError: a tensor is missing or misshapen.
         UsageError: the policy does not fit the component.
     """
-    folder = COMPONENTS[name].part
+    folder = component_row(name).part
     with fake_tensors():
         part = build_part(folder, source)
         apply_policy(part, name, policy)

@@ -1,8 +1,13 @@
-"""The components of the ONNX contract and where in a checkpoint each comes from."""
+"""The components of the ONNX contract and where in a checkpoint each comes from.
+
+Those of :data:`COMPONENTS` are in every model. A ControlNet is a part that a build adds, with two
+components of its own.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 
 
@@ -36,6 +41,7 @@ _CONDITIONING = (
     "norm_out.linear",
 )
 _STEP = ("pos_embed*", "*attn*", "*.ff*", "proj_out")
+_CONTROL_STEP = ("pos_embed*", "*attn*", "*.ff*", "controlnet_blocks.*")
 
 
 COMPONENTS = {
@@ -52,6 +58,67 @@ COMPONENTS = {
 }
 
 
+#: The kind of part that a ControlNet is; its own part is ``control_NAME``.
+CONTROLNET = "controlnet"
+
+#: What the names of a ControlNet's part and components begin with.
+CONTROL_PREFIX = "control_"
+
+_CONDITIONER = "_conditioner"
+
+# A net named so would have the component that is another's conditioner.
+_NET = re.compile(r"(?!.*conditioner$)[a-z0-9_]{1,40}")
+
+
+def is_net_name(name: str) -> bool:
+    """Whether a ControlNet can be called so."""
+    return _NET.fullmatch(name) is not None
+
+
+def control_part(name: str) -> str:
+    """The part, and the component of every step, of the ControlNet of a name."""
+    return CONTROL_PREFIX + name
+
+
+def control_conditioner(name: str) -> str:
+    """The component of a ControlNet that depends on the prompt and the timestep alone."""
+    return CONTROL_PREFIX + name + _CONDITIONER
+
+
+def control_name(component: str) -> str | None:
+    """The ControlNet that a component, or a part, is of; None where it is of none."""
+    if not component.startswith(CONTROL_PREFIX):
+        return None
+    name = component.removeprefix(CONTROL_PREFIX).removesuffix(_CONDITIONER)
+    return name if is_net_name(name) else None
+
+
+def part_kind(part: str) -> str:
+    """What a part is: itself, or one of several ControlNets."""
+    return CONTROLNET if control_name(part) is not None else part
+
+
+def component_row(name: str) -> ComponentRow:
+    """The row of a component.
+
+    Raises:
+        KeyError: there is no such component.
+    """
+    net = control_name(name)
+    if net is None:
+        return COMPONENTS[name]
+    layers = _CONDITIONING if name.endswith(_CONDITIONER) else _CONTROL_STEP
+    return ComponentRow(name, control_part(net), layers=layers)
+
+
+def part_rows(part: str) -> tuple[ComponentRow, ...]:
+    """The components of a part, in the contract's order."""
+    net = control_name(part)
+    if net is not None:
+        return component_row(control_conditioner(net)), component_row(part)
+    return tuple(row for row in COMPONENTS.values() if row.part == part)
+
+
 def layer_owner(part: str, layer: str) -> str | None:
     """The component that has a layer of a checkpoint's part as its own; None where none does.
 
@@ -59,10 +126,7 @@ def layer_owner(part: str, layer: str) -> str | None:
         part: the part's folder in the checkpoint.
         layer: name of a module that has parameters of its own.
     """
-    for row in COMPONENTS.values():
-        if row.part == part and row.owns(layer):
-            return row.name
-    return None
+    return next((row.name for row in part_rows(part) if row.owns(layer)), None)
 
 
 def module_owner(part: str, module: str) -> str | None:
@@ -72,7 +136,7 @@ def module_owner(part: str, module: str) -> str | None:
     component unless all of it is another's.
     """
     owner = layer_owner(part, module) or layer_owner(part, f"{module}.")
-    names = [row.name for row in COMPONENTS.values() if row.part == part]
+    names = [row.name for row in part_rows(part)]
     return owner or (names[-1] if len(names) > 1 else None)
 
 

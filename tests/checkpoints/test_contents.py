@@ -314,12 +314,12 @@ ADAPTERS: dict[str, tuple[list[str], str, str]] = {
     "ControlNet, diffusers": (
         ["controlnet_blocks.0.weight", "transformer_blocks.0.attn.to_q.weight"],
         "a ControlNet",
-        "model alone",
+        "--controlnet NAME=DIR",
     ),
     "ControlNet, Stability's": (
         ["controlnet_blocks.0.weight", "pos_embed_input.proj.weight"],
         "a ControlNet",
-        "alone",
+        "--controlnet NAME=DIR",
     ),
     "ControlNet in the model's names": (
         ["joint_blocks.0.x_block.attn.qkv.weight", "controlnet_blocks.0.weight"],
@@ -509,7 +509,7 @@ FOLDERS: dict[str, tuple[Change, tuple[str, ...]]] = {
         config("adapter_config.json", peft_type="VERA"), ("an adapter of PEFT", "merge")
     ),
     "ControlNet": (
-        config("config.json", _class_name="SD3ControlNetModel"), ("a ControlNet (SD3Con", "alone")),
+        config("config.json", _class_name="SD3ControlNetModel"), ("a ControlNet (SD3Con", "--controlnet NAME=DIR")),
     "transformer alone": (
         config("config.json", _class_name="SD3Transformer2DModel"),
         ("one part of a model (SD3Transformer2DModel)", "its directory")),

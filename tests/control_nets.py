@@ -1,0 +1,45 @@
+"""Random ControlNets for a model's transformer, as diffusers saves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3ControlNetModel
+
+# Of the layers that a training begins with at zero, so that a net matters.
+_OUTPUTS = 0.05
+
+
+def random_net(checkpoint: Path, joint: bool, seed: int = 0, **settings: Any) -> SD3ControlNetModel:
+    """A net of a model's width.
+
+    Args:
+        checkpoint: the model.
+        joint: whether it is as Medium's nets, with a text stream and an embedding of patches; else
+            as Large's.
+        settings: of its configuration.
+    """
+    own = json.loads((checkpoint / "transformer" / "config.json").read_text("utf-8"))
+    config = {key: value for key, value in own.items() if not key.startswith("_")}
+    if joint:
+        config["num_layers"] = 2
+    else:
+        config |= {"num_layers": 2, "joint_attention_dim": None, "caption_projection_dim": None,
+                   "pos_embed_max_size": None, "pos_embed_type": None, "qk_norm": None,
+                   "use_pos_embed": False, "dual_attention_layers": (),
+                   "force_zeros_for_pooled_projection": False}  # fmt: skip
+    torch.manual_seed(seed)
+    net = SD3ControlNetModel(**{**config, **settings})
+    for name, parameter in net.named_parameters():
+        if name.startswith(("controlnet_blocks.", "pos_embed_input.")) or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=_OUTPUTS)
+    return net.eval()
+
+
+def write_net(folder: Path, checkpoint: Path, joint: bool, seed: int = 0, **settings: Any) -> Path:
+    """The folder of :func:`random_net`."""
+    random_net(checkpoint, joint, seed, **settings).save_pretrained(folder)
+    return folder
