@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd35_trt.checkpoints.controlnets import part_source
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode
-from sd35_trt.components import component_row
+from sd35_trt.components import CONTROLNET, component_row, part_kind
 from sd35_trt.dialects import DIALECTS, ONNX, Dialect
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.features import PLAIN, Features
@@ -28,6 +28,7 @@ from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
 from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
 
+from .controlnet import ControlConditioner, ControlNet
 from .denoiser import Denoiser
 from .explicit_layers import use_explicit_layers
 from .fp8 import Fp8Linear, quantize_attention
@@ -41,6 +42,7 @@ from .modules import (
     VaeDecoder,
     VaeEncoder,
     build_clip,
+    build_controlnet,
     build_t5,
     build_transformer,
     build_vae,
@@ -86,6 +88,7 @@ _PARTS: dict[str, Callable[[dict[str, Any], Weights | None], nn.Module]] = {
     "text_encoder_3": build_t5,
     "transformer": build_transformer,
     "vae": build_vae,
+    CONTROLNET: build_controlnet,
 }
 
 
@@ -107,6 +110,19 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "vae_decoder": lambda part, options: VaeDecoder(part),
     "vae_encoder": lambda part, options: VaeEncoder(part),
 }
+
+
+def component_module(name: str, part: nn.Module, options: ExportOptions) -> ComponentModule:
+    """A component's module around its part's.
+
+    Args:
+        part: with the policy applied, and the layers of the dialect.
+    """
+    if name in MODULES:
+        return MODULES[name](part, options)
+    if name == component_row(name).part:
+        return ControlNet(part, options.guided)
+    return ControlConditioner(part)
 
 
 def apply_policy(
@@ -196,9 +212,9 @@ def build_part(folder: str, checkpoint: AnyCheckpoint | Structure) -> nn.Module:
     Raises:
         CheckpointError: the configuration is unusable, or does not fit the weights.
     """
-    config = checkpoint.config(folder)
+    config, weights = part_source(checkpoint, folder)
     try:
-        part = _PARTS[folder](config, checkpoint.weights(folder))
+        part = _PARTS[part_kind(folder)](config, weights)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{checkpoint.root}: the configuration of its {folder} is not usable: {error}",
@@ -214,7 +230,7 @@ def fp8_layers(
     """``component/layer`` of the linears, and of the attentions, that a policy computes in FP8."""
     linears, attentions = [], []
     for component in components:
-        rules = [r for r in policy.rules if fnmatchcase(component, r.component)]
+        rules = [r for r in policy.rules if r.names(component)]
         if all(rule.precision != "fp8" for rule in rules):
             continue
         folder = component_row(component).part
@@ -263,7 +279,9 @@ def export_component(
         UsageError: the policy does not fit the component.
     """
     folder = component_row(name).part
-    weights = checkpoint.weights(folder)
+    _, weights = part_source(checkpoint, folder)
+    if weights is None:
+        raise TypeError(f"{checkpoint.root} has no tensors")
     progress(0.0, "tracing")
     with fake_tensors():
         part = build_part(folder, checkpoint)
@@ -271,7 +289,7 @@ def export_component(
         places = apply_policy(part, name, policy, scales, weights)
         dialect = use_dialect(part, options)
         size = StoredSize.of(part, name)
-        module = MODULES[name](part, options).eval()
+        module = component_module(name, part, options).eval()
         if dialect.opset is None:
             program = graphs.program(name, module) if graphs else module.program()
         else:

@@ -56,7 +56,46 @@ class Head(WholeModule):
         return ((image.permute(0, 2, 3, 1) + cast(positions, image.dtype)),)
 
 
-class Block(WholeModule):
+class Segment(WholeModule):
+    """What repeats: its layers are ``block``'s."""
+
+    block: nn.Module
+
+    def signature(self) -> tuple[object, ...]:
+        """Equal for segments whose graphs differ in the values of their weights alone."""
+        modules = tuple(
+            (name, type(m).__name__, *(getattr(m, flag, None) for flag in _FLAGS))
+            for name, m in self.block.named_modules()
+        )
+        ports = tuple(dtype for dtype, _ in [*self.inputs.values(), *self.outputs.values()])
+        weights = tuple(
+            (name, tuple(p.shape), p.dtype) for name, p in self.block.named_parameters()
+        )
+        return type(self), modules, weights, ports
+
+
+class BlockSegment(Segment):
+    """A block of a transformer, fed with the rows of the modulation that are its own.
+
+    Attributes:
+        stream: dtype of what it hands on.
+        rows: of the modulation.
+    """
+
+    stream: torch.dtype
+    rows: int
+
+    def _read_rows(self, *norms: Any) -> None:
+        """Let adaptive norms read their rows where their linears were."""
+        self.rows = 0
+        for norm in norms:
+            count = modulation_rows(norm)
+            norm.silu = nn.Identity()
+            norm.linear = ModulationRows(self.rows, count)
+            self.rows += count
+
+
+class Block(BlockSegment):
     """One of diffusers' JointTransformerBlock, its adaptive norms fed from the modulation.
 
     Args:
@@ -73,12 +112,7 @@ class Block(WholeModule):
         self.stream = torch.float32 if carries_fp32(block) else dtype
         _narrow_norms(block, [*dtypes.values(), self.stream], dtype)
         self.last = block.context_pre_only
-        self.rows = 0
-        for norm in (block.norm1, block.norm1_context):
-            count = modulation_rows(norm)
-            norm.silu = nn.Identity()
-            norm.linear = ModulationRows(self.rows, count)
-            self.rows += count
+        self._read_rows(block.norm1, block.norm1_context)
         self.block = block
         shapes: Any = {
             "image": ("samples", "pixels", width),
@@ -118,17 +152,29 @@ class Block(WholeModule):
         image = cast(image, self.stream)
         return (image,) if self.last else (cast(context, self.stream), image)
 
-    def signature(self) -> tuple[object, ...]:
-        """Equal for blocks whose graphs differ in the values of their weights alone."""
-        modules = tuple(
-            (name, type(m).__name__, *(getattr(m, flag, None) for flag in _FLAGS))
-            for name, m in self.block.named_modules()
-        )
-        ports = tuple(dtype for dtype, _ in [*self.inputs.values(), *self.outputs.values()])
-        weights = tuple(
-            (name, tuple(p.shape), p.dtype) for name, p in self.block.named_parameters()
-        )
-        return modules, weights, ports
+
+class SingleBlock(BlockSegment):
+    """One of diffusers' SD3SingleTransformerBlock, which has no text stream; as :class:`Block`."""
+
+    def __init__(
+        self, block: Any, dtypes: dict[str, torch.dtype], dtype: torch.dtype, width: int
+    ) -> None:
+        super().__init__()
+        self.stream = torch.float32 if carries_fp32(block) else dtype
+        _narrow_norms(block, [*dtypes.values(), self.stream], dtype)
+        self._read_rows(block.norm1)
+        self.block = block
+        image: Any = ("samples", "pixels", width)
+        self.inputs = {
+            "image": (dtypes["image"], image),
+            "modulation": (dtypes["modulation"], ("samples", self.rows, width)),
+        }
+        self.outputs = {"image": (self.stream, image)}
+
+    def forward(self, image: torch.Tensor, modulation: torch.Tensor) -> tuple[torch.Tensor]:
+        if carries_fp32(self.block):
+            image = image.float()
+        return (cast(self.block(image, modulation), self.stream),)
 
 
 def _narrow_norms(module: nn.Module, dtypes: Iterable[torch.dtype], dtype: torch.dtype) -> None:

@@ -46,8 +46,25 @@ def build_transformer(config: dict[str, Any], weights: Weights | None) -> nn.Mod
     """The MMDiT, its position table replaced by one that needs a thousandth of the bytes."""
     from diffusers import SD3Transformer2DModel
 
-    size = int(config["pos_embed_max_size"])
     model = SD3Transformer2DModel(**{**config, "pos_embed_max_size": 1})
+    return _with_table(model, int(config["pos_embed_max_size"]), weights)
+
+
+def build_controlnet(config: dict[str, Any], weights: Weights | None) -> nn.Module:
+    """A ControlNet with an embedding of patches, its position table replaced likewise.
+
+    Args:
+        config, weights: of :func:`sd35_trt.checkpoints.controlnets.part_source`.
+    """
+    from diffusers import SD3ControlNetModel
+
+    # The size that a net was trained at is of no effect on what it computes.
+    own = {**config, "pos_embed_max_size": 1, "sample_size": config["patch_size"]}
+    model = SD3ControlNetModel(**own)
+    return _with_table(model, int(config["pos_embed_max_size"]), weights)
+
+
+def _with_table(model: Any, size: int, weights: Weights | None) -> nn.Module:
     name = "pos_embed.pos_embed"
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     shapes[name] = (1, size * size, model.inner_dim)
@@ -176,12 +193,16 @@ class T5Encoder(WholeModule):
         return (cast(encoder.final_layer_norm(hidden), self.dtype),)
 
 
-def modulated_norms(transformer: Any) -> list[nn.Module]:
-    """Every adaptive norm in the order of its rows in the modulation."""
+def modulated_norms(part: Any) -> list[nn.Module]:
+    """Every adaptive norm of a transformer or a ControlNet, in the order of its rows in the
+    modulation.
+    """
     norms: list[nn.Module] = []
-    for block in transformer.transformer_blocks:
-        norms += [block.norm1, block.norm1_context]
-    return [*norms, transformer.norm_out]
+    for block in part.transformer_blocks:
+        norms.append(block.norm1)
+        if hasattr(block, "norm1_context"):
+            norms.append(block.norm1_context)
+    return [*norms, part.norm_out] if hasattr(part, "norm_out") else norms
 
 
 def modulation_rows(norm: Any) -> int:
@@ -189,11 +210,33 @@ def modulation_rows(norm: Any) -> int:
     return norm.linear.out_features // norm.linear.in_features
 
 
-def modulation_dtype(transformer: Any) -> torch.dtype:
-    """What the conditioner hands to the denoiser: the policy's dtype, unless it is too narrow."""
-    linears: list[Any] = [norm.linear for norm in modulated_norms(transformer)]
+def text_reader(part: Any) -> Any:
+    """The layer that reads the text of a transformer or a ControlNet, whose precision is that of
+    its streams.
+    """
+    return part.context_embedder or part.time_text_embed.text_embedder.linear_1
+
+
+def modulation_dtype(part: Any) -> torch.dtype:
+    """What the conditioner hands to the blocks: the policy's dtype, unless it is too narrow."""
+    linears: list[Any] = [norm.linear for norm in modulated_norms(part)]
     wide = any(linear.wide for linear in linears)
-    return torch.float32 if wide else transformer.context_embedder.dtype
+    return torch.float32 if wide else text_reader(part).dtype
+
+
+def modulation_of(
+    part: Any, norms: list[nn.Module], pooled: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """[steps, samples, rows, D] of adaptive norms."""
+    embed = part.time_text_embed
+    time = embed.timestep_embedder(cast(embed.time_proj(timesteps), pooled.dtype))
+    text = embed.text_embedder(pooled)
+    embedding = nn.functional.silu(time[:, None] + text[None])
+    modulation = [
+        norm.linear(embedding).unflatten(-1, (modulation_rows(norm), -1))  # type: ignore[operator]
+        for norm in norms
+    ]
+    return torch.cat(modulation, dim=2)
 
 
 class Conditioner(WholeModule):
@@ -240,16 +283,9 @@ class Conditioner(WholeModule):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._adapted is not None:
             self._adapted.feed(self.adapter_inputs, adapters)
-        embed: Any = self.part.time_text_embed
-        time = embed.timestep_embedder(cast(embed.time_proj(timesteps), pooled.dtype))
-        text = embed.text_embedder(pooled)
-        embedding = nn.functional.silu(time[:, None] + text[None])
-        modulation = [
-            norm.linear(embedding).unflatten(-1, (modulation_rows(norm), -1))  # type: ignore[operator]
-            for norm in self.norms
-        ]
+        modulation = modulation_of(self.part, self.norms, pooled, timesteps)
         context = self.part.context_embedder(prompt_embeds)  # type: ignore[operator]
-        modulations = cast(torch.cat(modulation, dim=2), self.modulation_dtype)
+        modulations = cast(modulation, self.modulation_dtype)
         return cast(context, self.context_dtype), modulations
 
 

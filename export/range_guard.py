@@ -59,7 +59,10 @@ _OPERANDS = {
 
 _CARRIES = "carries_fp32"
 
-_STREAM_BLOCKS = ("ResnetBlock2D", "CLIPEncoderLayer", "T5Block", "JointTransformerBlock")
+# They cast where their stream enters and leaves FP32 themselves.
+_MMDIT_BLOCKS = ("JointTransformerBlock", "SD3SingleTransformerBlock")
+
+_STREAM_BLOCKS = ("ResnetBlock2D", "CLIPEncoderLayer", "T5Block", *_MMDIT_BLOCKS)
 
 
 def carries_fp32(block: nn.Module) -> bool:
@@ -189,9 +192,9 @@ def _widen_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _carry(part: nn.Module) -> None:
-    """Cast where the residual stream enters and leaves FP32 (an MMDiT's block does it itself)."""
+    """Cast where the residual stream enters and leaves FP32."""
     for module in part.modules():
-        if not _is_stream(module) or type(module).__name__ == "JointTransformerBlock":
+        if not _is_stream(module) or type(module).__name__ in _MMDIT_BLOCKS:
             continue
         if carries_fp32(module):
             module.register_forward_pre_hook(lambda m, args: (args[0].float(), *args[1:]))

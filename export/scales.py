@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd35_trt.components import part_rows
+from sd35_trt.components import CONTROLNET, part_kind, part_rows
 from sd35_trt.formats.calibration import Calibration
 
 #: The largest finite FP16.
@@ -57,7 +57,10 @@ class Scales:
         wide = {**_wide_modulation(own(calibration.activations)), **own(beyond)}
         text = any(_TEXT_FEATURES.fullmatch(name) for name in beyond)
         return cls(
-            own(calibration.inputs), own(calibration.bmm), wide, text and part == "transformer"
+            own(calibration.inputs),
+            own(calibration.bmm),
+            wide,
+            text and part_kind(part) in ("transformer", CONTROLNET),
         )
 
     def describe(self, component: str) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from sd35_trt.policies import Policy
 
 from .arena import Arena, Chunk
 from .component import (
-    MODULES,
     ExportOptions,
     apply_policy,
     build_part,
+    component_module,
     fake_tensors,
 )
 from .denoiser import Denoiser
@@ -88,7 +88,7 @@ def component_sizes(
         part = build_part(component_row(name).part, source)
         apply_policy(part, name, policy)
         size = StoredSize.of(part, name)
-        module = MODULES[name](part, options).eval()
+        module = component_module(name, part, options).eval()
         fixed = {storage_key(p) for p in part.parameters()}
         inputs = _tensors(module.inputs, dims)
         ports = sum(tensor.nbytes for tensor in inputs.values())

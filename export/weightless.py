@@ -23,10 +23,10 @@ from sd35_trt.formats.component import MODEL_FILE, WEIGHTS_FILE, ComponentFacts
 from sd35_trt.policies import Policy
 
 from .component import (
-    MODULES,
     ExportOptions,
     apply_policy,
     build_part,
+    component_module,
     fake_tensors,
     use_dialect,
 )
@@ -83,7 +83,7 @@ def export_weightless(
         _leave_out_blocks(part, folder)
         dialect = use_dialect(part, options)
         rows -= _rows(part, folder)
-        module = MODULES[name](part, options).eval()
+        module = component_module(name, part, options).eval()
         model = graphs.model(name, module, dialect) if graphs else module.trace(dialect)
     ports = module.declared_ports()
     total = _write_weights(model, module, len(module.inputs), out)

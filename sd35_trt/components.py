@@ -93,6 +93,17 @@ def control_name(component: str) -> str | None:
     return name if is_net_name(name) else None
 
 
+def policy_names(component: str) -> tuple[str, ...]:
+    """The names that a policy's rules may have a component by.
+
+    A ControlNet's blocks are the transformer's, and what is said of these holds for them too.
+    """
+    if control_name(component) is None:
+        return (component,)
+    role = "conditioner" if component.endswith(_CONDITIONER) else "denoiser"
+    return component, role
+
+
 def part_kind(part: str) -> str:
     """What a part is: itself, or one of several ControlNets."""
     return CONTROLNET if control_name(part) is not None else part

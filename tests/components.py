@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from sd35_trt.checkpoints.controlnets import open_nets
+from sd35_trt.checkpoints.model_options import ControlNet
 from sd35_trt.checkpoints.single_file import open_checkpoint
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
 from sd35_trt.formats.bundle import Bundle
@@ -40,14 +42,20 @@ def export(
     calibration: Calibration | None = None,
     dialect: str = "opset23",
     guided: bool = False,
+    nets: Sequence[ControlNet] = (),
 ) -> Path:
-    """Export components; each goes to ``root / name``."""
+    """Export components; each goes to ``root / name``.
+
+    Args:
+        nets: beside the checkpoint.
+    """
     policy = load_policy(policy) if isinstance(policy, str) else policy
     for name in names:
-        scales = Scales.of(calibration, COMPONENTS[name].part) if calibration else None
+        part = component_row(name).part
+        scales = Scales.of(calibration, part) if calibration else None
         (root / name).mkdir(parents=True)
-        opened = open_checkpoint(checkpoint)
-        tokens = opened.config(COMPONENTS[name].part).get("max_position_embeddings", 77)
+        opened = open_checkpoint(checkpoint, given=open_nets(nets))
+        tokens = opened.config(part).get("max_position_embeddings", 77)
         options = ExportOptions(clip_tokens=tokens, guided=guided, dialect=dialect)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root

@@ -2,7 +2,8 @@
 
 A policy is an ordered list of rules. A rule names a component and the layers in it by glob
 (``fnmatch`` over module names, as in ``state_dict`` without the trailing ``.weight``), a precision,
-and the reason. The last rule that matches a layer wins.
+and the reason. The last rule that matches a layer wins. What is said of the denoiser and the
+conditioner holds for those of ControlNets too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.components import policy_names
 from sd35_trt.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -41,11 +43,15 @@ class Rule:
     precision: str
     reason: str
 
+    def names(self, component: str) -> bool:
+        """Whether the rule is for a component."""
+        return any(fnmatch.fnmatchcase(name, self.component) for name in policy_names(component))
+
     def covers(self, component: str, layer: str, linear: bool) -> bool:
         """Whether the rule applies to a layer; see :meth:`Policy.rule`."""
         return (
             (linear or self.precision not in QUANTIZED)
-            and fnmatch.fnmatchcase(component, self.component)
+            and self.names(component)
             and fnmatch.fnmatchcase(layer, self.match)
         )
 
@@ -68,7 +74,7 @@ class Policy:
         rules = [
             (r.component, r.match, r.precision)
             for r in self.rules
-            if names is None or fnmatch.filter(names, r.component)
+            if names is None or any(map(r.names, names))
         ]
         return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 

@@ -509,7 +509,9 @@ FOLDERS: dict[str, tuple[Change, tuple[str, ...]]] = {
         config("adapter_config.json", peft_type="VERA"), ("an adapter of PEFT", "merge")
     ),
     "ControlNet": (
-        config("config.json", _class_name="SD3ControlNetModel"), ("a ControlNet (SD3Con", "--controlnet NAME=DIR")),
+        config("config.json", _class_name="SD3ControlNetModel"),
+        ("a ControlNet (SD3Con", "--controlnet NAME=DIR"),
+    ),
     "transformer alone": (
         config("config.json", _class_name="SD3Transformer2DModel"),
         ("one part of a model (SD3Transformer2DModel)", "its directory")),

@@ -22,6 +22,16 @@ from sd35_trt.policies.fp8 import fp8_attentions, fp8_linears
         ("vae", "post_quant_conv", "vae_decoder", "vae_decoder"),
         ("vae", "encoder.conv_in", "vae_encoder", "vae_encoder"),
         ("unet", "conv_in", None, None),
+        ("control_a", "transformer_blocks.3.attn.to_q", "control_a", "control_a"),
+        ("control_a", "controlnet_blocks.3", "control_a", "control_a"),
+        ("control_a", "pos_embed_input.proj", "control_a", "control_a"),
+        ("control_a", "transformer_blocks.3", None, "control_a"),
+        (
+            "control_a",
+            "transformer_blocks.3.norm1.linear",
+            "control_a_conditioner",
+            "control_a_conditioner",
+        ),
     ],
 )
 def test_owners(part: str, module: str, layer: str | None, component: str | None) -> None:

@@ -28,6 +28,20 @@ def test_rules_that_quantize_apply_to_linear_layers_alone() -> None:
     assert precision(policy, "denoiser", "proj_out") == "half"
 
 
+def test_rules_for_the_transformer_are_for_controlnets_too() -> None:
+    policy = load_policy("fp8")
+    net = "control_canny"
+    assert precision(policy, net, "transformer_blocks.0.attn.to_q") == "fp8"
+    assert precision(policy, net, "transformer_blocks.0.attn.to_out.0") == "half"
+    assert precision(policy, net, "controlnet_blocks.0") == "half"
+    assert precision(policy, f"{net}_conditioner", "transformer_blocks.0.norm1.linear") == "half"
+    own = Policy("p", "", (*policy.rules, Rule("control_canny", "*", "fp32", "")))
+    assert precision(own, net, "transformer_blocks.0.attn.to_q") == "fp32"
+    assert precision(own, "control_depth", "transformer_blocks.0.attn.to_q") == "fp8"
+    assert own.digest(["control_canny"]) != policy.digest(["control_canny"])
+    assert own.digest(["denoiser"]) == policy.digest(["denoiser"])
+
+
 @pytest.mark.parametrize("name", builtin_policies())
 def test_every_rule_says_why(name: str) -> None:
     policy = load_policy(name)
