@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sd35_trt.components import COMPONENTS, CONTROLNET, component_row, part_kind, part_rows
+from sd35_trt.components import (
+    COMPONENTS,
+    CONTROLNET,
+    component_row,
+    control_part,
+    part_kind,
+    part_rows,
+)
 from sd35_trt.dimensions import SizeLimits
 from sd35_trt.errors import UsageError
 from sd35_trt.store.model_names import hub_origin, model_name
@@ -82,6 +89,12 @@ class Model(Generic[_Source]):
         """What is merged into its weights, in turn."""
         checkpoint = self.checkpoint
         return checkpoint.loras if isinstance(checkpoint, MergedCheckpoint) else ()
+
+    @property
+    def control_blocks(self) -> int:
+        """Of each ControlNet; 0 where there are none."""
+        counts = (self.checkpoint.config(control_part(net.name)) for net in self.nets)
+        return max((config["num_layers"] for config in counts), default=0)
 
     @property
     def libraries(self) -> tuple[str, ...]:

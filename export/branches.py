@@ -42,6 +42,10 @@ class Branches:
         """For the tail: as many samples in each branch."""
         return samples
 
+    def of_both(self, residual: ir.Value) -> ir.Value:
+        """Of all branches, what is given of the two with and without text, or for all alike."""
+        return residual
+
 
 class SkippingBranches(Branches):
     """Three branches; images that the third leaves out have what they have with text.
@@ -61,7 +65,7 @@ class SkippingBranches(Branches):
         self._layer_mask = layer_mask
         self._masked_rows = masked_rows
         self._skipped = link.length(layer_mask)
-        batch = link.length(latents)
+        self._batch = batch = link.length(latents)
         self._both = link.node("Add", batch, batch)
         self._computed = link.node("Add", batch, self._skipped)
 
@@ -76,6 +80,13 @@ class SkippingBranches(Branches):
     def complete(self, samples: ir.Value) -> ir.Value:
         rest = self._link.between(samples, self._computed, self._both)
         return self._link.node("Concat", samples, rest, axis=0)
+
+    def of_both(self, residual: ir.Value) -> ir.Value:
+        one = self._link.constant([1])
+        samples = self._link.node("Concat", self._both, one, one, axis=0)
+        both = self._link.node("Expand", residual, samples)
+        cond = self._link.between(both, self._batch, self._computed)
+        return self._link.node("Concat", both, cond, axis=0)
 
     def _third(self, cond: ir.Value) -> ir.Value:
         return self._link.between(cond, self._link.constant([0]), self._skipped)

@@ -108,7 +108,7 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "conditioner": lambda part, options: Conditioner(part, bool(options.features.adapter_ranks)),
     "denoiser": lambda part, options: Denoiser(part, options.guided, options.features),
     "vae_decoder": lambda part, options: VaeDecoder(part),
-    "vae_encoder": lambda part, options: VaeEncoder(part),
+    "vae_encoder": lambda part, options: VaeEncoder(part, bool(options.features.control_blocks)),
 }
 
 
@@ -268,7 +268,7 @@ def export_component(
     time, so peak memory is the traced graph plus the largest tensor.
 
     Args:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         out: an existing directory.
         progress: called with the fraction done (0 to 1) and what is being done.
         scales: of the component's part, where it was calibrated.

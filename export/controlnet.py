@@ -197,9 +197,8 @@ class ControlNet(ComponentModule):
         model.graph.outputs.append(total)
         return model
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, **values: torch.Tensor) -> tuple[torch.Tensor]:
         """The same, segment by segment, to measure its sizes."""
-        values = dict(zip(self.inputs, inputs, strict=True))
         (image,) = self.head(values["latents"], values["hint"])
         branches = 2 if self.guided else 1
         streams = {"image": image.repeat(branches, 1, 1)}

@@ -18,7 +18,7 @@ import torch
 
 from sd35_trt.dialects import Dialect
 from sd35_trt.features import PLAIN, Features
-from sd35_trt.formats.bundle import ADAPTER_SCALES
+from sd35_trt.formats.bundle import ADAPTER_SCALES, RESIDUALS
 from sd35_trt.formats.program import Call, Graph, Program, View
 
 from .adapters import adapter_groups, take_adapters
@@ -34,6 +34,7 @@ from .trace import empty_model, trace
 class Denoiser(ComponentModule):
     """The component; with ``guided``, both guidance branches run as one batch inside the graph.
 
+    ControlNets' ``residuals`` are of both branches, or one token of zeros that is added to all.
     With layer skipping, the first images of a batch have a third branch: as many as its layer mask
     has rows, which may be none.
     """
@@ -70,6 +71,10 @@ class Denoiser(ComponentModule):
             layers = len(transformer.transformer_blocks)
             self.inputs["layer_mask"] = (torch.float32, ("skipped", layers))
             self.inputs["skip_guidance"] = per_sample
+        self.controls = features.control_blocks
+        if self.controls:
+            residuals = (self.controls, "residual_samples", "residual_pixels", width)
+            self.inputs[RESIDUALS] = (self.dtype, residuals)
         self.outputs = {"next_latents": latents, "denoised": latents}
         tail_inputs = self.inputs
         adapters = bool(features.adapter_ranks)
@@ -132,6 +137,11 @@ class Denoiser(ComponentModule):
             )
             context = out[0]
             first += block.rows
+            if RESIDUALS in values and not block.last:
+                residual = self._residual(link, values[RESIDUALS], k)
+                if self.skipping:
+                    residual = branches.of_both(residual)
+                image = link.node("Add", image, link.cast(residual, block.stream))
         image = link.node("Reshape", image, grid)
         modulation = link.rows(modulation, first, self.tail.rows)
         if self.guided:
@@ -149,6 +159,12 @@ class Denoiser(ComponentModule):
             return Branches(link)
         masked_rows = trace(self.masked_rows, dialect).graph
         return SkippingBranches(link, values["latents"], values["layer_mask"], masked_rows)
+
+    def _residual(self, link: Linker, residuals: ir.Value, block: int) -> ir.Value:
+        """What ControlNets add to the image after a block, by diffusers' arithmetic."""
+        interval = len(self.blocks) / self.controls
+        own = link.rows(residuals, int(block / interval), 1, axis=0)
+        return link.node("Squeeze", own, link.constant([0]))
 
     def program(self) -> Program:
         """See :class:`sd35_trt.export.ports.ComponentModule`."""

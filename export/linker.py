@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import torch
 
 from .ir_values import value_dtype, value_name
+
+_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 
 
 class Linker:
@@ -39,6 +42,15 @@ class Linker:
         self._graph.append(
             ir.node(operator, inputs, attributes=attributes, outputs=[output], name=output.name)
         )
+        return output
+
+    def cast(self, value: ir.Value, dtype: torch.dtype) -> ir.Value:
+        """The same in another type."""
+        wanted = _TYPES[dtype]
+        if value_dtype(value) == wanted:
+            return value
+        output = self.node("Cast", value, to=int(wanted))
+        output.type = ir.TensorType(wanted)
         return output
 
     def rows(self, tensor: ir.Value, first: int, count: int, axis: int = 1) -> ir.Value:

@@ -312,23 +312,40 @@ class VaeDecoder(WholeModule):
 
 
 class VaeEncoder(WholeModule):
-    """An RGB image → the mean of its latent distribution, scaled as the MMDiT expects."""
+    """An RGB image → the mean of its latent distribution, scaled as the MMDiT expects.
 
-    def __init__(self, vae: Any) -> None:
+    Args:
+        encoding: whether each image says how it is taken: the factor of its bytes, what is added,
+            and how much of the shift is subtracted from its latents. Some ControlNets were trained
+            on pictures taken otherwise.
+    """
+
+    def __init__(self, vae: Any, encoding: bool = False) -> None:
         super().__init__()
         self.part = vae
         config = vae.config
         self.inputs = {"image": (torch.uint8, ("batch", "image_height", "image_width", 3))}
+        if encoding:
+            self.inputs["encoding"] = (torch.float32, ("batch", 3))
         self.outputs = {
             "latents": (torch.float32, ("batch", config.latent_channels, "height", "width"))
         }
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(
+        self, image: torch.Tensor, encoding: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
         vae: Any = self.part
+        shift = vae.config.shift_factor
         # Cast first: TensorRT takes bytes from the caller, but computes nothing on them.
-        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = image.float().permute(0, 3, 1, 2)
+        if encoding is None:
+            pixels = pixels / 127.5 - 1
+        else:
+            factor, offset, share = (encoding[:, i].view(-1, 1, 1, 1) for i in range(3))
+            pixels = pixels * factor + offset
+            shift = shift * share
         moments = vae.encoder(cast(pixels, vae.encoder.conv_in.dtype))
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)
         mean = moments[:, : vae.config.latent_channels].float()
-        return ((mean - vae.config.shift_factor) * vae.config.scaling_factor,)
+        return ((mean - shift) * vae.config.scaling_factor,)

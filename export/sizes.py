@@ -77,7 +77,7 @@ def component_sizes(
     """Measure a component on fake tensors.
 
     Args:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         dims: a value for each dynamic dimension of its ports.
 
     Raises:

@@ -64,7 +64,7 @@ def export_weightless(
     """Write a component as :func:`~.component.export_component` does, with few blocks.
 
     Args:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         out: an existing directory.
         graphs: where to take the traced graph from; None traces it.
 

@@ -5,6 +5,7 @@ in :mod:`sd35_trt.errors`; metrics for Prometheus in :mod:`sd35_trt.runtime.metr
 a package more.
 """
 
+from .controls import Control
 from .job import Result, Step
 from .latent_guard import Anomaly
 from .pipeline import Pipeline
@@ -15,6 +16,7 @@ from .tracing import Observer, Span
 
 __all__ = [
     "Anomaly",
+    "Control",
     "EngineMemory",
     "MemoryReport",
     "Observer",

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .denoise_steps import DirectSteps, RecordedSteps, RunInputs, StepInputs, step_constants
+from .conditioning import StepConditioning
+from .control_steps import ControlRun
+from .denoise_steps import (
+    DirectSteps,
+    RecordedSteps,
+    RunInputs,
+    StepInputs,
+    StepKind,
+    step_constants,
+)
 from .devices.device import Buffer, Device, Fetch
 from .host_slots import SLOT_BYTES, HostSlots
 from .job import Step
@@ -80,11 +89,12 @@ class DenoiseLoop:
         session: Session,
         latents: np.ndarray,
         schedule: Schedule,
-        conditioning: Iterator[tuple[Buffer, Buffer]],
+        conditioning: Iterator[StepConditioning],
         after_step: Callable[[Step], bool],
         watched: bool,
         clock: Clock,
         run_inputs: RunInputs,
+        controls: ControlRun | None = None,
     ) -> tuple[Buffer, np.ndarray]:
         """Denoise a batch.
 
@@ -97,6 +107,7 @@ class DenoiseLoop:
             watched: whether somebody acts on what ``after_step`` sees.
             clock: its stages ``conditioning`` and ``denoise``.
             run_inputs: what the engine is given in every step.
+            controls: ControlNets, whose engines are open.
 
         Returns:
             The last latents, on the device and on the host; where the loop was ended, some.
@@ -132,7 +143,11 @@ class DenoiseLoop:
                 inputs = StepInputs(constants[i], context, modulation)
                 if i >= 2:
                     fetches[i - 2].fence()  # this step overwrites what was copied then
-                current, denoised = steps.run(i, inputs, schedule.skips(i))
+                kind = StepKind(schedule.skips(i), controls is not None and controls.counts(i))
+                if controls is not None and kind.controlled:
+                    made = steps.residuals(controls.shape, controls.dtype)
+                    controls.run(i, steps.latents(i), made)
+                current, denoised = steps.run(i, inputs, kind)
                 fetches.append(device.fetch(current, slots[i % depth] if slots else None))
                 pending.append((i, fetches[-1], denoised))
                 going = True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from sd35_trt.formats.bundle import RESIDUALS
 
 from .devices.device import Buffer, Device, RecordedGraph
 from .sessions.session import Session
@@ -25,11 +27,25 @@ class RunInputs:
         own: of this run, such as the guidance of each image [B]. Graphs read copies of it.
         shared: what graphs may read where it is: it stays while they do.
         layer_mask: [B, layers] of the steps with a third branch, where the engine has one.
+        no_residuals: what the engine is given in steps without ControlNets, where it takes some.
     """
 
     own: Mapping[str, Buffer]
     shared: Mapping[str, Buffer]
     layer_mask: Buffer | None = None
+    no_residuals: Buffer | None = None
+
+
+class StepKind(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+        skipping: whether it has a third branch.
+        controlled: whether ControlNets made something for it.
+    """
+
+    skipping: bool = False
+    controlled: bool = False
 
 
 class StepInputs(NamedTuple):
@@ -81,17 +97,22 @@ class StepFeeder:
         self._count = count
         self._constants = [(p, n) for p, n in _CONSTANTS.items() if p in constants]
         self._guided = "guidance" in run.own
+        self._device = device
+        self._no_residuals = run.no_residuals
+        self._residuals: Buffer | None = None
         self._masks: dict[bool, Buffer] = {}
         if run.layer_mask is not None:
             none = device.empty((0, run.layer_mask.shape[1]), np.float32)
             self._masks = {False: none, True: run.layer_mask}
 
-    def ports(self, inputs: StepInputs, skipping: bool) -> dict[str, Buffer]:
-        """Inputs of the engine that differ from step to step.
+    def residuals(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
+        """Where ControlNets put what they make: the same place in every step."""
+        if self._residuals is None or self._residuals.shape != shape:
+            self._residuals = self._device.empty(shape, dtype)
+        return self._residuals
 
-        Args:
-            skipping: whether the step has a third branch.
-        """
+    def ports(self, inputs: StepInputs, kind: StepKind) -> dict[str, Buffer]:
+        """Inputs of the engine that differ from step to step."""
         count = self._count
         ports = {"context": inputs.context[-count:], "modulation": inputs.modulation[-count:]}
         first = 0
@@ -103,7 +124,10 @@ class StepFeeder:
             ports["uncond_context"] = inputs.context[:count]
             ports["uncond_modulation"] = inputs.modulation[:count]
         if self._masks:
-            ports[_LAYER_MASK] = self._masks[skipping]
+            ports[_LAYER_MASK] = self._masks[kind.skipping]
+        residuals = self._residuals if kind.controlled else self._no_residuals
+        if residuals is not None:
+            ports[RESIDUALS] = residuals
         return ports
 
 
@@ -126,11 +150,19 @@ class DirectSteps:
         self._denoised = [device.empty(latents.shape, np.float32),
                           device.upload(np.zeros_like(latents))]  # fmt: skip
 
-    def run(self, index: int, inputs: StepInputs, skipping: bool = False) -> StepOutputs:
+    def residuals(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
+        """See :meth:`StepFeeder.residuals`."""
+        return self._feeder.residuals(shape, dtype)
+
+    def latents(self, index: int) -> Buffer:
+        """What a step reads."""
+        return self._latents[index % 2]
+
+    def run(self, index: int, inputs: StepInputs, kind: StepKind) -> StepOutputs:
         """Queue a step; returns its buffers."""
         read, write = index % 2, 1 - index % 2
         feed = {
-            **self._feeder.ports(inputs, skipping),
+            **self._feeder.ports(inputs, kind),
             **self._fixed,
             "latents": self._latents[read],
             "previous_denoised": self._denoised[write],
@@ -167,8 +199,8 @@ class RecordedSteps:
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._inputs: StepInputs | None = None
         self._sources: list[int] = []  # addresses of what they were copied from
-        self._graphs: dict[tuple[int, bool], RecordedGraph] = {}
-        self._ran: set[tuple[int, bool]] = set()
+        self._graphs: dict[tuple[int, StepKind], RecordedGraph] = {}
+        self._ran: set[tuple[int, StepKind]] = set()
         self._scratch_version = device.scratch_version
 
     def begin(self, latents: np.ndarray, run: RunInputs) -> None:
@@ -184,20 +216,28 @@ class RecordedSteps:
         if run.layer_mask is not None and self._layer_mask is not None:
             device.copy(run.layer_mask, self._layer_mask)
 
-    def run(self, index: int, inputs: StepInputs, skipping: bool = False) -> StepOutputs:
+    def residuals(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
+        """See :meth:`StepFeeder.residuals`."""
+        return self._feeder.residuals(shape, dtype)
+
+    def latents(self, index: int) -> Buffer:
+        """What a step reads."""
+        return self._latents[index % 2]
+
+    def run(self, index: int, inputs: StepInputs, kind: StepKind) -> StepOutputs:
         """Queue a step; returns its buffers."""
         own = self._place(inputs)
         turn = index % 2
-        kind = turn, skipping
+        key = turn, kind
         if self._device.scratch_version != self._scratch_version:
             self._forget()
-        graph = self._graphs.get(kind)
-        if graph is None and kind in self._ran:
-            graph = self._device.capture(lambda: self._compute(turn, own, skipping))
-            self._graphs[kind] = graph
+        graph = self._graphs.get(key)
+        if graph is None and key in self._ran:
+            graph = self._device.capture(lambda: self._compute(turn, own, kind))
+            self._graphs[key] = graph
         if graph is None:
-            self._compute(turn, own, skipping)
-            self._ran.add(kind)
+            self._compute(turn, own, kind)
+            self._ran.add(key)
         else:
             graph.replay()
         return StepOutputs(self._latents[1 - turn], self._denoised[turn])
@@ -216,9 +256,9 @@ class RecordedSteps:
         self._sources = addresses
         return self._inputs
 
-    def _compute(self, turn: int, inputs: StepInputs, skipping: bool) -> None:
+    def _compute(self, turn: int, inputs: StepInputs, kind: StepKind) -> None:
         feed = {
-            **self._feeder.ports(inputs, skipping),
+            **self._feeder.ports(inputs, kind),
             **self._fixed,
             "latents": self._latents[turn],
             "previous_denoised": self._denoised[1 - turn],

@@ -108,6 +108,8 @@ def check_fallback(bundle: Bundle, fallback: Bundle) -> None:
         difference = f"accepts fewer batches, sizes or text lengths than {bundle.root}"
     elif max(its.adapter_ranks, default=0) < max(mine.adapter_ranks, default=0):
         difference = f"takes adapters of a lower rank than {bundle.root}"
+    elif nets := {c.name for c in mine.controls} - {c.name for c in its.controls}:
+        difference = f"has no ControlNet {', '.join(sorted(nets))}, {bundle.root} has"
     elif lacking := set(mine.requires) - set(its.requires):
         difference = f"was built without {', '.join(sorted(lacking))}, {bundle.root} with it"
     if difference is not None:

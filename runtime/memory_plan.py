@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sd35_trt.backends import BACKENDS
+from sd35_trt.components import control_name, runs_every_step
 from sd35_trt.errors import OutOfMemory
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import PHASES, STREAM_BUFFERS, Footprint, Residency, plan_residency
@@ -35,23 +36,24 @@ class MemoryPlanner:
         self._budget = budget
         self._backend = BACKENDS[bundle.manifest.builder]
 
-    def plan(self, dims: Mapping[str, int]) -> Residency:
+    def plan(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> Residency:
         """Which engines stay and which come and go; within the budget where that can be.
 
         Args:
             dims: sizes of dynamic dimensions of the components; those left out count as least.
+            nets: ControlNets that run; what the others take is not planned.
         """
-        return plan_residency(self._engines(dims), self._budget, self._reserve)
+        return plan_residency(self._engines(dims, nets), self._budget, self._reserve)
 
-    def plan_within_budget(self, dims: Mapping[str, int]) -> Residency:
+    def plan_within_budget(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> Residency:
         """As :meth:`plan`.
 
         Raises:
             OutOfMemory: the budget is too small; names the smallest that is enough.
         """
-        plan = self.plan(dims)
+        plan = self.plan(dims, nets)
         if self._budget is not None and not plan.fits:
-            smallest = plan_residency(self._engines(dims), 0, self._reserve).peak_bytes
+            smallest = plan_residency(self._engines(dims, nets), 0, self._reserve).peak_bytes
             raise OutOfMemory(
                 f"{self._bundle.root} does not fit in {format_memory(self._budget)} at this size",
                 f"the smallest vram_budget for it is {format_memory(_round_up(smallest))}"
@@ -67,7 +69,7 @@ class MemoryPlanner:
     def _reserve(self) -> int:
         return self._backend.context_bytes if self._on_gpu else 0
 
-    def _engines(self, dims: Mapping[str, int]) -> list[Footprint]:
+    def _engines(self, dims: Mapping[str, int], nets: Collection[str]) -> list[Footprint]:
         steps = self._bundle.manifest.defaults.steps
         # A text encoder's batch is of texts.
         texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
@@ -77,11 +79,13 @@ class MemoryPlanner:
                 name,
                 self.weight_bytes(component),
                 working_bytes(component, texts if name in PHASES["text"] else dims),
-                steps if name == "denoiser" else 1,
+                steps if runs_every_step(name) else 1,
                 self._stream_bytes(component),
                 name in BACKENDS[component.engine].keeps_activations,
+                runs_every_step(name),
             )
             for name, component in self._components.items()
+            if (net := control_name(name)) is None or net in nets
         ]
 
     def _stream_bytes(self, component: Component) -> int | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     # import.
     from PIL import Image
 
+    from .controls import Control
     from .source_pictures import PictureLike
 
 
@@ -292,6 +293,7 @@ class Pipeline:
         weighting: bool = False,
         latents: np.ndarray | None = None,
         decode: bool = True,
+        controls: Mapping[str, PictureLike | Control] | None = None,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -333,6 +335,8 @@ class Pipeline:
                 image [B, C, h, w], as :attr:`Result.latents` and :meth:`encode` are. They have
                 the size with them; ``strength`` and ``mask`` are as for ``image``.
             decode: False leaves out the result's images: its latents are what is wanted.
+            controls: name of a ControlNet of the bundle → the picture that it follows, or a
+                :class:`~sd35_trt.runtime.Control` with its scale and the steps that it runs in.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -367,6 +371,7 @@ class Pipeline:
             weighting=weighting,
             latents=latents,
             decode=decode,
+            controls=controls,
         )
 
     def encode(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from sd35_trt.components import control_part
 from sd35_trt.errors import Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.contract import check_contract
@@ -16,6 +17,7 @@ from sd35_trt.formats.contract import check_contract
 from .adapters import AdapterFeeder, AdapterInputs
 from .autoencoder import Autoencoder
 from .conditioning import Conditioning
+from .control_steps import ControlRun
 from .denoise import DenoiseLoop, Schedule
 from .devices.device import Buffer
 from .devices.opening import open_device
@@ -86,7 +88,7 @@ class Renderer:
             self._conditioning = Conditioning(
                 self._device, self.engines, self._runner, self._train_timesteps
             )
-            self._vae = Autoencoder(self._device, self._runner, self._manifest.latent_scale)
+            self._vae = Autoencoder(self._device, self._runner, self._manifest)
             self._loop = DenoiseLoop(self._device)
             opened.callback(self._loop.close)
             self.engines.before_close("denoiser", self._loop.forget)
@@ -107,7 +109,10 @@ class Renderer:
         texts = (2 if self._manifest.guided else 1) * len(request.seeds)
         rank = AdapterInputs.of(self._manifest, request.adapters).rank
         skipped = len(request.seeds) * any(skip is not None for skip in request.skips)
-        self.engines.fit({**request.dims, "samples": texts, "rank": rank, "skipped": skipped})
+        self.engines.fit(
+            {**request.dims, "samples": texts, "rank": rank, "skipped": skipped},
+            [use.name for use in request.controls],
+        )
 
     def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
         """Draw jobs in one run and set the outcome of each; see
@@ -175,6 +180,8 @@ class Renderer:
             # As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
             sigmas = sigmas[request.first_step :]
             latents = mix(noise, source, sigmas[0])
+        controls = self._controls(request, len(sigmas) - 1)
+        if source is not None or controls is not None:
             clock.lap("encode")
 
         def after_step(step: Step) -> bool:
@@ -190,8 +197,9 @@ class Renderer:
 
         watched = any(job.callback is not None for job, _ in parts)
         last, latents = self._denoise(
-            request, sigmas, latents, Source(source, noise), features, after_step, watched, clock
-        )
+            request, sigmas, latents, Source(source, noise), features, controls, after_step,
+            watched, clock,
+        )  # fmt: skip
         for job, part in parts:
             job.anomalies += guard.within(part)
         if all(job.outcome is not None for job, _ in parts):
@@ -216,6 +224,15 @@ class Renderer:
         images = self._vae.decode(latents)
         return _pasted(images, request) if request.paste else images
 
+    def _controls(self, request: Request, steps: int) -> ControlRun | None:
+        """The ControlNets of a run; None where none runs in any step."""
+        every = range(steps)
+        uses = [u for u in request.controls if any(u.counts(step, steps) for step in every)]
+        if not uses:
+            return None
+        hints = [self._device.upload(self._vae.encode(use.pictures, use.name)) for use in uses]
+        return ControlRun(self._device, self._manifest, uses, hints, steps)
+
     def _denoise(
         self,
         request: Request,
@@ -223,29 +240,32 @@ class Renderer:
         latents: np.ndarray,
         source: Source,
         features: Sequence[TextFeatures],
+        controls: ControlRun | None,
         after_step: Callable[[Step], bool],
         watched: bool,
         clock: Clock,
     ) -> tuple[Buffer, np.ndarray]:
         """Latents after the last step, or after that for which ``after_step`` returned False."""
         schedule = self._schedule(request, sigmas)
-        pooled = np.stack([text.pooled for text in features])
-        hidden = np.stack([text.hidden for text in features])
         adapters = AdapterInputs.of(self._manifest, request.adapters)
         mixes = request.adapters * (len(features) // len(request.seeds))
-        conditioning = self._conditioning.steps(
-            hidden, pooled, sigmas[:-1], self._feeder.ports("conditioner", adapters, mixes)
-        )
-        first = next(conditioning)
-        # The conditioner may be closed for it.
+        loop = ("denoiser", *(control_part(use.name) for use in request.controls))
+        conditioning = self._conditioning.begin(
+            "conditioner", features, sigmas[:-1],
+            self._feeder.ports("conditioner", adapters, mixes), loop,
+        )  # fmt: skip
+        if controls is not None:
+            controls.condition(self._conditioning, features, sigmas)
+        # Conditioners may be closed for it.
         denoiser = self.engines.use("denoiser")
+        if controls is not None:
+            controls.open(self.engines)
         if request.decode:
             self.engines.load_ahead("vae_decoder", "denoiser")
         ports = self._feeder.ports("denoiser", adapters, request.adapters)
         inputs = run_inputs(self._device, self._manifest, request, source, ports)
         return self._loop.run(
-            denoiser, latents, schedule, chain([first], conditioning), after_step, watched, clock,
-            inputs,
+            denoiser, latents, schedule, conditioning, after_step, watched, clock, inputs, controls
         )  # fmt: skip
 
     def _schedule(self, request: Request, sigmas: np.ndarray) -> Schedule:
@@ -288,6 +308,16 @@ def _text_notes(request: Request, branches: Sequence[Sequence[TextFeatures]]) ->
     return notes
 
 
+def _control_notes(request: Request) -> list[str]:
+    steps = request.drawn_steps
+    return [
+        f"none of {steps} steps is between {use.start:g} and {use.end:g}: the ControlNet "
+        f"{use.name} did not run"
+        for use in request.controls
+        if not any(use.counts(step, steps) for step in range(steps))
+    ]
+
+
 def _skip_notes(request: Request) -> list[str]:
     skip, steps = request.skips[0], request.drawn_steps
     if skip is None:
@@ -307,7 +337,7 @@ def _result(
     unique = list(dict.fromkeys(notes))
     if not all(negative.empty for negative in request.negatives) and request.guidance[0] == 1.0:
         unique.append("without guidance, the negative prompt has no effect")
-    unique += _skip_notes(request)
+    unique += [*_skip_notes(request), *_control_notes(request)]
     for note in unique:
         logger.warning(note)
     waited = (clock.start_ns - job.created_ns) / 1e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sd35_trt.formats.bundle import Manifest
 
 from .adapters import AdapterShelf, Mix, parameters_of
 from .arguments import flag, number, several, shown, text, whole
+from .controls import ControlUse, control_uses, join_controls
 from .prompts import Prompt, make_prompts, parameters_of_prompts
 from .schedule import SAMPLERS
 from .sizes import check_count, check_latents, check_size
@@ -22,6 +23,7 @@ from .skip_layers import SkipLayers, skip_layers
 from .source_pictures import latent_mask, mask_of, pixels_of
 
 if TYPE_CHECKING:
+    from .controls import Control
     from .source_pictures import PictureLike
 
 MAX_STEPS = 1000
@@ -43,6 +45,7 @@ class Request:
         skips: skip-layer guidance; None is without.
         latents: of a picture to start from, in place of ``image``: float32 [B, C, h, w].
         decode: whether the result has images.
+        controls: ControlNets, which all images have.
     """
 
     prompts: tuple[Prompt, ...]
@@ -64,6 +67,7 @@ class Request:
     skips: tuple[SkipLayers | None, ...] = ()
     latents: np.ndarray | None = None
     decode: bool = True
+    controls: tuple[ControlUse, ...] = ()
 
     @property
     def from_noise(self) -> bool:
@@ -103,7 +107,7 @@ class Request:
         if not self.from_noise:
             return None
         kind = self.width, self.height, self.steps, self.shift, self.sampler, self.t5_tokens
-        return *kind, self.decode
+        return *kind, self.decode, *(use.key for use in self.controls)
 
     def parameters(self) -> dict[str, Any]:
         """What would draw the same images again, except the picture started from.
@@ -131,6 +135,8 @@ class Request:
             parameters["adapters"] = parameters_of(self.adapters)
         if self.skips and self.skips[0] is not None:
             parameters |= self.skips[0].parameters()
+        if self.controls:
+            parameters["controls"] = {use.name: use.parameters() for use in self.controls}
         return parameters
 
 
@@ -165,6 +171,7 @@ def make_request(
     weighting: bool = False,
     latents: np.ndarray | None = None,
     decode: bool = True,
+    controls: Mapping[str, PictureLike | Control] | None = None,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
@@ -260,6 +267,7 @@ def make_request(
         skips=(skip,) * count,
         latents=source,
         decode=decode,
+        controls=control_uses(manifest, controls, (width, height), count),
     )
 
 
@@ -280,6 +288,7 @@ def join(requests: Sequence[Request]) -> Request:
         guidance=tuple(chain.from_iterable(r.guidance for r in requests)),
         adapters=tuple(chain.from_iterable(r.adapters for r in requests)),
         skips=tuple(chain.from_iterable(r.skips for r in requests)),
+        controls=join_controls([r.controls for r in requests]),
     )
 
 

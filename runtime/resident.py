@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
+from sd35_trt.components import runs_every_step
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
-from sd35_trt.residency import PHASES, RESIDENT, STREAMED
+from sd35_trt.residency import LOADED, RESIDENT, STREAMED, phases_of
 
 from .devices.device import Device, DeviceMemory
 from .memory_plan import MemoryPlanner
@@ -80,16 +81,17 @@ class EngineSet:
         self.budget = budget
         self._threads = threads
         self._open_session = open_session
+        names = [component.name for component in bundle.manifest.components]
         self._components = {
             name: component
-            for name in chain.from_iterable(PHASES.values())
+            for name in chain.from_iterable(phases_of(names).values())
             if (component := bundle.manifest.component(name)) is not None
         }
         self._sessions: dict[str, Session] = {}
         self._held: dict[str, int | None] = {}
         self._ahead: dict[str, Opening] = {}
         self._before_close: dict[str, Callable[[], None]] = {}
-        self._dims: dict[str, int] | None = None
+        self._fitted: tuple[dict[str, int], frozenset[str]] | None = None
         unknown = any(c.activation_bytes is None for c in self._components.values())
         if budget is not None and device.kind != "cpu" and unknown:
             logger.warning(
@@ -100,20 +102,22 @@ class EngineSet:
         self._plan = self._planner.plan({})
         self._most = 0
 
-    def fit(self, dims: Mapping[str, int]) -> None:
+    def fit(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> None:
         """Make room for requests of this size.
 
         Args:
             dims: sizes of dynamic dimensions of the components; those left out count as least.
+            nets: ControlNets that they run. Without a budget, the others' engines stay too.
 
         Raises:
             OutOfMemory: the budget is too small; names the smallest that is enough.
         """
-        if dims != self._dims:
-            self._plan, self._dims = self._planner.plan_within_budget(dims), dict(dims)
+        wanted = dict(dims), frozenset(nets)
+        if wanted != self._fitted:
+            self._plan, self._fitted = self._planner.plan_within_budget(*wanted), wanted
             self._most = max(self._most, self._plan.peak_bytes)
         for name in list(self._sessions):
-            if self._held[name] != self._holds(name):
+            if self._held[name] != self._holds(name) or not (self._stays(name) or self._runs(name)):
                 self._close(name)
 
     def before_close(self, name: str, call: Callable[[], None]) -> None:
@@ -128,7 +132,9 @@ class EngineSet:
             Sd35Error: no memory, or the backend's package is not installed.
         """
         for other in [*self._sessions, *self._ahead]:
-            if other != name and not self._stays(other):
+            # What runs in every step runs in turn with this.
+            in_turn = runs_every_step(name) and runs_every_step(other)
+            if other != name and not in_turn and not self._stays(other):
                 self._close(other)
         ahead = self._ahead.pop(name, None)
         if ahead is not None:
@@ -150,7 +156,12 @@ class EngineSet:
             return
         if not self._stays(name) and self.budget is not None:
             running, coming = self._plan.placements[beside], self._plan.placements[name]
-            extra = 0 if self._stays(beside) else running.device_bytes
+            together = [beside]
+            if runs_every_step(beside):
+                together = list(filter(runs_every_step, self._plan.placements))
+            extra = sum(
+                self._plan.placements[n].device_bytes for n in together if not self._stays(n)
+            )
             if max(coming.peak_bytes + extra, running.peak_bytes + coming.device_bytes) > (
                 self.budget
             ):
@@ -183,19 +194,29 @@ class EngineSet:
         """What is in memory now; may be called from any thread."""
         engines = {}
         for name, component in self._components.items():
-            placement = self._plan.placements[name]
-            is_open = name in self._sessions
-            held = placement.device_bytes if is_open else self._planner.weight_bytes(component)
-            engines[name] = EngineMemory(placement.kind, is_open, held)
+            placement = self._plan.placements.get(name)
+            is_open, held = name in self._sessions, self._planner.weight_bytes(component)
+            if is_open and placement is not None:
+                held = placement.device_bytes
+            kind = LOADED if placement is None else placement.kind
+            engines[name] = EngineMemory(RESIDENT if self._stays(name) else kind, is_open, held)
         return MemoryReport(engines, self._device.memory(), self.budget, self._most)
 
+    def _runs(self, name: str) -> bool:
+        """Whether requests of the last size run a component."""
+        return name in self._plan.placements
+
     def _stays(self, name: str) -> bool:
+        if not self._runs(name):
+            return self.budget is None
         return self._plan.placements[name].kind == RESIDENT
 
     def _holds(self, name: str) -> int | None:
         """Bytes of weights that an engine holds where it streams, by the plan."""
-        placement = self._plan.placements[name]
-        return placement.device_bytes if placement.kind == STREAMED else None
+        placement = self._plan.placements.get(name)
+        if placement is None or placement.kind != STREAMED:
+            return None
+        return placement.device_bytes
 
     def _make_room(self) -> None:
         """Give back what the engines before worked with: the plan counts it in their stages alone,

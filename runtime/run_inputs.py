@@ -9,6 +9,7 @@ import numpy as np
 
 from sd35_trt.formats.bundle import ADAPTER_SCALES, Manifest
 
+from .control_steps import no_residuals
 from .denoise_steps import RunInputs
 from .devices.device import Buffer, Device
 from .request import Request
@@ -52,7 +53,7 @@ def run_inputs(
     matrices = dict(adapters)
     if (scales := matrices.pop(ADAPTER_SCALES, None)) is not None:
         buffers[ADAPTER_SCALES] = scales
-    return RunInputs(buffers, matrices, mask)
+    return RunInputs(buffers, matrices, mask, no_residuals(manifest, device))
 
 
 def _inpainting(request: Request, source: Source) -> dict[str, np.ndarray]:

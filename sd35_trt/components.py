@@ -93,6 +93,13 @@ def control_name(component: str) -> str | None:
     return name if is_net_name(name) else None
 
 
+def runs_every_step(component: str) -> bool:
+    """Whether a component runs in every step of a picture: the denoiser and ControlNets."""
+    return component == "denoiser" or (
+        control_name(component) is not None and not component.endswith(_CONDITIONER)
+    )
+
+
 def policy_names(component: str) -> tuple[str, ...]:
     """The names that a policy's rules may have a component by.
 

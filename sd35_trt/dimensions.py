@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .components import COMPONENTS, LATENT_SCALE
+from .components import LATENT_SCALE, component_row
 from .errors import CheckpointError, UsageError
 from .features import PLAIN, Features
 
@@ -21,6 +21,9 @@ T5_TOKENS = 256
 
 #: Steps that one run of the conditioner computes at most: its memory grows with them.
 MAX_STEPS_AT_ONCE = 32
+
+# Of an image token: SD3's patches are 2×2 latent pixels.
+_PATCH_PIXELS = (2 * LATENT_SCALE) ** 2
 
 # No dimension of a tensor is larger.
 _MOST = 2**31 - 1
@@ -143,7 +146,7 @@ def dimension_bounds(
     """Bounds of a component's dynamic dimensions by name.
 
     Args:
-        component: a key of :data:`sd35_trt.components.COMPONENTS`.
+        component: a name that :func:`sd35_trt.components.component_row` knows.
         defaults: whose ``steps``, ``size`` and ``t5_tokens`` are the most usual values.
         clip_tokens: CLIP's part of the text.
         guided: whether both guidance branches are computed; the text encoders and the
@@ -163,7 +166,7 @@ def dimension_bounds(
         low, usual, high = (value // divisor for value in bounds)
         return low, usual, high
 
-    text_encoder = COMPONENTS[component].tokenizer is not None
+    text_encoder = component_row(component).tokenizer is not None
     low, usual, high = t5
     return {
         # Texts that were encoded before are not encoded again: there may be one left.
@@ -179,4 +182,17 @@ def dimension_bounds(
         "image_width": width,
         **({"rank": (1, ranks[0], ranks[-1])} if (ranks := features.adapter_ranks) else {}),
         **({"skipped": (0, 0, most_images)} if features.skip_layer_guidance else {}),
+        **(_control_bounds(texts, width, height) if features.control_blocks else {}),
+    }
+
+
+def _control_bounds(samples: Bounds, width: Bounds, height: Bounds) -> dict[str, Bounds]:
+    """Of what ControlNets make: it is one token of zeros for all samples where there is none."""
+    low, usual, high = (
+        across * down // _PATCH_PIXELS for across, down in zip(width, height, strict=True)
+    )
+    return {
+        "pixels": (low, usual, high),
+        "residual_samples": (1, samples[1], samples[2]),
+        "residual_pixels": (1, usual, high),
     }

@@ -15,6 +15,7 @@ from .components import ADAPTED
 ADAPTERS = "adapters"
 INPAINTING = "inpainting"
 SKIP_LAYER_GUIDANCE = "skip-layer-guidance"
+CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,25 @@ class Features:
         adapter_ranks: that adapters are padded to; none where it takes no adapters.
         inpainting: whether a step keeps what a mask leaves of a picture.
         skip_layer_guidance: whether a step can compute a third branch, without some blocks.
+        control_blocks: of each ControlNet, whose outputs a step takes; 0 where there are none.
     """
 
     adapter_ranks: tuple[int, ...] = ()
     inpainting: bool = False
     skip_layer_guidance: bool = False
+    control_blocks: int = 0
 
     @classmethod
-    def of(cls, requires: Collection[str], adapter_ranks: tuple[int, ...]) -> Features:
+    def of(
+        cls, requires: Collection[str], adapter_ranks: tuple[int, ...], control_blocks: int
+    ) -> Features:
         """Those of a manifest, by its fields of these names."""
-        return cls(adapter_ranks, INPAINTING in requires, SKIP_LAYER_GUIDANCE in requires)
+        return cls(
+            adapter_ranks,
+            INPAINTING in requires,
+            SKIP_LAYER_GUIDANCE in requires,
+            control_blocks if CONTROL in requires else 0,
+        )
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -43,17 +53,21 @@ class Features:
             ADAPTERS: bool(self.adapter_ranks),
             INPAINTING: self.inpainting,
             SKIP_LAYER_GUIDANCE: self.skip_layer_guidance,
+            CONTROL: bool(self.control_blocks),
         }
         return tuple(name for name, there in named.items() if there)
 
     def of_component(self, name: str) -> Features:
         """Those that a component has."""
         own = self if name == "denoiser" else Features(self.adapter_ranks)
+        if name == "vae_encoder":
+            own = replace(own, control_blocks=self.control_blocks)
         return own if name in ADAPTED else replace(own, adapter_ranks=())
 
     def describe(self) -> dict[str, Any]:
         """What a graph depends on, for the key of its stage: how large ranks may be is no part."""
-        return dict.fromkeys(self.requires, True)
+        blocks = {CONTROL: self.control_blocks} if self.control_blocks else {}
+        return {**dict.fromkeys(self.requires, True), **blocks}
 
 
 #: A bundle without any.

@@ -6,8 +6,10 @@ A pure function of byte counts and a budget: the plan before a build and the run
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from .components import control_name, runs_every_step
 
 #: Phases of a picture in their order → their components.
 PHASES = {
@@ -17,6 +19,21 @@ PHASES = {
     "denoising": ("denoiser",),
     "decoding": ("vae_decoder",),
 }
+
+
+def phases_of(components: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """As :data:`PHASES`, of these components; ControlNets' come behind the transformer's."""
+    names = list(components)
+    nets = [name for name in names if control_name(name) is not None]
+    own = {
+        "conditioning": tuple(name for name in nets if not runs_every_step(name)),
+        "denoising": tuple(name for name in nets if runs_every_step(name)),
+    }
+    phases = {
+        phase: (*(name for name in usual if name in names), *own.get(phase, ()))
+        for phase, usual in PHASES.items()
+    }
+    return {phase: there for phase, there in phases.items() if there}
 
 
 #: TensorRT streams through two buffers: a layer computes from one while the next fills the other.
@@ -39,6 +56,8 @@ class Footprint:
         stream_bytes: the least device memory that its weights need when they stream from the
             host's memory; None where the engine cannot stream.
         keeps_activations: whether its working memory stays its own when it has run.
+        every_step: whether it runs in every step, in turn with others that do: they are in memory
+            together, all resident or none.
     """
 
     name: str
@@ -48,6 +67,7 @@ class Footprint:
     runs: int = 1
     stream_bytes: int | None = None
     keeps_activations: bool = False
+    every_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,11 +123,12 @@ def plan_residency(engines: Sequence[Footprint], budget: int | None, reserve: in
     """
     if budget is None:
         return _place(engines, frozenset(e.name for e in engines), None, reserve)
-    names = [engine.name for engine in engines]
+    loop = tuple(engine.name for engine in engines if engine.every_step)
+    units = [*([loop] if loop else []), *((e.name,) for e in engines if not e.every_step)]
     plans = [
-        _place(engines, frozenset(residents), budget, reserve)
-        for count in range(len(names) + 1)
-        for residents in itertools.combinations(names, count)
+        _place(engines, frozenset(itertools.chain.from_iterable(residents)), budget, reserve)
+        for count in range(len(units) + 1)
+        for residents in itertools.combinations(units, count)
     ]
     return min(
         plans,
@@ -120,28 +141,44 @@ def _place(
 ) -> Residency:
     resident = sum(e.weight_bytes for e in engines if e.name in residents)
     reserve += sum(e.activation_bytes for e in engines if e.keeps_activations)
-    working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
+    working = _working(engines)
+    loop = [e for e in engines if e.every_step and e.name not in residents]
+    # Of the engines that run in turn, what each holds.
+    held = {e.name: e.weight_bytes for e in loop}
+    if budget is not None and any(
+        resident + reserve + working[e.name] + sum(held.values()) > budget for e in loop
+    ):
+        held |= {e.name: e.stream_bytes for e in loop if e.stream_bytes is not None}
+
+    def others(engine: Footprint) -> int:
+        beside = sum(held.values()) - held[engine.name] if engine in loop else 0
+        return resident + reserve + working[engine.name] + beside
+
     placements: dict[str, Placement] = {}
     streamed: list[tuple[Footprint, int]] = []
     for engine in engines:
-        weights, others = engine.weight_bytes, resident + reserve + working[engine.name]
+        weights, beside = engine.weight_bytes, others(engine)
         if engine.name in residents:
-            placements[engine.name] = Placement(RESIDENT, weights, 0, others)
-        elif budget is None or others + weights <= budget or engine.stream_bytes is None:
-            placements[engine.name] = Placement(LOADED, weights, weights, others + weights)
+            placements[engine.name] = Placement(RESIDENT, weights, 0, beside)
+        elif budget is None or beside + weights <= budget or engine.stream_bytes is None:
+            placements[engine.name] = Placement(LOADED, weights, weights, beside + weights)
+            if engine in loop:
+                held[engine.name] = weights
         else:
             streamed.append((engine, engine.stream_bytes))
     # Weights that stream cross the bus once per run whatever part of them is held; holding more
     # than the other stages need anyway helps only an engine that runs more than once.
     peak = max((p.peak_bytes for p in placements.values()), default=0)
     for engine, least in streamed:
-        others = resident + reserve + working[engine.name]
+        beside = others(engine)
         limit = peak if budget is None or engine.runs == 1 else budget
-        share = min(max(limit - others, least), engine.weight_bytes)
+        share = min(max(limit - beside, least), engine.weight_bytes)
+        if engine in loop:
+            held[engine.name] = share
         # What streams goes through buffers of this size, beside what is held.
         passing = engine.weight_bytes - max(share - least, 0)
         moved = engine.weight_bytes - passing + passing * engine.runs
-        placements[engine.name] = Placement(STREAMED, share, moved, others + share)
+        placements[engine.name] = Placement(STREAMED, share, moved, beside + share)
     peak = max(p.peak_bytes for p in placements.values())
     return Residency(
         placements={e.name: placements[e.name] for e in engines},
@@ -150,3 +187,11 @@ def _place(
         peak_bytes=peak,
         fits=budget is None or peak <= budget,
     )
+
+
+def _working(engines: Sequence[Footprint]) -> Mapping[str, int]:
+    """Working memory by engine, while it runs; of those that run in turn, the most of any."""
+    working = {e.name: 0 if e.keeps_activations else e.activation_bytes for e in engines}
+    loop = [e.name for e in engines if e.every_step]
+    most = max((working[name] for name in loop), default=0)
+    return {**working, **dict.fromkeys(loop, most)}

@@ -103,7 +103,8 @@ def working_bytes(component: Component, dims: Mapping[str, int]) -> int:
     """
     share = 1.0
     for name, (low, high) in component.bounds.items():
-        if name in _SCALING:
+        # A ControlNet's samples are those of its batch.
+        if name in _SCALING and not (name == "samples" and "batch" in component.bounds):
             share *= min(dims.get(name, low), high) / high
     return int(share * (component.activation_bytes or 0))
 

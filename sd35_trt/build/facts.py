@@ -8,7 +8,14 @@ from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.components import LATENT_SCALE
 from sd35_trt.engines.builder import Builder
-from sd35_trt.formats.bundle import LoraRecord, Manifest, ModelRecord, PolicyRecord, PolicyRule
+from sd35_trt.formats.bundle import (
+    ControlRecord,
+    LoraRecord,
+    Manifest,
+    ModelRecord,
+    PolicyRecord,
+    PolicyRule,
+)
 from sd35_trt.planning.decide import Decision
 from sd35_trt.policies import Policy
 
@@ -48,6 +55,7 @@ def manifest_facts(
         defaults=decision.defaults(export.t5_tokens),
         adapter_ranks=decision.features.adapter_ranks,
         requires=decision.features.requires,
+        controls=tuple(ControlRecord(net.name, net.kind, net.encoding) for net in model.nets),
         # What follows is known when the bundle is assembled.
         tokenizers={},
         components=(),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sd35_trt.backends import BACKENDS
+from sd35_trt.checkpoints.controlnets import part_folders
 from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.checkpoints.scheduler import write_scheduler
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.dialects import DIALECTS, ONNX
 from sd35_trt.formats.bundle import Bundle, PolicyRecord
 from sd35_trt.formats.calibration import Calibration, CalibrationExtract
@@ -101,12 +102,12 @@ def _policy(record: PolicyRecord) -> Policy:
 
 def _stage_inputs(bundle: Bundle, name: str) -> dict[str, Any]:
     """The inputs of the stage that exported a component, without versions and configuration."""
-    m, part = bundle.manifest, COMPONENTS[name].part
+    m, folders = bundle.manifest, part_folders(component_row(name).part)
     inputs = chosen_inputs(
         name, _policy(m.policy), _calibration(bundle), m.tokenizers["clip_l"].length, m.guided,
         _dialect(bundle), m.features,
     )  # fmt: skip
-    files = {k: v for k, v in m.model.files.items() if k.startswith(f"{part}/")}
+    files = {k: v for k, v in m.model.files.items() if k.partition("/")[0] in folders}
     # As they were recorded: JSON makes lists of tuples.
     loaded: dict[str, Any] = json.loads(json.dumps({**inputs, "files": files}))
     return loaded

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sd35_trt.checkpoints.controlnets import part_folders, part_source
 from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.merged import AnyCheckpoint
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row, part_rows, runs_every_step
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.scales import Scales
 from sd35_trt.features import PLAIN, Features
@@ -54,9 +55,9 @@ def tokenizer_stage(inputs: StageInputs, components: list[str]) -> Stage:
         progress(0.0, "converting")
         export_tokenizers(inputs.checkpoint, components, out)
 
-    folders = [row.tokenizer for name in components if (row := COMPONENTS[name]).tokenizer]
+    folders = [row.tokenizer for name in components if (row := component_row(name)).tokenizer]
     # CLIP's configuration holds the length of its position table.
-    configs = {n: inputs.checkpoint.config(COMPONENTS[n].part) for n in ("clip_l", "clip_g")}
+    configs = {n: inputs.checkpoint.config(component_row(n).part) for n in ("clip_l", "clip_g")}
     description = {**inputs.describe(*folders), "configs": configs}
     return Stage("tokenizers", description, ("sd35_trt.export.tokenizers",), run)
 
@@ -124,15 +125,15 @@ def component_stage(
         clip_tokens: length of CLIP's part of the text.
         dialect: what is written; see :data:`sd35_trt.dialects.DIALECTS`.
     """
-    part = COMPONENTS[name].part
+    part = component_row(name).part
     policy, guided = decision.policy, decision.guided
     scales = Scales.of(calibration, part) if calibration else None
     # A single file's configuration is not among the files.
-    config = {"config": inputs.checkpoint.config(part)}
+    config = {"config": part_source(inputs.checkpoint, part)[0]}
     chosen = chosen_inputs(
         name, policy, calibration, clip_tokens, guided, dialect, decision.features
     )
-    description = {**inputs.describe(part), **config, **chosen}
+    description = {**inputs.describe(*part_folders(part)), **config, **chosen}
     run = ComponentExport(
         name, inputs.checkpoint, inputs.cache, policy, scales, clip_tokens, guided, dialect,
         decision.features.of_component(name), description,
@@ -155,14 +156,14 @@ def chosen_inputs(
         clip_tokens, dialect: as of :func:`component_stage`.
         features: of the bundle.
     """
-    row = COMPONENTS[name]
+    row = component_row(name)
     # A part's components meet in their dtypes, so that the rules of each count for all of them.
-    digest = policy.digest(n for n, other in COMPONENTS.items() if other.part == row.part)
+    digest = policy.digest(other.name for other in part_rows(row.part))
     inputs: dict[str, Any] = {"dialect": dialect, "policy": digest}
     if calibration and (effect := Scales.of(calibration, row.part).describe(name)):
         inputs["calibration"] = effect
     if row.tokenizer:
         inputs["clip_tokens"] = clip_tokens
-    if name == "denoiser":
+    if runs_every_step(name):
         inputs["guided"] = guided
     return inputs | features.of_component(name).describe()

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.errors import UsageError
 
 from .bundle import AdapterGroup, Bundle, Manifest
@@ -176,7 +176,7 @@ def adapter_slots(manifest: Manifest) -> dict[str, Slot]:
         for group in component.adapters:
             rows, columns = component.input(group.down).shape[1], component.input(group.up).shape[3]
             shape = int(rows), int(columns)
-            part = COMPONENTS[component.name].part
+            part = component_row(component.name).part
             for block, layers in enumerate(group.layers):
                 for linear, layer in enumerate(layers):
                     slot = Slot(component.name, group, block, linear, shape)

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import BundleError
-from sd35_trt.features import ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, Features
+from sd35_trt.features import ADAPTERS, CONTROL, INPAINTING, SKIP_LAYER_GUIDANCE, Features
 
 from .reading import (
     Count,
@@ -45,10 +45,13 @@ FORMAT = 2
 READABLE = (1, 2)
 
 #: What a manifest may require of its reader, and this one knows.
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset({ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE})
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset({ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, CONTROL})
 
 #: The input of a component with how much a sample has of each adapter.
 ADAPTER_SCALES = "adapter_scales"
+
+#: The input of a component with what ControlNets make.
+RESIDUALS = "residuals"
 
 MANIFEST = "bundle.json"
 
@@ -201,6 +204,20 @@ class ModelRecord(Struct, frozen=True):
     loras: Annotated[tuple[LoraRecord, ...], Meta(max_length=1024)] = ()
 
 
+class ControlRecord(Struct, frozen=True):
+    """A ControlNet of the bundle.
+
+    Attributes:
+        name: that its components have, and requests.
+        kind: of its pictures: ``canny`` (edges), ``depth``, ``blur``, ``other``.
+        encoding: what ``vae_encoder`` is given for its pictures, of its port of this name.
+    """
+
+    name: Name
+    kind: Name
+    encoding: tuple[float, float, float]
+
+
 class PolicyRule(Struct, frozen=True):
     """See :class:`sd35_trt.policies.Rule`."""
 
@@ -239,6 +256,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     compute capabilities, weight streaming, refit; with ``inductor`` how the session compiles.
     ``requires`` names what a reader must know to draw what was meant. ``adapter_ranks`` are the
     ranks that engines take adapters of, which are padded to the next of them; the last is the most.
+    ``controls`` are its ControlNets.
     """
 
     format: int = FORMAT
@@ -262,11 +280,25 @@ class Manifest(Struct, frozen=True, kw_only=True):
     calibration: Digest | None
     engine_options: dict[Name, Option]
     adapter_ranks: Annotated[tuple[Positive, ...], Meta(max_length=64)] = ()
+    controls: Annotated[tuple[ControlRecord, ...], Meta(max_length=64)] = ()
 
     @property
     def features(self) -> Features:
         """What its engines take besides what every bundle's take."""
-        return Features.of(self.requires, self.adapter_ranks)
+        return Features.of(self.requires, self.adapter_ranks, self._control_blocks)
+
+    @property
+    def _control_blocks(self) -> int:
+        """Of each ControlNet: the first dimension of what the denoiser takes of them."""
+        denoiser = self.component("denoiser")
+        ports = denoiser.inputs if denoiser is not None else ()
+        shapes = [port.shape for port in ports if port.name == RESIDUALS]
+        count = shapes[0][0] if shapes and shapes[0] else 1
+        return count if isinstance(count, int) else 1
+
+    def control(self, name: str) -> ControlRecord | None:
+        """A ControlNet by name, or None where the bundle has none of it."""
+        return next((c for c in self.controls if c.name == name), None)
 
     def component(self, name: str) -> Component | None:
         """A component by name, or None where the model has none (a checkpoint without T5)."""

@@ -27,7 +27,7 @@ class ComponentFacts(Struct, frozen=True):
     """What ``component.json`` holds.
 
     Attributes:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         weight_bytes: bytes of weights as stored.
         largest_layer_bytes: weights of its largest layer.
         allocated_bytes: what ONNX Runtime takes on a GPU for the weights.

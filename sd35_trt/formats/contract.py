@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sd35_trt.components import ADAPTED
+from sd35_trt.components import ADAPTED, control_name
 from sd35_trt.errors import BundleError
 
-from .bundle import ADAPTER_SCALES, Component, Manifest, Port, Tokenizer
+from .bundle import ADAPTER_SCALES, RESIDUALS, Component, Manifest, Port, Tokenizer
+from .control_contract import CONTROL_RESIDUALS, LATENTS, control_faults, control_ports
 
 _REBUILD = "build it again with: sd35-trt build"
 
@@ -26,7 +27,7 @@ _DTYPES = {
     **dict.fromkeys(
         ("timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
          "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
-         "skip_guidance"),
+         "skip_guidance", "hint", "scale", "encoding"),
         ("float32",),
     ),
 }  # fmt: skip
@@ -46,6 +47,9 @@ _DYNAMIC = frozenset(
         "image_width",
         "rank",
         "skipped",
+        "residual_samples",
+        "residual_pixels",
+        "pixels",
     )
 )
 
@@ -61,8 +65,6 @@ class _Ports:
     outputs: Mapping[str, str]
 
 
-_LATENTS = "batch channels height width"
-
 _GUIDANCE = {
     "uncond_context": "batch tokens context",
     "uncond_modulation": "batch rows modulation",
@@ -71,12 +73,14 @@ _GUIDANCE = {
 
 _INPAINTING = {
     "mask": "batch 1 height width",
-    "source": _LATENTS,
-    "source_noise": _LATENTS,
+    "source": LATENTS,
+    "source_noise": LATENTS,
     "next_sigma": "batch",
 }
 
 _SKIP_LAYER_GUIDANCE = {"layer_mask": "skipped layers", "skip_guidance": "batch"}
+
+_ENCODING = {"encoding": "batch 3"}
 
 _CONTRACT = {
     "clip_l": _Ports(
@@ -98,17 +102,17 @@ _CONTRACT = {
     ),
     "denoiser": _Ports(
         {
-            "latents": _LATENTS,
+            "latents": LATENTS,
             "sigma": "batch",
             "coefficients": "batch 3",
-            "previous_denoised": _LATENTS,
+            "previous_denoised": LATENTS,
             "context": "batch tokens context",
             "modulation": "batch rows modulation",
         },
-        {"next_latents": _LATENTS, "denoised": _LATENTS},
+        {"next_latents": LATENTS, "denoised": LATENTS},
     ),
-    "vae_decoder": _Ports({"latents": _LATENTS}, {"image": "batch image_height image_width 3"}),
-    "vae_encoder": _Ports({"image": "batch image_height image_width 3"}, {"latents": _LATENTS}),
+    "vae_decoder": _Ports({"latents": LATENTS}, {"image": "batch image_height image_width 3"}),
+    "vae_encoder": _Ports({"image": "batch image_height image_width 3"}, {"latents": LATENTS}),
 }
 
 _REQUIRED = ("clip_l", "clip_g", "conditioner", "denoiser", "vae_decoder")
@@ -134,7 +138,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     yield from (f"it has no {name}" for name in _REQUIRED if name not in names)
     sizes = {"channels": manifest.latent_channels}
     for component in manifest.components:
-        if (ports := _CONTRACT.get(component.name)) is None:
+        if (ports := _ports(component)) is None:
             continue  # a later version's; the manifest would require it
         inputs = dict(ports.inputs)
         if component.name == "denoiser" and manifest.guided:
@@ -152,6 +156,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             for port in component.inputs
             if port.name not in inputs
         )
+    yield from control_faults(manifest)
     if manifest.features.skip_layer_guidance and not manifest.guided:
         yield "it has skip-layer guidance without guidance"
     if (together := sizes["clip_l_pooled"] + sizes["clip_g_pooled"]) != sizes["pooled"]:
@@ -167,7 +172,16 @@ def _feature_ports(component: str, manifest: Manifest) -> dict[str, str]:
     """Inputs of a component for features besides adapters, and their dimensions."""
     features = manifest.features.of_component(component)
     ports = dict(_INPAINTING) if features.inpainting else {}
+    if features.control_blocks:
+        ports |= _ENCODING if component == "vae_encoder" else {RESIDUALS: CONTROL_RESIDUALS}
     return ports | (_SKIP_LAYER_GUIDANCE if features.skip_layer_guidance else {})
+
+
+def _ports(component: Component) -> _Ports | None:
+    """What a component has to have besides features; None of one that is unknown here."""
+    if control_name(component.name) is not None:
+        return _Ports(*control_ports(component))
+    return _CONTRACT.get(component.name)
 
 
 def _adapter_faults(component: Component, manifest: Manifest) -> Iterator[str]:

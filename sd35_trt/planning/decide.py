@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
+from sd35_trt.checkpoints.model_options import ControlNet
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import UsageError
@@ -71,6 +73,22 @@ def check_features(features: Features, dialect: Dialect, library: str) -> None:
     if features.skip_layer_guidance:
         raise UsageError(
             f"--skip-layer-guidance: engines of {library} skip none", "use another --builder"
+        )
+
+
+def check_controlnets(nets: Sequence[ControlNet], dialect: Dialect, library: str) -> None:
+    """Refuse ControlNets where the builder's components cannot have them.
+
+    Args:
+        library: that makes the engines, for the message.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if nets and dialect.opset is None:
+        raise UsageError(
+            f"--controlnet: engines of {library} take none",
+            "use another --builder",
         )
 
 
@@ -187,7 +205,7 @@ def decide(
         size=_size_range(model, size, size_step),
         size_step=size_step,
         latent_channels=whole_number(transformer, "in_channels"),
-        features=features,
+        features=replace(features, control_blocks=model.control_blocks),
     )
 
 

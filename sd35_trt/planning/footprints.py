@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sd35_trt.backends import BACKENDS, Backend
-from sd35_trt.residency import PHASES, STREAM_BUFFERS, Footprint
+from sd35_trt.components import runs_every_step
+from sd35_trt.residency import STREAM_BUFFERS, Footprint, phases_of
 from sd35_trt.targets import Target, choose_builder
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ def footprints(sizes: Mapping[str, Sizes], steps: int, target: Target) -> list[F
             phase,
             sizes[name].weights,
             _working_bytes(sizes[name], backend),
-            steps if name == "denoiser" else 1,
+            steps if runs_every_step(name) else 1,
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
             if backend.can_stream(name)
             else None,
             name in backend.keeps_activations,
+            runs_every_step(name),
         )
-        for phase, names in PHASES.items()
+        for phase, names in phases_of(sizes).items()
         for name in names
-        if name in sizes
     ]
 
 

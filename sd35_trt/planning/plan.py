@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.residency import LOADED, PHASES, RESIDENT, STREAMED, Residency
+from sd35_trt.residency import LOADED, RESIDENT, STREAMED, Residency, phases_of
 from sd35_trt.targets import Target, choose_builder
 from sd35_trt.units import format_bytes, format_memory
 
@@ -83,9 +83,8 @@ class Plan:
         """Device memory of each phase of a picture at its fullest."""
         placements = self.residency.placements
         return {
-            phase: max(placements[n].peak_bytes for n in names if n in placements)
-            for phase, names in PHASES.items()
-            if any(n in placements for n in names)
+            phase: max(placements[name].peak_bytes for name in names)
+            for phase, names in phases_of(placements).items()
         }
 
     def seconds_from_disk(self, weight_bytes: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.residency import PHASES
+from sd35_trt.residency import phases_of
 from sd35_trt.targets import choose_builder
 
 from .footprints import activation_bytes, reserve
@@ -17,7 +17,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """A plan, JSON-serializable; sizes in bytes, times in seconds."""
     result, backend = plan.residency, BACKENDS[choose_builder(plan.target)]
     weights = sum(sizes.weights for sizes in plan.components.values())
-    phases = {name: phase for phase, names in PHASES.items() for name in names}
+    phases = {name: phase for phase, names in phases_of(plan.components).items() for name in names}
     return {
         "model": plan.model,
         "variant": plan.variant,

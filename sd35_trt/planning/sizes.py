@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from sd35_trt.checkpoints.diffusers import Checkpoint
@@ -10,10 +11,11 @@ from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weight_files import read_json
-from sd35_trt.components import COMPONENTS, LATENT_SCALE
+from sd35_trt.components import LATENT_SCALE, component_row
 from sd35_trt.dimensions import MAX_STEPS_AT_ONCE, T5_TOKENS, Bounds
+from sd35_trt.features import Features
 from sd35_trt.policies import Policy
-from sd35_trt.residency import PHASES
+from sd35_trt.residency import phases_of
 
 if TYPE_CHECKING:
     from sd35_trt.export.component import ExportOptions
@@ -66,17 +68,19 @@ def component_shapes(
         "image_height": height,
         "image_width": width,
     }
-    for name in (name for names in PHASES.values() for name in names):
-        row = COMPONENTS[name]
-        if not model.checkpoint.has(row.part):
-            continue
+    patches = (height // LATENT_SCALE // 2) * (width // LATENT_SCALE // 2)
+    features = Features(control_blocks=model.control_blocks)
+    if features.control_blocks:
+        common |= {"residual_samples": texts, "residual_pixels": patches}
+    for name in chain.from_iterable(phases_of(model.components).values()):
+        row = component_row(name)
         encoder = row.tokenizer is not None
         dims = {
             **common,
             "batch": texts if encoder else batch,
             "tokens": t5_tokens if encoder else clip_tokens + t5_tokens,
         }
-        yield name, ExportOptions(clip_tokens, guided), dims
+        yield name, ExportOptions(clip_tokens, guided, features=features.of_component(name)), dims
 
 
 def picture_bounds(dims: Mapping[str, int], guided: bool) -> dict[str, Bounds]:
@@ -108,7 +112,7 @@ def _text_lengths(source: AnyCheckpoint | Structure) -> tuple[int, int]:
         return clip, T5_TOKENS
     limits = []
     for name, most in (("clip_l", clip), ("t5", T5_TOKENS)):
-        row = COMPONENTS[name]
+        row = component_row(name)
         if source.has(row.part):
             data = read_json(source.root / str(row.tokenizer) / "tokenizer_config.json")
             most = int(min(most, data.get("model_max_length", most)))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from msgspec import Struct
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.components import COMPONENTS
+from sd35_trt.checkpoints.controlnets import part_source
+from sd35_trt.components import component_row, part_rows
 from sd35_trt.dimensions import Bounds
 from sd35_trt.engines.builder import Builder, ExportedComponent, load_builder
 from sd35_trt.errors import BundleError, UsageError
@@ -103,7 +104,7 @@ def compiled_activations(
     from a calibration.
 
     Args:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         bounds: of its dynamic dimensions; see :func:`sd35_trt.dimensions.dimension_bounds`.
         target: one that :func:`check_exact` accepts.
         cache: where figures are kept; nothing else of what is compiled is.
@@ -126,11 +127,11 @@ def compiled_activations(
             reported = builder.working_memory(component, bounds, folder, report)
         MemoryFacts(reported + left_out * _copies(name, options, bounds)).write(out)
 
-    part = COMPONENTS[name].part
+    part = component_row(name).part
     exported: dict[str, Any] = {
         "versions": tool_versions(),
-        "config": source.config(part),
-        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "config": part_source(source, part)[0],
+        "policy": policy.digest(row.name for row in part_rows(part)),
         "options": asdict(options),
     }
     inputs = {
@@ -160,7 +161,7 @@ def estimated_activations(
     See :mod:`sd35_trt.export.sizes`: inputs and outputs are included.
 
     Args:
-        name: a key of :data:`sd35_trt.components.COMPONENTS`.
+        name: one that :func:`sd35_trt.components.component_row` knows.
         builder: of the engine.
         clip_tokens, guided, features: as of :class:`sd35_trt.export.component.ExportOptions`.
         dims: of its inputs' dynamic dimensions, by name.
@@ -175,11 +176,11 @@ def estimated_activations(
         sizes = component_sizes(name, source, policy, options, dims)
         MemoryFacts(sizes.working(BACKENDS[builder].allocation)).write(out)
 
-    part, own = COMPONENTS[name].part, features.of_component(name)
+    part, own = component_row(name).part, features.of_component(name)
     inputs: dict[str, Any] = {
         "versions": tool_versions(),
-        "config": source.config(part),
-        "policy": policy.digest(n for n, row in COMPONENTS.items() if row.part == part),
+        "config": part_source(source, part)[0],
+        "policy": policy.digest(row.name for row in part_rows(part)),
         "clip_tokens": clip_tokens,
         "guided": guided,
         "dims": dict(dims),
