@@ -123,6 +123,7 @@ def command(as_json: bool, cache_dir: Path | None, **arguments: Any) -> None:
       sd35-trt build --gpu ada
       sd35-trt build --gpu cpu --model ~/models/stable-diffusion-3.5-medium --policy half
       sd35-trt build --gpu ada --model sd3.5_large_fp8_scaled.safetensors --tokenizers tokenizers
+      sd35-trt build --gpu ada --model sd3.5-large --controlnet canny=sd3.5-large-controlnet-canny
     """
     from sd35_trt.build import BuildOptions, build
     from sd35_trt.formats.bundle import Bundle

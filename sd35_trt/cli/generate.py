@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,8 @@ from sd35_trt.errors import UsageError
 
 from .options import (
     BLOCKS,
+    CONTROL,
+    INTERVAL,
     LORA,
     bundle_argument,
     device_options,
@@ -21,6 +24,9 @@ from .options import (
     steps_option,
 )
 from .output import print_json
+
+if TYPE_CHECKING:
+    from sd35_trt.runtime import Control
 
 
 @click.command()
@@ -119,6 +125,30 @@ from .output import print_json
     "once. For bundles built with --adapters.",
 )
 @click.option(
+    "--control",
+    "controls",
+    type=CONTROL,
+    multiple=True,
+    metavar="NAME=FILE[:SCALE]",
+    help="The picture that a ControlNet of the bundle follows, and how much; may be given more "
+    "than once. For bundles built with --controlnet.",
+)
+@click.option(
+    "--edges",
+    multiple=True,
+    metavar="NAME",
+    help="With --control: the net takes edges, and they are to be found in its picture.",
+)
+@click.option(
+    "--control-interval",
+    "intervals",
+    type=INTERVAL,
+    multiple=True,
+    metavar="NAME=START:END",
+    help="With --control: the share of the steps after which the net begins, and at which it "
+    "ends. Default: 0:1.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("out.png"),
@@ -141,6 +171,9 @@ def command(
     verify: bool,
     as_json: bool,
     adapters: tuple[Lora, ...],
+    controls: tuple[tuple[str, Lora], ...],
+    edges: tuple[str, ...],
+    intervals: tuple[tuple[str, tuple[float, float]], ...],
     **arguments: Any,
 ) -> None:
     """Draw PROMPT with a BUNDLE.
@@ -154,6 +187,7 @@ def command(
       sd35-trt generate bundles/mini-cpu "a blue star" --image squares.png --strength 0.7
       sd35-trt generate bundles/inpainting "a blue star" --image squares.png --mask mask.png
       sd35-trt generate bundles/adapted "a red star" --adapter adapters/style.safetensors:0.8
+      sd35-trt generate bundles/control "a red star" --control canny=photo.png:0.7 --edges canny
     """
     from sd35_trt.runtime import Pipeline
     from sd35_trt.runtime.picture import check_output, load_picture, save_picture
@@ -165,6 +199,7 @@ def command(
         raise UsageError("--mask says what of a picture is drawn anew", "give it with --image")
     picture = None if image is None else load_picture(image)
     drawn = None if mask is None else load_picture(mask)
+    nets = _controls(controls, edges, dict(intervals))
     pipe = Pipeline.load(
         bundle,
         verify=verify,
@@ -178,7 +213,7 @@ def command(
     with pipe, StepBar(quiet=as_json) as on_step:
         result = pipe.generate(
             prompt, image=picture, mask=drawn, callback=on_step, adapters=scales or None,
-            **arguments,
+            controls=nets or None, **arguments,
         )  # fmt: skip
         memory = pipe.memory()
     files = []
@@ -200,3 +235,34 @@ def command(
         click.echo(f"note: {note}", err=True)
     for file in files:
         click.echo(file)
+
+
+def _controls(
+    given: Sequence[tuple[str, Lora]],
+    edges: Sequence[str],
+    intervals: Mapping[str, tuple[float, float]],
+) -> dict[str, Control]:
+    """What ControlNets are asked for, by name.
+
+    Raises:
+        UsageError: two pictures for one net, or an option for a net without a picture.
+    """
+    from sd35_trt.runtime import Control
+    from sd35_trt.runtime.picture import load_picture
+
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--control {name} has two pictures", "give one")
+    for option, others in (("--edges", edges), ("--control-interval", intervals)):
+        for name in others:
+            if name not in names:
+                raise UsageError(
+                    f"{option} {name} is of no --control", f"give --control {name}=FILE, too"
+                )
+    return {
+        name: Control(
+            load_picture(own.path), own.scale, *intervals.get(name, (0.0, 1.0)), name in edges
+        )
+        for name, own in given
+    }

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sd35_trt.checkpoints.model_options import Lora
+from sd35_trt.checkpoints.model_options import HINT_KINDS, ControlNet, Lora
 from sd35_trt.errors import UsageError
 from sd35_trt.units import parse_bytes, parse_duration
 from sd35_trt.variants import CUSTOM, VARIANTS
@@ -91,6 +91,58 @@ class _Blocks(click.ParamType):
             self.fail(f"{value!r} is not numbers with commas between", param, ctx)
 
 
+def _after_equals(value: str) -> tuple[str, str] | None:
+    name, equals, rest = value.partition("=")
+    return (name, rest) if equals and name and rest else None
+
+
+class _ControlNet(click.ParamType):
+    """``NAME=DIR:KIND``, or ``NAME=DIR`` where the names tell the kind."""
+
+    name = "NAME=DIR[:KIND]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> ControlNet:
+        if isinstance(value, ControlNet):
+            return value
+        pair = _after_equals(str(value))
+        if pair is None:
+            self.fail(f"{value!r} is not NAME=DIR", param, ctx)
+        model, _, kind = pair[1].rpartition(":")
+        if model and kind in HINT_KINDS:
+            return ControlNet(pair[0], model, kind)
+        return ControlNet(*pair)
+
+
+class _Control(click.ParamType):
+    """``NAME=FILE:SCALE``, or ``NAME=FILE`` alone for a scale of 1."""
+
+    name = "NAME=FILE[:SCALE]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Lora]:
+        if isinstance(value, tuple):
+            return value
+        pair = _after_equals(str(value))
+        if pair is None:
+            self.fail(f"{value!r} is not NAME=FILE", param, ctx)
+        return pair[0], LORA.convert(pair[1], param, ctx)
+
+
+class _Interval(click.ParamType):
+    """``NAME=START:END`` as a name and two numbers."""
+
+    name = "NAME=START:END"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[float, float]]:
+        if isinstance(value, tuple):
+            return value
+        name, _, both = str(value).partition("=")
+        start, _, end = both.partition(":")
+        try:
+            return name, (float(start), float(end))
+        except ValueError:
+            self.fail(f"{value!r} is not NAME=START:END, such as canny=0:0.6", param, ctx)
+
+
 #: Width and height: ``1344x768``.
 SIZE = _Pair("WxH", r"(\d+)[xX](\d+)")
 
@@ -108,6 +160,15 @@ LORA = _Lora()
 
 #: Blocks of a transformer: ``7,8,9``.
 BLOCKS = _Blocks()
+
+#: A ControlNet for a build: ``canny=nets/canny``.
+CONTROLNET = _ControlNet()
+
+#: A ControlNet's picture, and how much of it: ``canny=edges.png:0.7``.
+CONTROL = _Control()
+
+#: A ControlNet's part of the steps: ``canny=0:0.6``.
+INTERVAL = _Interval()
 
 #: What ``--model`` takes where a checkpoint is read.
 MODELS = "mini|DIR|FILE|HUB_ID"
@@ -193,20 +254,34 @@ def lora_option(command: _Command) -> _Command:
     )(command)
 
 
+def controlnet_option(command: _Command) -> _Command:
+    """``controlnets``: nets beside the model."""
+    return click.option(
+        "--controlnet",
+        "controlnets",
+        type=CONTROLNET,
+        multiple=True,
+        metavar="NAME=DIR[:KIND]",
+        help="A ControlNet, under the name that requests have it by: a folder of diffusers' "
+        "SD3ControlNetModel, or a hub id; may be given more than once. KIND is of its pictures: "
+        f"{', '.join(HINT_KINDS)}. Default: what NAME or DIR says.",
+    )(command)
+
+
 _PARTS = {"--clip-l": "CLIP-L", "--clip-g": "CLIP-G", "--t5": "T5", "--vae": "Autoencoder"}
 
 
 def model_options(command: _Command) -> _Command:
-    """The checkpoint: ``model``, its parts, ``loras``, ``tokenizers``, ``scheduler``, ``variant``
-    and ``without_t5``.
+    """The checkpoint: ``model``, its parts, ``loras``, ``controlnets``, ``tokenizers``,
+    ``scheduler``, ``variant`` and ``without_t5``.
     """
     rest = tokenizers_option(scheduler_option(variant_option(command)))
-    return model_option(lora_option(part_options(without_t5_option(rest))))
+    return model_option(lora_option(controlnet_option(part_options(without_t5_option(rest)))))
 
 
 def structure_options(command: _Command) -> _Command:
-    """The checkpoint, of which weights are not read: ``model``, ``loras``, its parts,
-    ``without_t5``.
+    """The checkpoint, of which weights are not read: ``model``, ``loras``, ``controlnets``, its
+    parts, ``without_t5``.
     """
     option = click.option(
         "--model",
@@ -216,7 +291,7 @@ def structure_options(command: _Command) -> _Command:
         help="A published model (no checkpoint needed), the packaged mini, a diffusers model "
         "directory, a .safetensors or .gguf file in SD3.5's original layout, or a hub id.",
     )
-    return option(lora_option(part_options(without_t5_option(command))))
+    return option(lora_option(controlnet_option(part_options(without_t5_option(command)))))
 
 
 def guided_option(text: str) -> Callable[[_Command], _Command]:

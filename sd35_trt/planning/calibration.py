@@ -10,6 +10,7 @@ from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.input_scales import stored_magnitudes
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
+from sd35_trt.components import control_name, control_part
 from sd35_trt.errors import UsageError
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.calibration import Calibration, Provenance
@@ -29,8 +30,18 @@ def decide_calibration(
 
     Raises:
         CheckpointError: the checkpoint has input scales for a part of what the policy quantizes.
-        UsageError: the policy needs one and none was given, or it cannot be read.
+        UsageError: the policy needs one and none was given, or it cannot be read; or it has none of
+            a ControlNet.
     """
+    calibration = _find(model, policy, path, cache, advice)
+    if calibration is not None:
+        _check_nets(calibration, model, policy)
+    return calibration
+
+
+def _find(
+    model: Model[AnyCheckpoint], policy: Policy, path: Path | None, cache: StageCache, advice: str
+) -> Calibration | None:
     if path is not None:
         return Calibration.load(path)
     fp8 = [rule.component for rule in policy.rules if rule.precision == "fp8"]
@@ -57,16 +68,40 @@ def _stored_scales(
     """
     from sd35_trt.export.component import fp8_layers
 
-    linears, attentions = fp8_layers(model.checkpoint, model.components, policy)
+    components = [name for name in model.components if control_name(name) is None]
+    linears, attentions = fp8_layers(model.checkpoint, components, policy)
     amax = stored_magnitudes(model.checkpoint, linears)
     if attentions or not amax:
         return None
     provenance = Provenance(
         method="the checkpoint's input scales",
         versions=tool_versions(),
-        files=file_hashes(model.checkpoint, model.parts, cache),
+        files=file_hashes(
+            model.checkpoint, [p for p in model.parts if control_name(p) is None], cache
+        ),
     )
     return Calibration(amax, {}, {}, provenance)
+
+
+def _absent_nets(calibration: Calibration, model: Model[AnyCheckpoint]) -> list[str]:
+    """ControlNets of a model that a calibration was made without."""
+    made_with = {name.split("/")[0] for name in calibration.provenance.files or ()}
+    return [net.name for net in model.nets if control_part(net.name) not in made_with]
+
+
+def _check_nets(calibration: Calibration, model: Model[AnyCheckpoint], policy: Policy) -> None:
+    """Refuse ControlNets that a policy computes in FP8 and a calibration was made without."""
+    from sd35_trt.export.component import fp8_layers
+
+    for name in _absent_nets(calibration, model):
+        linears, _ = fp8_layers(model.checkpoint, [control_part(name)], policy)
+        if linears:
+            raise UsageError(
+                f"policy {policy.name!r} computes the ControlNet {name} in FP8, and the "
+                "calibration has no scales of it",
+                "calibrate with the same --controlnet, or keep it half by a policy with a rule for "
+                f"{control_part(name)}",
+            )
 
 
 def check_calibration(
@@ -84,6 +119,8 @@ def check_calibration(
     """
     from sd35_trt.export.component import fp8_layers
 
+    absent = {control_part(name) for name in _absent_nets(calibration, model)}
+    files = {name: digest for name, digest in files.items() if name.split("/")[0] not in absent}
     linears, attentions = fp8_layers(model.checkpoint, model.components, policy)
     if not linears and not attentions:
         linears = list(calibration.inputs)

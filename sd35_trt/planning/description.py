@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd35_trt.checkpoints.configuration import KINDS
-from sd35_trt.components import COMPONENTS, NO_T5
+from sd35_trt.components import COMPONENTS, NO_T5, control_part
 
 from .decide import Decision
 
@@ -28,6 +28,16 @@ def describe(decision: Decision) -> list[str]:
         layers = (f"{count} of {KINDS[part].title}" for part, count in merged.parts.items())
         scaled = f"{merged.file} at {merged.lora.factor}"
         rows.append(("LoRA", f"{scaled}, in layers: {', '.join(layers)}"))
+    for net in model.nets:
+        config = model.checkpoint.config(control_part(net.name))
+        factor, offset, _ = net.encoding
+        rows.append(
+            (
+                "ControlNet",
+                f"{net.name}: {net.place}, {config['num_layers']} blocks, pictures of the kind "
+                f"{net.kind}, as {255 * factor:g}·x{offset:+g}",
+            )
+        )
     width = max(len(title) for title, _ in rows)
     return [
         *(f"{title:<{width}}  {text}" for title, text in rows),

@@ -65,6 +65,9 @@ def print_manifest(bundle: Bundle) -> None:
         facts["features"] = ", ".join(others)
     if m.adapter_ranks:
         facts["adapters"] = f"of rank {m.adapter_ranks[-1]} together, as inputs"
+    if m.controls:
+        nets = (f"{control.name} ({control.kind})" for control in m.controls)
+        facts["ControlNets"] = ", ".join(nets)
     if m.model.origin:
         facts["from the hub"] = m.model.origin
     if m.model.loras:
