@@ -137,6 +137,8 @@ class DenoiseLoop:
         try:
             for i in range(total):
                 context, modulation = next(conditioning)
+                if context is None:
+                    raise ValueError("the denoiser reads a text")
                 if i == 0:
                     device.synchronize()  # so that the clock tells conditioning from denoising
                 clock.lap("conditioning")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd35_trt.residency import LOADED, RESIDENT, STREAMED, Footprint, plan_residency
+from sd35_trt.residency import (
+    LOADED,
+    RESIDENT,
+    STREAMED,
+    Footprint,
+    phases_of,
+    plan_residency,
+)
 
 TEXT = Footprint("text", "text", 60, 2, 1, 10)
 STEP = Footprint("step", "denoise", 50, 10, 20, 10)
@@ -127,3 +136,46 @@ def test_memory_of_a_recorded_graph_stays() -> None:
     assert plan.placements["step"].peak_bytes == 115 + 10
     # As little as possible: text and decoding stream, and the step's memory is there even so.
     assert plan_residency((TEXT, keeper, DECODE), 0).peak_bytes == 10 + 30 + 4
+
+
+NET = Footprint("net", "denoise", 30, 15, 20, 6, every_step=True)
+LOOP = (TEXT, replace(STEP, every_step=True), NET, DECODE)
+
+
+def test_what_runs_in_every_step_is_in_memory_together() -> None:
+    plan = plan_residency(LOOP, 95)
+    # Both are loaded once, and counted in each other's peak, with the larger working memory.
+    assert {plan.placements[n].kind for n in ("step", "net")} == {LOADED}
+    assert {plan.placements[n].peak_bytes for n in ("step", "net")} == {50 + 30 + 15}
+    assert plan.bus_bytes == 60 + 50 + 30 + 5
+    assert plan.fits
+
+
+def test_a_part_of_a_loop_streams_beside_the_rest() -> None:
+    plan = plan_residency(LOOP, 94)
+    kinds = {n: plan.placements[n].kind for n in ("step", "net")}
+    assert kinds == {"step": LOADED, "net": STREAMED}
+    held = sum(plan.placements[n].device_bytes for n in kinds)
+    assert held + 15 == 94
+    assert plan.fits
+    assert not plan_residency(LOOP, 30).fits
+
+
+@given(st.integers(0, 200))
+def test_a_loop_stays_as_a_whole_or_not_at_all(budget: int) -> None:
+    plan = plan_residency(LOOP, budget)
+    resident = {plan.placements[n].kind == RESIDENT for n in ("step", "net")}
+    assert len(resident) == 1
+    assert plan.fits == (plan.peak_bytes <= budget)
+    held = sum(plan.placements[n].device_bytes for n in ("step", "net"))
+    others = plan.resident_bytes - (held if True in resident else 0)
+    assert plan.peak_bytes >= held + others + 15
+
+
+def test_phases() -> None:
+    names = ["clip_l", "conditioner", "control_a_conditioner", "control_a", "denoiser"]
+    assert phases_of(names) == {
+        "text": ("clip_l",),
+        "conditioning": ("conditioner", "control_a_conditioner"),
+        "denoising": ("denoiser", "control_a"),
+    }
