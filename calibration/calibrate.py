@@ -167,6 +167,7 @@ def prepare(options: CalibrateOptions) -> tuple[DrawingSettings, Provenance]:
         device=options.device,
         dtype=options.dtype or ("fp32" if options.device == "cpu" else "bf16"),
         batch=min(batch, len(prompts)),
+        nets=model.nets,
     )
     settings.batches()  # refuses more sizes than prompts
     cache = StageCache(default_cache_dir())

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sd35_trt.checkpoints.controlnets import part_source
 from sd35_trt.formats.bundle import Scheduler
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    from sd35_trt.checkpoints.merged import AnyCheckpoint
 
 _TOKENIZERS = {
     "text_encoder": "tokenizer",
@@ -63,6 +66,26 @@ def assemble(
             modules[folder] = kind.from_pretrained(source.tokenizer(folder))
     modules |= {part: _model(source, part, dtype) for part in parts}
     return StableDiffusion3Pipeline(scheduler=diffusers_scheduler(scheduler), **modules)
+
+
+def control_net(source: AnyCheckpoint, part: str, dtype: torch.dtype) -> Any:
+    """A ControlNet, with the transformer's embedding of patches where it has none of its own.
+
+    Raises:
+        CheckpointError: a tensor is missing.
+    """
+    from diffusers import SD3ControlNetModel
+
+    config, weights = part_source(source, part)
+    if weights is None:
+        raise TypeError(f"{source.root} has no tensors")
+    # The size that a net was trained at is of no effect on what it computes.
+    own = {**config, "sample_size": config["patch_size"]}
+    with torch.device("meta"):
+        model = SD3ControlNetModel(**own)
+    state = {name: weights.read(name).to(dtype) for name in model.state_dict()}
+    model.load_state_dict(state, assign=True)
+    return model.eval()
 
 
 def _model(source: Source, part: str, dtype: torch.dtype) -> Any:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from msgspec.structs import asdict, replace
 
+from sd35_trt.checkpoints.controlnets import Net
 from sd35_trt.compat.modelopt import is_range_error, restored_functions
+from sd35_trt.components import control_part
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
 from sd35_trt.formats.bundle import Scheduler
@@ -23,7 +25,8 @@ from sd35_trt.policies import Policy
 from sd35_trt.progress import Progress, silent
 from sd35_trt.store.replacement import write_directory
 
-from .diffusers_pipeline import Source, assemble
+from .controlnets import hints, run_net
+from .diffusers_pipeline import assemble, control_net, diffusers_scheduler
 from .latents import LatentBand
 from .quantizers import InputCalibrator, needs_quantizers, quiet
 from .ranges import RangeRecorder, not_finite
@@ -31,6 +34,8 @@ from .state import Amax, Identity, State, calibration_state
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
+
+    from sd35_trt.checkpoints.merged import AnyCheckpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,10 +56,11 @@ class DrawingSettings:
         seed: prompt ``i`` starts from the noise of ``seed + i``.
         dtype: a key of :data:`DTYPES`.
         batch: prompts drawn at once.
+        nets: ControlNets that are calibrated too.
     """
 
     root: Path
-    source: Source
+    source: AnyCheckpoint
     scheduler: Scheduler
     parts: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -65,6 +71,7 @@ class DrawingSettings:
     device: str = "cpu"
     dtype: str = "fp32"
     batch: int = 1
+    nets: tuple[Net, ...] = ()
 
     def batches(self) -> list[Batch]:
         """The prompts by size, as many at once as asked for.
@@ -268,6 +275,8 @@ def calibrate(
     with calibration_state(out, identity) as state, torch.inference_mode():
         _encode_all(settings, policy, state, batches, progress)
         _draw_all(settings, policy, state, batches, progress)
+        for net in settings.nets:
+            _run_net(settings, policy, state, batches, net, progress)
         amax, latents = state.findings.amax, state.findings.latents
         calibration = Calibration(
             amax.inputs, amax.activations, amax.bmm, replace(provenance, latents=latents)
@@ -278,6 +287,10 @@ def calibrate(
 
 def _text_file(batch: int) -> str:
     return f"text-{batch:05d}.safetensors"
+
+
+def _picture_file(batch: int) -> str:
+    return f"pictures-{batch:05d}.safetensors"
 
 
 def _encode_all(
@@ -335,5 +348,40 @@ def _draw_all(
             text = state.load_tensors(_text_file(k))
             latents = draw(pipe, settings, batch, text, negative, on_step, band.add)
             _through_autoencoder(pipe.vae, latents)
+            if settings.nets:
+                found = hints(pipe.vae, latents, settings.nets)
+                state.save_tensors(_picture_file(k), {"latents": latents.float().cpu(), **found})
         state.finish(stage, observer.amax(), band.statistics())
         done += size * settings.steps
+
+
+def _run_net(
+    settings: DrawingSettings,
+    policy: Policy,
+    state: State,
+    batches: Sequence[Batch],
+    net: Net,
+    progress: Progress,
+) -> None:
+    part = control_part(net.name)
+    first = state.findings.done.get(part, 0)
+    progress(part, first, len(batches))
+    if first == len(batches):
+        return
+    with quiet():
+        model = control_net(settings.source, part, DTYPES[settings.dtype]).to(settings.device)
+    observer = _Observer(SimpleNamespace(**{part: model}), [part], policy)
+    scheduler = diffusers_scheduler(settings.scheduler)
+    scheduler.set_timesteps(settings.steps)
+    sigmas, negative = scheduler.sigmas[:-1].tolist(), state.load_tensors(_NEGATIVE)
+    for k, batch in enumerate(batches[first:], first):
+        text, pictures = (state.load_tensors(file(k)) for file in (_text_file, _picture_file))
+        with diagnosed(observer.recorders):
+            run_net(
+                model, settings, sigmas, batch, text, negative, pictures["latents"],
+                pictures[part],
+            )  # fmt: skip
+        state.finish(part, observer.amax(), state.findings.latents)
+        progress(part, k + 1, len(batches))
+    del model, observer
+    gc.collect()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import COMPONENTS, control_name, part_rows
 from sd35_trt.policies import Policy
 
 from .component import (
@@ -51,7 +52,9 @@ def inventory(checkpoint: AnyCheckpoint | Structure, policy: Policy) -> list[Lay
         UsageError: the policy does not fit.
     """
     entries = []
-    for component, row in COMPONENTS.items():
+    nets = filter(control_name, checkpoint.given)
+    for row in (*COMPONENTS.values(), *chain.from_iterable(map(part_rows, nets))):
+        component = row.name
         if not checkpoint.has(row.part):
             continue
         with fake_tensors():

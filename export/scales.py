@@ -16,7 +16,7 @@ HALF_MAX = 65504.0
 #: Outputs beyond it are carried in FP32: prompts that were not calibrated with may reach further.
 HALF_LIMIT = HALF_MAX / 4
 
-_ADALN = re.compile(r"conditioner/(.*norm(?:1|1_context|_out))\.linear")
+_ADALN = re.compile(r"(\w*)conditioner/(.*norm(?:1|1_context|_out))\.linear")
 
 # What a text encoder hands over without a normalization behind it.
 _TEXT_FEATURES = re.compile(
@@ -97,5 +97,6 @@ def _wide_modulation(activations: Mapping[str, float]) -> dict[str, float]:
     for name, amax in activations.items():
         match = _ADALN.fullmatch(name)
         if match and (bound := 50 * (1 + amax) + amax) > HALF_MAX:
-            bounds[f"denoiser/{match[1]}"] = bound
+            owner = match[1].removesuffix("_") or "denoiser"
+            bounds[f"{owner}/{match[2]}"] = bound
     return bounds

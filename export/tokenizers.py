@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd35_trt.checkpoints.merged import AnyCheckpoint
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import component_row
 from sd35_trt.dimensions import T5_TOKENS
 from sd35_trt.errors import CheckpointError
 from sd35_trt.formats.tokenizers import TokenizerFacts, write_tokenizers
@@ -25,7 +25,7 @@ def export_tokenizers(checkpoint: AnyCheckpoint, names: list[str], out: Path) ->
 
     facts = {}
     for name in names:
-        row = COMPONENTS[name]
+        row = component_row(name)
         if row.tokenizer is None:
             continue
         folder = checkpoint.tokenizer(row.tokenizer)

@@ -48,7 +48,7 @@ _PROMPT = "a large red star above a small blue square"
 # Low: the model's own would multiply the rounding of both branches by 5.
 _GUIDANCE = 1.5
 
-# Of image to image, for the encoder's sake.
+# Of image to image, for the sake of the encoder, and of ControlNets.
 _STRENGTH = 0.5
 
 
@@ -203,7 +203,10 @@ def _record(
 
         picture = pipe.generate(**request, size=size, callback=report).images[0]
         if encodes:
-            pipe.generate(**request, image=picture, strength=_STRENGTH, callback=report)
+            nets = {control.name: picture for control in peer.manifest.controls}
+            pipe.generate(
+                **request, image=picture, strength=_STRENGTH, callback=report, controls=nets or None
+            )
             progress("reference", total, total)
     return runs
 

@@ -154,6 +154,7 @@ def _named(candidate: Bundle) -> str:
     """How the checkpoint behind a bundle is named."""
     loras = candidate.manifest.model.loras
     words = ["--model DIR", *(f"--lora {lora.name}:{lora.scale:.12g}" for lora in loras)]
+    words += [f"--controlnet {net.name}=DIR:{net.kind}" for net in candidate.manifest.controls]
     return f"name its checkpoint with {' '.join(words)}, or compare with --against BUNDLE"
 
 

@@ -15,6 +15,7 @@ from .options import (
     MODELS,
     bundle_argument,
     cache_dir_option,
+    controlnet_option,
     invocation,
     json_option,
     lora_option,
@@ -28,7 +29,9 @@ from .output import print_json
 ONNXRUNTIME = "onnxruntime"
 
 # What each kind of comparison takes.
-_OF_MODEL = frozenset({"model", "loras", "clip_l", "clip_g", "t5", "vae", "tokenizers"})
+_OF_MODEL = frozenset(
+    {"model", "loras", "controlnets", "clip_l", "clip_g", "t5", "vae", "tokenizers"}
+)
 _OF_BOTH = _OF_MODEL | {"seed", "steps", "cache_dir"}
 _OF_ENGINES = _OF_BOTH | {"device", "bisect"}
 _OF_PICTURES = _OF_BOTH | {
@@ -53,6 +56,7 @@ _OF_PICTURES = _OF_BOTH | {
     "it is; with onnxruntime, first the graphs in the bundle or the cache.",
 )
 @lora_option
+@controlnet_option
 @part_options
 @tokenizers_option
 @click.option(
@@ -114,7 +118,8 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
       sd35-trt verify bundles/int8 --against bundles/half --prompts prompts.txt --min-psnr 30
       sd35-trt verify bundles/h100 --against onnxruntime --model ~/models/sd3.5-large
     """
-    arguments["loras"] = arguments["loras"] or None
+    for several in ("loras", "controlnets"):
+        arguments[several] = arguments[several] or None
     wishes = {name for name, value in arguments.items() if value is not None}
     if against == ONNXRUNTIME:
         if foreign := sorted(wishes - _OF_ENGINES):
@@ -140,7 +145,9 @@ def command(bundle: Path, against: str | None, as_json: bool, **arguments: Any) 
 
 
 def _option(name: str) -> str:
-    return "--lora" if name == "loras" else "--" + name.replace("_", "-")
+    if name in ("loras", "controlnets"):
+        name = name.removesuffix("s")
+    return "--" + name.replace("_", "-")
 
 
 def _source(arguments: dict[str, Any]) -> ModelOptions | None:

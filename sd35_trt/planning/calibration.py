@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sd35_trt.checkpoints.identity import file_hashes
@@ -89,6 +90,24 @@ def _absent_nets(calibration: Calibration, model: Model[AnyCheckpoint]) -> list[
     return [net.name for net in model.nets if control_part(net.name) not in made_with]
 
 
+def _of_components(calibration: Calibration, components: list[str]) -> Calibration:
+    """Without what was measured of ControlNets that are not built."""
+
+    def own(values: Mapping[str, float]) -> dict[str, float]:
+        return {
+            name: value
+            for name, value in values.items()
+            if control_name(component := name.partition("/")[0]) is None or component in components
+        }
+
+    return replace(
+        calibration,
+        inputs=own(calibration.inputs),
+        activations=own(calibration.activations),
+        bmm=own(calibration.bmm),
+    )
+
+
 def _check_nets(calibration: Calibration, model: Model[AnyCheckpoint], policy: Policy) -> None:
     """Refuse ControlNets that a policy computes in FP8 and a calibration was made without."""
     from sd35_trt.export.component import fp8_layers
@@ -119,6 +138,7 @@ def check_calibration(
     """
     from sd35_trt.export.component import fp8_layers
 
+    calibration = _of_components(calibration, model.components)
     absent = {control_part(name) for name in _absent_nets(calibration, model)}
     files = {name: digest for name, digest in files.items() if name.split("/")[0] not in absent}
     linears, attentions = fp8_layers(model.checkpoint, model.components, policy)

@@ -307,7 +307,7 @@ def test_where_work_is_queued(
 
 def test_within_a_budget(bundle: Path, pipe: Pipeline) -> None:
     """Nets and the denoiser are in memory together, each loaded once; idle nets take no room."""
-    request: dict[str, Any] = {**QUICK, "seed": 6}
+    request: dict[str, Any] = {**QUICK, "size": (128, 128), "seed": 6}
     controls = {"canny": picture(1), "edges": picture(2)}
 
     def smallest(**more: Any) -> int:
