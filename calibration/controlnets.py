@@ -7,7 +7,7 @@ as each step has, and the picture's hint.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from PIL import Image, ImageFilter
 from sd35_trt.checkpoints.controlnets import Net
 from sd35_trt.compat.requirement import requirement
 from sd35_trt.components import control_part
-
-if TYPE_CHECKING:
-    from .run import Batch, DrawingSettings
 
 # Of a blurred picture, in pixels: 1/20 of 1024.
 _BLUR = 1 / 20
@@ -69,44 +66,33 @@ def _blurred(pixels: np.ndarray) -> np.ndarray:
 
 def run_net(
     net: Any,
-    settings: DrawingSettings,
-    sigmas: Sequence[float],
-    batch: Batch,
+    steps: Sequence[tuple[float, float]],
     text: Mapping[str, torch.Tensor],
-    negative: Mapping[str, torch.Tensor],
-    latents: torch.Tensor,
+    pictures: torch.Tensor,
+    noise: torch.Tensor,
     hint: torch.Tensor,
 ) -> None:
-    """Let a net see all steps of a batch.
+    """Let a net see all steps of some pictures.
 
     Args:
         net: diffusers'.
-        sigmas: noise before each step.
-        text, negative: see :func:`sd35_trt.calibration.run.draw`.
-        latents: of the drawn pictures.
+        steps: noise before each, and its timestep.
+        text: ``embeds`` and ``pooled`` of each branch and picture.
+        pictures: latents of the drawn pictures.
+        noise: that they began with.
         hint: of :func:`hints`.
     """
     move = {"device": net.device, "dtype": net.dtype}
-    guided = settings.guidance > 1.0
-    texts = {k: v.expand(len(latents), *v.shape[1:]) for k, v in negative.items()}
-    both = {k: torch.cat([texts[k], v] if guided else [v]).to(**move) for k, v in text.items()}
-    branches, seed = (2 if guided else 1), settings.seed
-    noise = torch.cat(
-        [
-            torch.randn(latents[:1].shape, generator=torch.Generator("cpu").manual_seed(seed + i))
-            for i in batch.indices
-        ]
-    )
-    pooled, joint = both["pooled"], net.config.joint_attention_dim is not None
+    pooled = text["pooled"].to(**move)
+    branches, joint = len(pooled) // len(pictures), net.config.joint_attention_dim is not None
     if net.config.force_zeros_for_pooled_projection:
         pooled = torch.zeros_like(pooled)
-    for sigma in sigmas:
-        noisy = (1 - sigma) * latents.float() + sigma * noise
-        time = sigma * settings.scheduler.num_train_timesteps
+    for sigma, timestep in steps:
+        noisy = (1 - sigma) * pictures.float() + sigma * noise
         net(
             hidden_states=noisy.repeat(branches, 1, 1, 1).to(**move),
             controlnet_cond=hint.repeat(branches, 1, 1, 1).to(**move),
-            encoder_hidden_states=both["embeds"] if joint else None,
+            encoder_hidden_states=text["embeds"].to(**move) if joint else None,
             pooled_projections=pooled,
-            timestep=torch.full((branches * len(latents),), time, device=net.device),
+            timestep=torch.full((len(pooled),), timestep, device=net.device),
         )

@@ -355,6 +355,13 @@ def _draw_all(
         done += size * settings.steps
 
 
+def _noise(settings: DrawingSettings, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
+    """What the pictures of a batch began with."""
+    seeds = (settings.seed + i for i in batch.indices)
+    generators = (torch.Generator("cpu").manual_seed(seed) for seed in seeds)
+    return torch.cat([torch.randn(latents[:1].shape, generator=g) for g in generators])
+
+
 def _run_net(
     settings: DrawingSettings,
     policy: Policy,
@@ -373,14 +380,21 @@ def _run_net(
     observer = _Observer(SimpleNamespace(**{part: model}), [part], policy)
     scheduler = diffusers_scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps)
-    sigmas, negative = scheduler.sigmas[:-1].tolist(), state.load_tensors(_NEGATIVE)
+    steps = list(zip(scheduler.sigmas.tolist(), scheduler.timesteps.tolist(), strict=False))
+    negative = state.load_tensors(_NEGATIVE) if settings.guidance > 1.0 else {}
     for k, batch in enumerate(batches[first:], first):
         text, pictures = (state.load_tensors(file(k)) for file in (_text_file, _picture_file))
+        latents, count = pictures["latents"], len(batch.indices)
+        branches = {
+            name: torch.cat([negative[name].expand(count, *own.shape[1:]), own])
+            if negative
+            else own
+            for name, own in text.items()
+        }
         with diagnosed(observer.recorders):
             run_net(
-                model, settings, sigmas, batch, text, negative, pictures["latents"],
-                pictures[part],
-            )  # fmt: skip
+                model, steps, branches, latents, _noise(settings, batch, latents), pictures[part]
+            )
         state.finish(part, observer.amax(), state.findings.latents)
         progress(part, k + 1, len(batches))
     del model, observer

@@ -1,7 +1,7 @@
 """ControlNets beside a model: where they are, what they are, and whether they fit it.
 
-A net is a part of its own, ``control_NAME``. Its folder is one that diffusers' SD3ControlNetModel
-saved.
+A net is a part of its own, ``control_NAME``, in a folder that diffusers' SD3ControlNetModel saved,
+or in one of Stability's files.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sd35_trt.components import CONTROLNET, control_part, is_net_name, part_kind
 from sd35_trt.errors import CheckpointError, UsageError
 
 from .borrowed import BorrowedWeights
-from .configuration import class_name
+from .configuration import class_name, complete
 from .contents import describe
 from .diffusers import Part, read_config
 from .findings import Findings
 from .hub import resolve_folder
 from .merged import AnyCheckpoint
 from .model_options import HINT_KINDS, ControlNet
-from .origin import Origin
+from .original_controlnet import is_original, net_config, net_origins
 from .structure import Structure
 from .tensor_files import TensorFiles
 from .tensor_values import TensorValues
@@ -84,34 +84,35 @@ def open_nets(nets: Sequence[ControlNet]) -> dict[str, Part]:
 
 
 def open_net(part: str, path: Path) -> Part:
-    """A net in a folder, or in the file beside a ``config.json``.
+    """A net in a folder, in the file beside a ``config.json``, or in one of Stability's files.
 
     Raises:
         CheckpointError: there is none.
     """
-    folder = path.parent if path.is_file() else path
-    place = folder / "config.json"
-    if not place.is_file():
-        what = "has no config.json beside it" if path.is_file() else f"is {describe(path).title}"
-        raise CheckpointError(
-            f"--controlnet: {path} {what}",
-            "give a folder that diffusers' SD3ControlNetModel saved, or its hub id",
-        )
-    data = read_json(place)
-    files = [path] if path.is_file() else weight_files(folder)
+    single = path.is_file()
+    place = (path.parent if single else path) / "config.json"
+    if not single and not place.is_file():
+        raise _none(path, f"is {describe(path).title}")
+    files = [path] if single else weight_files(path)
     tensors = TensorFiles(path, files, "a ControlNet")
     tensors.strip(common_prefix(tensors.names))
-    weights = PartWeights(TensorValues(tensors), files, "", lambda names: Origin)
-    name = class_name(data)
-    return Part(
-        part,
-        path,
-        open_net,
-        place,
-        None if name is None else str(name),
-        read_config(part, place, data),
-        weights,
-        [place, *files],
+    weights = PartWeights(TensorValues(tensors), files, "", net_origins)
+    if is_original(tensors.names):
+        config, name = complete(part, net_config(weights)), None
+        return Part(part, path, open_net, path, name, config, weights, files)
+    if not place.is_file():
+        raise _none(path, "has no config.json beside it")
+    data = read_json(place)
+    config, name = read_config(part, place, data), class_name(data)
+    own = None if name is None else str(name)
+    return Part(part, path, open_net, place, own, config, weights, [place, *files])
+
+
+def _none(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"--controlnet: {path} {what}",
+        "give a folder that diffusers' SD3ControlNetModel saved, one of Stability's files, or a "
+        "hub id",
     )
 
 

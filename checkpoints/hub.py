@@ -83,7 +83,7 @@ def resolve_lora(lora: Path) -> Path:
 
 def resolve_folder(model: str, wanted: str) -> Path:
     """The folder, or the file, behind a path, or a repository on the hub whose files lie at its
-    top: ``owner/name`` or ``owner/name@revision``.
+    top, or one of its files: ``owner/name``, ``owner/name@revision``, ``owner/name/file``.
 
     Args:
         wanted: what it should be, whose weights have the names that such a part's have.
@@ -92,9 +92,11 @@ def resolve_folder(model: str, wanted: str) -> Path:
         CheckpointError: not here, and not to be had from the hub.
     """
     path, match = expand_user(Path(model)), _ID.fullmatch(model)
-    if match is None or match["file"] is not None or _is_local(path, has_file=False):
+    if match is None or _is_local(path, match["file"] is not None):
         return path
-    repository = Repository(match["repository"], match["revision"])
+    repository, file = Repository(match["repository"], match["revision"]), match["file"]
+    if file is not None:
+        return repository.download([file]) / file
     return repository.download(["config.json", *weight_names(wanted, repository.names())])
 
 

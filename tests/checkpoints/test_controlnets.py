@@ -96,6 +96,45 @@ def test_a_file_beside_its_configuration(nets: dict[str, Path], tmp_path: Path) 
     assert list(folder_files(model.checkpoint, ["control_own"]).values())[1] == file
 
 
+# Diffusers' names of a block's layers, and Stability's.
+ORIGINAL = {
+    "attn.to_out.0": "attn.proj", "ff.net.0.proj": "mlp.fc1", "ff.net.2": "mlp.fc2",
+    "norm1.linear": "adaLN_modulation.1",
+}  # fmt: skip
+
+
+def original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As Stability spells them, queries, keys and values in one tensor."""
+    spelled = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in ORIGINAL.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        if ".attn.to_q." in name:
+            rows = [tensors[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            spelled[name.replace("to_q", "qkv")] = torch.cat(rows)
+        elif ".attn.to_k." not in name and ".attn.to_v." not in name:
+            spelled[name] = tensor
+    return spelled
+
+
+def test_a_file_of_stability(nets: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "sd3.5_large_controlnet_canny.safetensors"
+    save_file(original(load_file(nets["single"] / "diffusion_pytorch_model.safetensors")), file)
+    models = [look(options(ControlNet("own", str(path)))) for path in (file, nets["single"])]
+    assert [model.nets[0].kind for model in models] == ["canny", "other"]
+    (config, weights), (_, others) = (
+        part_source(model.checkpoint, "control_own") for model in models
+    )
+    assert weights is not None
+    assert others is not None
+    names = SD3ControlNetModel(**{**config, "sample_size": 2}).state_dict()
+    for name in names:
+        assert torch.equal(weights.read(name), others.read(name)), name
+    assert list(folder_files(models[0].checkpoint, ["control_own"])) == [
+        "control_own/sd3.5_large_controlnet_canny.safetensors"
+    ]
+
+
 def changed(nets: dict[str, Path], to: Path, **values: Any) -> Path:
     folder = Path(shutil.copytree(nets["joint"], to))
     path = folder / "config.json"
