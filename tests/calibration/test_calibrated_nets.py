@@ -60,6 +60,7 @@ def test_every_fp8_layer_of_the_nets_has_a_scale(options: CalibrateOptions) -> N
     assert both[0] > both[1] > 0
 
 
+@pytest.mark.nightly
 def test_fp8_nets(
     options: CalibrateOptions,
     nets: tuple[ControlNet, ...],
