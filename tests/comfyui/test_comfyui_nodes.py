@@ -6,6 +6,7 @@ import ast
 import asyncio
 import gc
 import inspect
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy_stand_in import ComfyUI, Interrupted, stand_in
+from comfy_stand_in import ComfyUI, Declared, Interrupted, stand_in
 from conftest import relative_error
 from node_bundles import FEATURES, adapter, picture
 
@@ -22,6 +23,7 @@ from sd35_trt.errors import BundleError, Sd35Error, UsageError
 from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.schedule import SAMPLERS
 
+WORKFLOWS = Path(__file__).parents[2] / "comfyui" / "workflows" / "api"
 PROMPT = "a small red circle"
 SIZE = (128, 64)
 SAMPLING: dict[str, Any] = {"seed": 5, "steps": 3, "cfg": 3.0, "sampler": "euler", "shift": 0.0}
@@ -104,6 +106,37 @@ def test_nodes_say_what_they_take(comfy: ComfyUI) -> None:
             assert declared.id in takes or others, (schema.node_id, declared.id)
             if declared.id in takes and declared.options.get("optional"):
                 assert takes[declared.id].default == declared.options.get("default")
+
+
+def test_workflows_give_what_nodes_take(comfy: ComfyUI) -> None:
+    nodes = asyncio.run(asyncio.run(comfy.nodes.comfy_entrypoint()).get_node_list())
+    schemas = {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
+    used = set()
+    for file in sorted(WORKFLOWS.glob("*.json")):
+        workflow = json.loads(file.read_text())
+        for kind, given in ((n["class_type"], n["inputs"]) for n in workflow.values()):
+            if kind not in schemas:
+                assert not kind.startswith("Sd35")  # ComfyUI's own
+                continue
+            used.add(kind)
+            declared = {own.id: own for own in schemas[kind].inputs}
+            assert given.keys() <= declared.keys()
+            assert {n for n, d in declared.items() if not d.options.get("optional")} <= given.keys()
+            for name, value in given.items():
+                check_input(declared[name], value, workflow, schemas)
+    assert used == schemas.keys()
+
+
+def check_input(declared: Declared, value: Any, workflow: Any, schemas: Any) -> None:
+    """A link brings what the input takes, and a number is within its bounds."""
+    options = declared.options
+    if isinstance(value, list):
+        source = schemas.get(workflow[value[0]]["class_type"])
+        assert source is None or source.outputs[value[1]].kind == declared.kind
+    elif declared.kind in ("INT", "FLOAT"):
+        assert options.get("min", value) <= value <= options.get("max", value)
+    elif declared.kind == "COMBO" and declared.id in ("device", "sampler"):
+        assert value in options["options"]
 
 
 def test_nodes_use_what_is_public() -> None:
