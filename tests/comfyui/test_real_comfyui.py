@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chromium import PROGRAM, Chromium
 from comfy_server import (
     CHECKOUT,
@@ -20,6 +21,8 @@ from comfy_server import (
     changed,
     load_workflow,
 )
+from conftest import relative_error
+from diffusers import AutoencoderKL
 from node_bundles import FEATURES, adapter, picture
 from PIL import Image
 from safetensors.numpy import load_file
@@ -176,6 +179,63 @@ def test_latents_pass_through_comfyuis_nodes(server: ComfyServer) -> None:
     }
     workflow[decode]["inputs"]["latent"] = ["again", 0]
     assert finished(server.run(workflow)).shape == (128, 128, 3)
+
+
+@pytest.fixture(scope="module")
+def published_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder of the published structure and factors, with random weights."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16,
+        sample_size=1024, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+        use_post_quant_conv=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+def test_comfyuis_own_vae_nodes(
+    server: ComfyServer, published_vae: Path, make_bundle: Callable[..., Path]
+) -> None:
+    """They decode what ours decode, and encode what ours encode."""
+    models = server.base / "models"
+    (models / "sd35_bundles" / "published").symlink_to(make_bundle(vae=published_vae))
+    (models / "vae").mkdir()
+    weights = published_vae / "diffusion_pytorch_model.safetensors"
+    (models / "vae" / "sd3.safetensors").symlink_to(weights)
+    workflow = changed(load_workflow("text_to_image"), **{**INPUTS, "bundle": "published"})
+    model, decode = find(workflow, "Sd35TrtLoadBundle"), find(workflow, "Sd35TrtDecode")
+    sample = find(workflow, "Sd35TrtSample")
+    for name, kind, inputs in (
+        ("vae", "VAELoader", {"vae_name": "sd3.safetensors"}),
+        ("pixels", "VAEDecode", {"samples": [sample, 0], "vae": ["vae", 0]}),
+        ("picture", "SaveImage", {"images": ["pixels", 0], "filename_prefix": "theirs"}),
+        ("latent", "VAEEncode", {"pixels": [decode, 0], "vae": ["vae", 0]}),
+        ("kept", "SaveLatent", {"samples": ["latent", 0], "filename_prefix": "theirs"}),
+        ("own_latent", "Sd35TrtEncode", {"model": [model, 0], "image": [decode, 0]}),
+        ("own_kept", "SaveLatent", {"samples": ["own_latent", 0], "filename_prefix": "ours"}),
+    ):
+        workflow[name] = {"class_type": kind, "inputs": inputs}
+    workflow[find_saved(workflow, decode)]["inputs"]["filename_prefix"] = "ours"
+    outcome = server.run(workflow)
+    assert outcome.end == "execution_success", outcome.detail.get("exception_message")
+    names = ("ours", "theirs")
+    files = [next((server.base / "output").glob(f"{name}*.png")) for name in names]
+    ours, theirs = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files)
+    assert ours.std() > 10
+    # SaveImage cuts off what our decoder rounds.
+    assert np.abs(ours - theirs).max() <= 1
+    kept = [next((server.base / "output").glob(f"{name}*.latent")) for name in names]
+    encoded = [load_file(file)["latent_tensor"] for file in kept]
+    assert relative_error(*encoded) <= 1e-4
+
+
+def find_saved(workflow: Workflow, source: str) -> str:
+    """The number of the node that saves what another gives."""
+    (number,) = (n for n, node in workflow.items() if node["inputs"].get("images") == [source, 0])
+    return number
 
 
 def test_an_interrupt(server: ComfyServer, pipe: Pipeline) -> None:
