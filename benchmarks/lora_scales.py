@@ -12,7 +12,7 @@ of the guided velocity, relative, the mean of all steps but the last, where litt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def changed(transformer: nn.Module, change: Change, weights: bool) -> Iterator[N
         for linear, amax in linears
     ]
     for linear, _ in linears if weights else ():
-        linear.weight.data = rounded(linear.weight.data, float(linear.weight.abs().max()))
+        linear.weight.data = rounded(linear.weight.data, float(linear.weight.data.abs().max()))
     yield
     for hook in hooks:
         hook.remove()
@@ -107,17 +107,24 @@ def guided(velocity: Tensor) -> Tensor:
 
 @torch.no_grad()
 def errors(pipe: StableDiffusion3Pipeline) -> dict[str, float]:
-    """Error of one step by each of :data:`CHANGES`."""
-    kept, result = calls(pipe)[:-1], {}
+    """Error of one step by each of :data:`CHANGES`, and of the first without guidance."""
+    kept = calls(pipe)[:-1]
+    result: dict[str, float] = {}
     for name, change in CHANGES.items():
         with changed(pipe.transformer, change, "not rounded" not in name):
-            shares = []
-            for arguments, velocity in kept:
-                expected = guided(velocity)
-                off = guided(pipe.transformer(**arguments)[0]) - expected
-                shares.append((off.norm(dim=1) / expected.norm(dim=1)).mean())
-        result[name] = float(torch.stack(shares).mean())
+            found = [(pipe.transformer(**arguments)[0], velocity) for arguments, velocity in kept]
+        if not result:
+            result["without guidance"] = mean_error(
+                [(a.flatten(1), b.flatten(1)) for a, b in found]
+            )
+        result[name] = mean_error([(guided(a), guided(b)) for a, b in found])
     return result
+
+
+def mean_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Mean relative error of values [n, k] against others."""
+    errors = [(a - b).norm(dim=1) / b.norm(dim=1) for a, b in pairs]
+    return float(torch.cat(errors).mean())
 
 
 def random_lora(folder: Path) -> Path:
@@ -147,16 +154,17 @@ def main(scales: tuple[float, ...], work: Path, out: Path | None) -> None:
     """Print the error of one FP8 step without LoRA, with mini's, and with a random one."""
     work.mkdir(parents=True, exist_ok=True)
     loras: Mapping[str, Path] = {**lora_paths(), "random": random_lora(work)}
-    rows = [{"lora": "none", "scale": 0.0, **errors(load(checkpoint_path()))}]
+    rows: list[dict[str, Any]] = [{"lora": "none", "scale": 0.0, **errors(load(checkpoint_path()))}]
     for name, path in loras.items():
         pipe = load(checkpoint_path())
         pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         for scale in scales if name == "random" else (1.0,):
             pipe.set_adapters([name], [scale])
             rows.append({"lora": name, "scale": scale, **errors(pipe)})
-    table = Table("LoRA", "scale", *CHANGES)
+    columns = ("without guidance", *CHANGES)
+    table = Table("LoRA", "scale", *columns)
     for row in rows:
-        table.add_row(row["lora"], f"{row['scale']:g}", *(f"{row[c]:.4f}" for c in CHANGES))
+        table.add_row(row["lora"], f"{row['scale']:g}", *(f"{row[c]:.4f}" for c in columns))
     Console().print(table)
     if out:
         out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -17,6 +17,7 @@ from sd35_trt.formats.adapter import (
     adapter_slots,
     check_fits,
     check_takes_adapters,
+    lora_advice,
     read_adapter,
 )
 from sd35_trt.formats.bundle import ADAPTER_SCALES, Bundle, Manifest
@@ -155,7 +156,8 @@ class AdapterShelf:
         try:
             status = path.stat()
         except (OSError, ValueError) as error:
-            raise UsageError(f"there is no adapter {shown(name)}", self._known()) from error
+            fix = lora_advice(name) or self._known()
+            raise UsageError(f"there is no adapter {shown(name)}", fix) from error
         key = str(path.absolute()), status.st_mtime_ns, status.st_size
         with self._lock:
             adapter = self._paths.get(key)

@@ -103,6 +103,11 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
         work.unlink(missing_ok=True)
 
 
+def lora_advice(name: str) -> str | None:
+    """What to do where a LoRA of mini was given for an adapter; None for any other name."""
+    return _CONVERT.replace("FILE", name, 1) if name.startswith("mini:") else None
+
+
 def read_adapter(path: Path) -> Adapter:
     """Read an adapter, all of it into memory.
 
@@ -110,8 +115,7 @@ def read_adapter(path: Path) -> Adapter:
         UsageError: missing, damaged, not in this form, or not finite.
     """
     if not path.is_file():
-        lora = str(path).startswith("mini:")
-        fix = _CONVERT.replace("FILE", str(path), 1) if lora else "give the path of a file"
+        fix = lora_advice(str(path)) or "give the path of a file"
         raise UsageError(f"the adapter {path} is missing", fix)
     if path.stat().st_size > _LARGEST:
         raise UsageError(f"the adapter {path} is larger than 8 GiB", "take another")

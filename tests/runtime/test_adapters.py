@@ -263,6 +263,7 @@ def test_where_work_is_queued(
 def test_arguments(bundle: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     refused: dict[str, tuple[Any, str]] = {
         "an unknown name": ({"styel": 1.0}, r"no adapter 'styel'.*known: shape, style, subject"),
+        "a LoRA of mini": ({"mini:night": 1.0}, "adapter convert mini:night --for BUNDLE"),
         "a list of names": (["style"], r"adapters\[0\] must be a mapping"),
         "a name alone": ("style", "a mapping from names to scales"),
         "another count": ([{}, {}], "2 mixes of adapters for 1 images"),
