@@ -34,6 +34,13 @@ class ByteCache {
         while (bytes_ > limit_) remove(entries_.begin());
     }
 
+    // Forgets everything.
+    void clear() {
+        places_.clear();
+        entries_.clear();
+        bytes_ = 0;
+    }
+
   private:
     struct Entry {
         Key key;

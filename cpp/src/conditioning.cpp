@@ -13,12 +13,13 @@ constexpr std::size_t chunk_bytes = 256 << 20;
 
 ConditioningSteps::ConditioningSteps(Device& device, EngineSet& engines, ComponentRunner& runner,
                                      const Buffer& hidden, const Buffer& pooled,
-                                     std::vector<float> timesteps)
+                                     std::vector<float> timesteps, Feed adapters)
     : device_(device),
       runner_(runner),
       hidden_(device.upload(hidden)),
       pooled_(device.upload(pooled)),
       timesteps_(std::move(timesteps)),
+      adapters_(std::move(adapters)),
       chunk_(chunk_steps(hidden.shape()[0])),
       waits_on_host_(timesteps_.size() > chunk_ && !engines.keeps({"conditioner", "denoiser"})) {
     do {
@@ -40,9 +41,12 @@ void ConditioningSteps::compute_chunk() {
     const auto steps = static_cast<std::int64_t>(count);
     const Buffer some = host_buffer(DType::float32, {steps});
     std::memcpy(some.address(), timesteps_.data() + computed_, some.bytes());
+    Feed feed = adapters_;
+    feed.emplace_back("prompt_embeds", hidden_);
+    feed.emplace_back("pooled", pooled_);
+    feed.emplace_back("timesteps", device_.upload(some));
     Outputs out = runner_.run(
-        "conditioner",
-        {{"prompt_embeds", hidden_}, {"pooled", pooled_}, {"timesteps", device_.upload(some)}},
+        "conditioner", feed,
         {{"samples", hidden_.shape()[0]}, {"tokens", hidden_.shape()[1]}, {"steps", steps}});
     computed_ += count;
     context_ = out.find("context")->second;

@@ -18,9 +18,11 @@ struct Conditioning {
 // The conditioning of the steps of one picture, in order.
 class ConditioningSteps {
   public:
-    // `hidden` is [N, T, width] and `pooled` [N, pooled width], on the host. Throws Error.
+    // `hidden` is [N, T, width] and `pooled` [N, pooled width], on the host; `adapters` are inputs
+    // of the conditioner. Throws Error.
     ConditioningSteps(Device& device, EngineSet& engines, ComponentRunner& runner,
-                      const Buffer& hidden, const Buffer& pooled, std::vector<float> timesteps);
+                      const Buffer& hidden, const Buffer& pooled, std::vector<float> timesteps,
+                      Feed adapters);
 
     // Of the next step. Throws Error where the conditioner fails.
     Conditioning next();
@@ -34,6 +36,7 @@ class ConditioningSteps {
     Buffer hidden_;
     Buffer pooled_;
     std::vector<float> timesteps_;
+    Feed adapters_;
     std::size_t chunk_;
     bool waits_on_host_;  // conditioner and denoiser have no room beside each other
     std::size_t computed_ = 0;

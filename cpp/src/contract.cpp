@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
 
+#include "dtype.hpp"
 #include "error.hpp"
 #include "text.hpp"
 
@@ -23,13 +26,14 @@ constexpr std::int64_t largest_token = std::int64_t{1} << 31;
 
 // Names of dynamic dimensions, which a builder may have pinned to a number. All other names are of
 // one number each, the same wherever the name stands.
-constexpr std::array<std::string_view, 8> dynamic{
-    "batch", "samples", "tokens", "steps", "height", "width", "image_height", "image_width"};
+constexpr std::array<std::string_view, 10> dynamic{
+    "batch", "samples",      "tokens",      "steps", "height",
+    "width", "image_height", "image_width", "rank",  "skipped"};
 
 // A port and its dimensions, those that are not numbers by name.
 struct Expected {
-    std::string_view port;
-    std::vector<std::string_view> dims;
+    std::string port;
+    std::vector<std::string> dims;
 };
 
 struct Ports {
@@ -40,15 +44,15 @@ struct Ports {
 // What names of dimensions stand for.
 using Sizes = std::map<std::string, std::int64_t, std::less<>>;
 
-std::vector<std::string_view> latents() {
+std::vector<std::string> latents() {
     return {"batch", "channels", "height", "width"};
 }
 
-std::vector<std::string_view> image() {
+std::vector<std::string> image() {
     return {"batch", "image_height", "image_width", "3"};
 }
 
-Ports denoiser_ports(bool guided) {
+Ports denoiser_ports(const Manifest& manifest) {
     Ports ports{{{"latents", latents()},
                  {"sigma", {"batch"}},
                  {"coefficients", {"batch", "3"}},
@@ -56,16 +60,26 @@ Ports denoiser_ports(bool guided) {
                  {"context", {"batch", "tokens", "context"}},
                  {"modulation", {"batch", "rows", "modulation"}}},
                 {{"next_latents", latents()}, {"denoised", latents()}}};
-    if (guided) {
+    if (manifest.guided) {
         ports.inputs.push_back({"uncond_context", {"batch", "tokens", "context"}});
         ports.inputs.push_back({"uncond_modulation", {"batch", "rows", "modulation"}});
         ports.inputs.push_back({"guidance", {"batch"}});
+    }
+    if (manifest.inpainting) {
+        ports.inputs.push_back({"mask", {"batch", "1", "height", "width"}});
+        ports.inputs.push_back({"source", latents()});
+        ports.inputs.push_back({"source_noise", latents()});
+        ports.inputs.push_back({"next_sigma", {"batch"}});
+    }
+    if (manifest.skip_layer_guidance) {
+        ports.inputs.push_back({"layer_mask", {"skipped", "layers"}});
+        ports.inputs.push_back({"skip_guidance", {"batch"}});
     }
     return ports;
 }
 
 // Nothing where the component is a later version's; the manifest would require it.
-std::optional<Ports> ports_of(std::string_view component, bool guided) {
+std::optional<Ports> ports_of(std::string_view component, const Manifest& manifest) {
     if (component == "clip_l") {
         return Ports{
             {{"input_ids", {"batch", "clip"}}},
@@ -87,9 +101,41 @@ std::optional<Ports> ports_of(std::string_view component, bool guided) {
                      {{"context", {"samples", "tokens", "context"}},
                       {"modulation", {"steps", "samples", "rows", "modulation"}}}};
     }
-    if (component == "denoiser") return denoiser_ports(guided);
+    if (component == "denoiser") return denoiser_ports(manifest);
     if (component == "vae_decoder") return Ports{{{"latents", latents()}}, {{"image", image()}}};
     if (component == "vae_encoder") return Ports{{{"image", image()}}, {{"latents", latents()}}};
+    return std::nullopt;
+}
+
+// Inputs of a component for adapters.
+std::vector<Expected> adapter_ports(const Component& component) {
+    const std::string samples = component.name == "conditioner" ? "samples" : "batch";
+    std::vector<Expected> ports{{"adapter_scales", {samples, "rank"}}};
+    for (const AdapterGroup& group : component.adapters) {
+        const std::string blocks = std::to_string(group.layers.size());
+        const std::string linears = std::to_string(group.layers.front().size());
+        const std::string own = component.name + "." + group.down;
+        ports.push_back({group.down, {blocks, own + ".in", linears, "rank"}});
+        ports.push_back({group.up, {blocks, linears, "rank", own + ".out"}});
+    }
+    return ports;
+}
+
+bool takes_adapters(std::string_view component) {
+    return component == "clip_l" || component == "clip_g" || component == "conditioner" ||
+           component == "denoiser";
+}
+
+// A name that occurs twice; nothing where none does.
+std::optional<std::string> repeated_layer(const Component& component) {
+    std::set<std::string> seen;
+    for (const AdapterGroup& group : component.adapters) {
+        for (const auto& block : group.layers) {
+            for (const std::string& layer : block) {
+                if (!seen.insert(layer).second) return layer;
+            }
+        }
+    }
     return std::nullopt;
 }
 
@@ -99,7 +145,8 @@ std::vector<std::string> dtypes_of(std::string_view port) {
     if (port == "image") return {"uint8"};
     for (const std::string_view exact :
          {"timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
-          "next_latents", "denoised"}) {
+          "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
+          "skip_guidance"}) {
         if (port == exact) return {"float32"};
     }
     return {"float16", "float32"};
@@ -151,13 +198,20 @@ class Checker {
     }
 
     void check_component(const Component& component) {
-        const auto expected = ports_of(component.name, manifest_.guided);
+        auto expected = ports_of(component.name, manifest_);
         if (!expected) return;
+        if (!component.adapters.empty()) {
+            check_adapters(component);
+            for (Expected& port : adapter_ports(component)) {
+                expected->inputs.push_back(std::move(port));
+            }
+        }
         check_ports(component.name, "input", component.inputs, expected->inputs);
         check_ports(component.name, "output", component.outputs, expected->outputs);
         for (const auto& [dim, bounds] : component.bounds) {
             const auto [low, high] = bounds;
-            if (!(1 <= low && low <= high && high <= largest)) {
+            const std::int64_t least = dim == "skipped" ? 0 : 1;
+            if (!(least <= low && low <= high && high <= largest)) {
                 refuse("bounds of " + dim + " of " + component.name + " are " +
                        std::to_string(low) + " to " + std::to_string(high));
             }
@@ -173,10 +227,38 @@ class Checker {
         refuse(component.name + " has an input twice");
     }
 
+    // What is said of a component's adapters.
+    void check_adapters(const Component& component) const {
+        const std::vector<std::int64_t>& ranks = manifest_.adapter_ranks;
+        if (!takes_adapters(component.name)) refuse(component.name + " takes adapters");
+        const bool ascending =
+            std::adjacent_find(ranks.begin(), ranks.end(), std::greater_equal<>()) == ranks.end();
+        if (ranks.empty() || !ascending || ranks.back() > largest) {
+            refuse(component.name + " takes adapters of the ranks " + to_text(ranks));
+        }
+        for (const AdapterGroup& group : component.adapters) {
+            const std::size_t linears = group.layers.front().size();
+            if (std::any_of(group.layers.begin(), group.layers.end(),
+                            [&](const auto& block) { return block.size() != linears; })) {
+                refuse(component.name + " has blocks of different linears in " + group.down);
+            }
+        }
+        if (const auto layer = repeated_layer(component)) {
+            refuse(component.name + " takes two adapters of " + *layer);
+        }
+        const auto bounds = component.bounds.find("rank");
+        if (bounds == component.bounds.end()) return;
+        const auto [low, high] = bounds->second;
+        if (low != 1 || high < ranks.back()) {
+            refuse("bounds of rank of " + component.name + " are " + std::to_string(low) + " to " +
+                   std::to_string(high));
+        }
+    }
+
     void check_ports(const std::string& component, const std::string& kind,
                      const std::vector<Port>& found, const std::vector<Expected>& expected) {
         for (const auto& [name, dims] : expected) {
-            const std::string what = kind + " " + std::string(name);
+            const std::string what = kind + " " + name;
             const auto port =
                 std::find_if(found.begin(), found.end(),
                              [&name = name](const Port& one) { return one.name == name; });
@@ -194,7 +276,7 @@ class Checker {
         }
     }
 
-    bool fits(const Port& port, const std::vector<std::string_view>& dims) {
+    bool fits(const Port& port, const std::vector<std::string>& dims) {
         if (port.shape.size() != dims.size()) return false;
         for (std::size_t i = 0; i < dims.size(); ++i) {
             const auto* number = std::get_if<std::int64_t>(&port.shape[i]);
@@ -209,19 +291,20 @@ class Checker {
     }
 
     // A name that is new gets its number.
-    bool is_size_of(std::int64_t number, std::string_view dim) {
+    bool is_size_of(std::int64_t number, const std::string& dim) {
         if (number < 1 || number > largest) return false;
         if (is_dynamic(dim)) return true;
-        if (dim == "3") return number == 3;
+        if (dim.find_first_not_of("0123456789") == std::string::npos) {
+            return dim == std::to_string(number);
+        }
         return sizes_.emplace(dim, number).first->second == number;
     }
 
-    std::string expected_shape(const std::vector<std::string_view>& dims) const {
+    std::string expected_shape(const std::vector<std::string>& dims) const {
         std::vector<std::string> sides;
-        for (const std::string_view dim : dims) {
+        for (const std::string& dim : dims) {
             const auto known = sizes_.find(dim);
-            sides.push_back(known == sizes_.end() ? std::string(dim)
-                                                  : std::to_string(known->second));
+            sides.push_back(known == sizes_.end() ? dim : std::to_string(known->second));
         }
         return "[" + join(sides) + "]";
     }
@@ -230,6 +313,9 @@ class Checker {
 
     // What the text encoders give fits where the conditioner reads it.
     void check_features() const {
+        if (manifest_.skip_layer_guidance && !manifest_.guided) {
+            refuse("it has skip-layer guidance without guidance");
+        }
         const std::int64_t pooled = size("clip_l_pooled") + size("clip_g_pooled");
         if (pooled != size("pooled")) {
             refuse("conditioner takes pooled of " + std::to_string(size("pooled")) + ", CLIP has " +

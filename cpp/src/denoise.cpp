@@ -10,27 +10,10 @@ namespace {
 // Shapes whose buffers and graphs are kept.
 constexpr std::size_t most_shapes = 2;
 
-// Those of every step [S, 4 B]; see StepInputs.
-Buffer step_constants(const Schedule& schedule, std::size_t images) {
-    const std::size_t steps = schedule.coefficients.size();
-    Buffer constants = host_buffer(
-        DType::float32, {static_cast<std::int64_t>(steps), static_cast<std::int64_t>(4 * images)});
-    auto* place = constants.data<float>();
-    for (std::size_t i = 0; i < steps; ++i) {
-        place = std::fill_n(place, images, schedule.sigmas[i]);
-        for (std::size_t k = 0; k < images; ++k) {
-            place =
-                std::copy(schedule.coefficients[i].begin(), schedule.coefficients[i].end(), place);
-        }
-    }
-    return constants;
-}
-
-Buffer guidance_buffer(Device& device, const std::vector<float>& guidance) {
-    if (guidance.empty()) return {};
-    Buffer values = host_buffer(DType::float32, {static_cast<std::int64_t>(guidance.size())});
-    std::memcpy(values.address(), guidance.data(), values.bytes());
-    return device.upload(values);
+std::vector<const std::byte*> addresses_of(const Feed& feed) {
+    std::vector<const std::byte*> addresses;
+    for (const auto& [_, buffer] : feed) addresses.push_back(buffer.address());
+    return addresses;
 }
 
 // How many steps are queued before the host looks at the oldest.
@@ -122,15 +105,15 @@ class DenoiseLoop::Run {
 Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedule& schedule,
                           ConditioningSteps& conditioning,
                           const std::function<bool(const Step&)>& after_step, bool watched,
-                          Clock& clock) {
+                          Clock& clock, const RunInputs& inputs) {
     const std::size_t total = schedule.coefficients.size();
     const auto images = static_cast<std::size_t>(latents.shape()[0]);
     const Buffer constants = device_.upload(step_constants(schedule, images));
-    const Buffer guidance = guidance_buffer(device_, schedule.guidance);
+    const std::vector<ConstantPort> ports = constant_ports(schedule);
     std::optional<DirectSteps> direct;
     const bool records = device_.queues() && session.recordable();
-    if (!records) direct.emplace(device_, session, latents, guidance);
-    Steps& steps = records ? recorded_steps(session, latents, guidance) : *direct;
+    if (!records) direct.emplace(device_, session, latents, inputs, ports);
+    Steps& steps = records ? recorded_steps(session, latents, inputs, ports) : *direct;
     const std::size_t depth = queue_depth(device_, latents.bytes(), total, watched);
     Buffer current;
     Buffer last;
@@ -143,7 +126,8 @@ Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedul
             clock.lap("conditioning");
             run.before(i);
             current = steps.run(
-                i, {constants.row(static_cast<std::int64_t>(i)), told.context, told.modulation});
+                i, {constants.row(static_cast<std::int64_t>(i)), told.context, told.modulation},
+                schedule.skips(i));
             going = run.queued(i, current);
             clock.lap("denoise");
         }
@@ -153,22 +137,23 @@ Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedul
     return {current, last};
 }
 
-Steps& DenoiseLoop::recorded_steps(Session& session, const Buffer& latents,
-                                   const Buffer& guidance) {
+Steps& DenoiseLoop::recorded_steps(Session& session, const Buffer& latents, const RunInputs& inputs,
+                                   const std::vector<ConstantPort>& constants) {
+    const std::vector<const std::byte*> shared = addresses_of(inputs.shared);
     const auto known = std::find_if(recorded_.begin(), recorded_.end(), [&](const Recorded& one) {
-        return one.shape == latents.shape();
+        return one.shape == latents.shape() && one.shared == shared;
     });
     if (known != recorded_.end() && known->session == &session) {
         recorded_.splice(recorded_.end(), recorded_, known);
     } else {
         if (known != recorded_.end()) recorded_.erase(known);
-        recorded_.push_back(
-            {latents.shape(), &session,
-             std::make_unique<RecordedSteps>(device_, session, latents.shape(), guidance)});
+        recorded_.push_back({latents.shape(), shared, &session,
+                             std::make_unique<RecordedSteps>(device_, session, latents.shape(),
+                                                             inputs, constants)});
         if (recorded_.size() > most_shapes) recorded_.pop_front();
     }
     RecordedSteps& steps = *recorded_.back().steps;
-    steps.begin(latents, guidance);
+    steps.begin(latents, inputs);
     return steps;
 }
 

@@ -12,16 +12,8 @@
 #include "denoise_steps.hpp"
 #include "host_slots.hpp"
 #include "job.hpp"
-#include "schedule.hpp"
 
 namespace libsd35 {
-
-// What changes from step to step, known before the loop.
-struct Schedule {
-    std::vector<float> sigmas;               // of a step and, last, after it
-    std::vector<Coefficients> coefficients;  // one row for each step
-    std::vector<float> guidance;  // of each image; none where the engine has no such input
-};
 
 // The last latents, on the device and on the host.
 struct Denoised {
@@ -42,10 +34,12 @@ class DenoiseLoop {
     //
     // `session` is the denoiser, `latents` float32 [B, C, h, w] on the host. `after_step` is called
     // once per step, in order; false ends the loop, and the latents are then some. `watched` says
-    // whether somebody acts on what it sees. Throws Error where the engine fails.
+    // whether somebody acts on what it sees. `inputs` are those of every step. Throws Error where
+    // the engine fails.
     Denoised run(Session& session, const Buffer& latents, const Schedule& schedule,
                  ConditioningSteps& conditioning,
-                 const std::function<bool(const Step&)>& after_step, bool watched, Clock& clock);
+                 const std::function<bool(const Step&)>& after_step, bool watched, Clock& clock,
+                 const RunInputs& inputs);
 
     // Releases graphs and their buffers; called before an engine that was recorded closes.
     void forget() { recorded_.clear(); }
@@ -53,10 +47,12 @@ class DenoiseLoop {
   private:
     class Run;
 
-    Steps& recorded_steps(Session& session, const Buffer& latents, const Buffer& guidance);
+    Steps& recorded_steps(Session& session, const Buffer& latents, const RunInputs& inputs,
+                          const std::vector<ConstantPort>& constants);
 
     struct Recorded {
         Shape shape;
+        std::vector<const std::byte*> shared;  // addresses that the graphs read
         Session* session;
         std::unique_ptr<RecordedSteps> steps;
     };

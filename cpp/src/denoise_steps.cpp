@@ -1,35 +1,86 @@
 #include "denoise_steps.hpp"
 
-#include "error.hpp"
+#include <algorithm>
 
 namespace libsd35 {
 
-Feed StepInputs::ports(std::int64_t count, const Buffer& guidance) const {
-    const std::int64_t samples = context.shape()[0];
-    Feed feed{{"sigma", constants.rows(0, count)},
-              {"coefficients", constants.rows(count, 3 * count).reshape({count, 3})},
-              {"context", context.rows(samples - count, count)},
-              {"modulation", modulation.rows(samples - count, count)}};
-    if (guidance) {
-        feed.emplace_back("uncond_context", context.rows(0, count));
-        feed.emplace_back("uncond_modulation", modulation.rows(0, count));
-        feed.emplace_back("guidance", guidance);
+bool Schedule::skips(std::size_t step) const {
+    if (skip_guidance.empty()) return false;
+    const std::vector<float>& scales = skip_guidance[step];
+    return std::any_of(scales.begin(), scales.end(), [](float scale) { return scale != 0; });
+}
+
+std::vector<ConstantPort> constant_ports(const Schedule& schedule) {
+    std::vector<ConstantPort> ports{{"sigma", 1}, {"coefficients", 3}};
+    if (schedule.next_sigmas) ports.push_back({"next_sigma", 1});
+    if (!schedule.skip_guidance.empty()) ports.push_back({"skip_guidance", 1});
+    return ports;
+}
+
+Buffer step_constants(const Schedule& schedule, std::size_t images) {
+    const std::size_t steps = schedule.coefficients.size();
+    std::size_t values = 0;
+    for (const ConstantPort& port : constant_ports(schedule)) {
+        values += static_cast<std::size_t>(port.values);
     }
+    Buffer constants = host_buffer(DType::float32, {static_cast<std::int64_t>(steps),
+                                                    static_cast<std::int64_t>(values * images)});
+    auto* place = constants.data<float>();
+    for (std::size_t i = 0; i < steps; ++i) {
+        place = std::fill_n(place, images, schedule.sigmas[i]);
+        const Coefficients& row = schedule.coefficients[i];
+        for (std::size_t k = 0; k < images; ++k) place = std::copy(row.begin(), row.end(), place);
+        if (schedule.next_sigmas) place = std::fill_n(place, images, schedule.sigmas[i + 1]);
+        if (schedule.skip_guidance.empty()) continue;
+        const std::vector<float>& scales = schedule.skip_guidance[i];
+        place = std::copy(scales.begin(), scales.end(), place);
+    }
+    return constants;
+}
+
+StepFeeder::StepFeeder(Device& device, std::int64_t count, const RunInputs& run,
+                       std::vector<ConstantPort> constants)
+    : count_(count),
+      constants_(std::move(constants)),
+      guided_(run.guided),
+      fixed_(run.own),
+      layer_mask_(run.layer_mask) {
+    fixed_.insert(fixed_.end(), run.shared.begin(), run.shared.end());
+    if (!layer_mask_) return;
+    // A device need not give an address for nothing.
+    no_layers_ = device.empty(DType::float32, {1, layer_mask_.shape()[1]}).rows(0, 0);
+}
+
+Feed StepFeeder::ports(const StepInputs& inputs, bool skipping) const {
+    const std::int64_t samples = inputs.context.shape()[0];
+    Feed feed = fixed_;
+    feed.emplace_back("context", inputs.context.rows(samples - count_, count_));
+    feed.emplace_back("modulation", inputs.modulation.rows(samples - count_, count_));
+    std::int64_t first = 0;
+    for (const ConstantPort& port : constants_) {
+        const Buffer own = inputs.constants.rows(first, port.values * count_);
+        feed.emplace_back(port.name, port.values == 1 ? own : own.reshape({count_, port.values}));
+        first += port.values * count_;
+    }
+    if (guided_) {
+        feed.emplace_back("uncond_context", inputs.context.rows(0, count_));
+        feed.emplace_back("uncond_modulation", inputs.modulation.rows(0, count_));
+    }
+    if (layer_mask_) feed.emplace_back("layer_mask", skipping ? layer_mask_ : no_layers_);
     return feed;
 }
 
-Buffer PingPong::compute(Session& session, std::size_t turn, const StepInputs& inputs,
-                         const Buffer& guidance) const {
+Buffer PingPong::compute(Session& session, std::size_t turn, Feed feed) const {
     const std::size_t other = 1 - turn;
-    Feed feed = inputs.ports(latents[turn].shape()[0], guidance);
     feed.emplace_back("latents", latents[turn]);
     feed.emplace_back("previous_denoised", denoised[other]);
     session.run(feed, {{"next_latents", latents[other]}, {"denoised", denoised[turn]}});
     return latents[other];
 }
 
-DirectSteps::DirectSteps(Device& device, Session& session, const Buffer& latents, Buffer guidance)
-    : session_(session), guidance_(std::move(guidance)) {
+DirectSteps::DirectSteps(Device& device, Session& session, const Buffer& latents,
+                         const RunInputs& run, std::vector<ConstantPort> constants)
+    : session_(session), feeder_(device, latents.shape()[0], run, std::move(constants)) {
     const Shape& shape = latents.shape();
     // Copies: the CPU's buffers may share the memory of what they are made of.
     buffers_.latents = {device.upload(host_copy(latents)), device.empty(DType::float32, shape)};
@@ -37,18 +88,22 @@ DirectSteps::DirectSteps(Device& device, Session& session, const Buffer& latents
                          device.upload(host_zeros(DType::float32, shape))};
 }
 
-Buffer DirectSteps::run(std::size_t index, const StepInputs& inputs) {
-    return buffers_.compute(session_, index % 2, inputs, guidance_);
+Buffer DirectSteps::run(std::size_t index, const StepInputs& inputs, bool skipping) {
+    return buffers_.compute(session_, index % 2, feeder_.ports(inputs, skipping));
 }
 
 RecordedSteps::RecordedSteps(Device& device, Session& session, const Shape& latents,
-                             const Buffer& guidance)
+                             const RunInputs& run, std::vector<ConstantPort> constants)
     : device_(device), session_(session), scratch_version_(device.scratch_version()) {
+    const auto like = [&](const Buffer& one) { return device.empty(one.dtype(), one.shape()); };
     for (std::size_t i = 0; i < 2; ++i) {
         buffers_.latents[i] = device.empty(DType::float32, latents);
         buffers_.denoised[i] = device.empty(DType::float32, latents);
     }
-    if (guidance) guidance_ = device.empty(guidance.dtype(), guidance.shape());
+    copies_ = run;
+    for (auto& [_, buffer] : copies_.own) buffer = like(buffer);
+    if (run.layer_mask) copies_.layer_mask = like(run.layer_mask);
+    feeder_ = StepFeeder(device, latents[0], copies_, std::move(constants));
 }
 
 RecordedSteps::~RecordedSteps() {
@@ -59,24 +114,30 @@ RecordedSteps::~RecordedSteps() {
     }
 }
 
-void RecordedSteps::begin(const Buffer& latents, const Buffer& guidance) {
+void RecordedSteps::begin(const Buffer& latents, const RunInputs& run) {
     sources_ = {};
     device_.copy(device_.upload(latents), buffers_.latents[0]);
     device_.copy(device_.upload(host_zeros(DType::float32, latents.shape())), buffers_.denoised[1]);
-    if (guidance) device_.copy(guidance, guidance_);
+    for (std::size_t i = 0; i < copies_.own.size(); ++i) {
+        device_.copy(run.own.at(i).second, copies_.own[i].second);
+    }
+    if (run.layer_mask) device_.copy(run.layer_mask, copies_.layer_mask);
 }
 
-Buffer RecordedSteps::run(std::size_t index, const StepInputs& inputs) {
+Buffer RecordedSteps::run(std::size_t index, const StepInputs& inputs, bool skipping) {
     place(inputs);
     const std::size_t turn = index % 2;
     if (device_.scratch_version() != scratch_version_) forget();
-    const auto compute = [&] { buffers_.compute(session_, turn, *inputs_, guidance_); };
-    if (graphs_[turn] == nullptr && ran_[turn]) graphs_[turn] = device_.capture(compute);
-    if (graphs_[turn] != nullptr) {
-        graphs_[turn]->replay();
+    const auto compute = [&] {
+        buffers_.compute(session_, turn, feeder_.ports(*inputs_, skipping));
+    };
+    Kind& kind = kinds_[turn][skipping ? 1 : 0];
+    if (kind.graph == nullptr && kind.ran) kind.graph = device_.capture(compute);
+    if (kind.graph != nullptr) {
+        kind.graph->replay();
     } else {
         compute();
-        ran_[turn] = true;
+        kind.ran = true;
     }
     return buffers_.latents[1 - turn];
 }
@@ -104,8 +165,7 @@ void RecordedSteps::place(const StepInputs& inputs) {
 }
 
 void RecordedSteps::forget() {
-    graphs_ = {};
-    ran_ = {};
+    kinds_ = {};
     scratch_version_ = device_.scratch_version();
 }
 

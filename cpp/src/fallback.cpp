@@ -1,8 +1,10 @@
 #include "fallback.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include "error.hpp"
+#include "text.hpp"
 
 namespace libsd35 {
 namespace {
@@ -14,6 +16,18 @@ void add_note(const std::vector<Job*>& jobs, const std::string& note) {
     for (Job* job : jobs) {
         if (Result* result = job->result()) result->notes.push_back(note);
     }
+}
+
+std::int64_t most_rank(const Manifest& manifest) {
+    return manifest.adapter_ranks.empty() ? 0 : manifest.adapter_ranks.back();
+}
+
+// What one bundle requires that another does not have.
+std::vector<std::string> lacking(const Manifest& its, const Manifest& mine) {
+    std::vector<std::string> names;
+    std::set_difference(mine.required.begin(), mine.required.end(), its.required.begin(),
+                        its.required.end(), std::back_inserter(names));
+    return names;
 }
 
 bool is_not_finite(const Job& job) {
@@ -33,6 +47,10 @@ void check_fallback(const Bundle& bundle, const Bundle& fallback) {
         difference = "was built without guidance, " + own + " with it";
     } else if (!its.ranges.include(mine.ranges)) {
         difference = "accepts fewer batches, sizes or text lengths than " + own;
+    } else if (most_rank(its) < most_rank(mine)) {
+        difference = "takes adapters of a lower rank than " + own;
+    } else if (const auto names = lacking(its, mine); !names.empty()) {
+        difference = "was built without " + join(names) + ", " + own + " with it";
     }
     if (!difference.empty()) {
         throw bundle_error("the fallback " + fallback.root().string() + " " + difference,

@@ -1,6 +1,7 @@
 #include "manifest.hpp"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "error.hpp"
@@ -17,6 +18,9 @@ constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
 
 // A manifest of SD3.5 Large has about 100 kB.
 constexpr std::uint64_t largest_manifest = 16 << 20;
+
+// What a manifest may require, and this version knows.
+constexpr std::array<std::string_view, 3> known{"adapters", "inpainting", "skip-layer-guidance"};
 
 constexpr const char* rebuild = "build it again with: sd35-trt build";
 
@@ -74,6 +78,20 @@ std::map<std::string, Bounds, std::less<>> read_bounds(const JsonReader& reader)
     return bounds;
 }
 
+std::vector<AdapterGroup> read_groups(const JsonReader& reader) {
+    std::vector<AdapterGroup> groups;
+    for (const JsonReader& item : reader.items(0, 32)) {
+        AdapterGroup group{item.field("down").name(), item.field("up").name(), {}};
+        for (const JsonReader& block : item.field("layers").items(1, 4096)) {
+            std::vector<std::string> linears;
+            for (const JsonReader& linear : block.items(1, 64)) linears.push_back(linear.name());
+            group.layers.push_back(std::move(linears));
+        }
+        groups.push_back(std::move(group));
+    }
+    return groups;
+}
+
 Component read_component(const JsonReader& reader) {
     Component component{};
     component.name = reader.field("name").name();
@@ -90,6 +108,7 @@ Component read_component(const JsonReader& reader) {
     component.allocated_bytes = read_optional_count(reader, "allocated_bytes");
     component.largest_layer_bytes = read_optional_count(reader, "largest_layer_bytes");
     if (const auto bounds = reader.find("bounds")) component.bounds = read_bounds(*bounds);
+    if (const auto groups = reader.find("adapters")) component.adapters = read_groups(*groups);
     return component;
 }
 
@@ -178,6 +197,20 @@ void read_engine_options(const JsonReader& reader, Manifest& manifest) {
     }
 }
 
+void read_features(const JsonReader& reader, Manifest& manifest) {
+    if (const auto required = reader.find("requires")) {
+        for (const JsonReader& name : required->items(0, 64)) manifest.required.insert(name.name());
+    }
+    manifest.inpainting = manifest.required.count("inpainting") != 0;
+    manifest.skip_layer_guidance = manifest.required.count("skip-layer-guidance") != 0;
+    if (const auto ranks = reader.find("adapter_ranks")) {
+        for (const JsonReader& rank : ranks->items(0, 64)) {
+            manifest.adapter_ranks.push_back(
+                rank.integer(1, std::numeric_limits<std::int64_t>::max()));
+        }
+    }
+}
+
 Manifest read_fields(const JsonReader& reader) {
     Manifest manifest{};
     manifest.format = reader.field("format").integer(0, most);
@@ -206,6 +239,7 @@ Manifest read_fields(const JsonReader& reader) {
     const JsonReader calibration = reader.field("calibration");
     if (!calibration.is_null()) calibration.digest();
     read_engine_options(reader.field("engine_options"), manifest);
+    read_features(reader, manifest);
     return manifest;
 }
 
@@ -222,11 +256,11 @@ void check_head(const JsonReader& reader, const std::string& path) {
     }
     const auto required = reader.find("requires");
     if (!required) return;
-    // No names are defined yet.
-    for (const JsonReader& name : required->items(0, 64)) {
-        throw bundle_error(
-            path + " requires " + shown(name.name()) + ", which this version does not know",
-            "upgrade libsd35");
+    for (const JsonReader& item : required->items(0, 64)) {
+        const std::string name = item.name();
+        if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+        throw bundle_error(path + " requires " + shown(name) + ", which this version does not know",
+                           "upgrade libsd35");
     }
 }
 

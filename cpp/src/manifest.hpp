@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -37,6 +38,14 @@ struct File {
     std::string sha256;
 };
 
+// Linears whose adapters are two inputs of a component.
+struct AdapterGroup {
+    std::string down;  // the input with A [blocks, in, linears, rank]
+    std::string up;    // and B [blocks, linears, rank, out]
+    // Of each block, the names of its linears in the checkpoint's part.
+    std::vector<std::vector<std::string>> layers;
+};
+
 // One engine.
 struct Component {
     std::string name;
@@ -50,6 +59,7 @@ struct Component {
     std::optional<std::uint64_t> allocated_bytes;
     std::map<std::string, Bounds, std::less<>> bounds;
     std::optional<std::uint64_t> largest_layer_bytes;
+    std::vector<AdapterGroup> adapters;
 
     // NULL where there is no such port.
     const Port* input(std::string_view port) const;
@@ -102,6 +112,10 @@ struct Manifest {
     std::map<std::string, std::string, std::less<>> versions;
     bool weight_streaming;
     std::vector<std::string> compute_capabilities;
+    std::set<std::string> required;
+    bool inpainting;           // whether a step keeps what a mask leaves of a picture
+    bool skip_layer_guidance;  // whether a step can compute a third branch
+    std::vector<std::int64_t> adapter_ranks;  // that adapters are padded to, ascending
 
     // NULL where the model has none: a checkpoint without T5.
     const Component* component(std::string_view name) const;

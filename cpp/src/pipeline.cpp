@@ -38,6 +38,7 @@ Pipeline::Pipeline(const std::string& path, const sd35_load_options& options)
     }
     manifest_ = bundle.manifest();
     renderer_ = std::make_unique<Renderer>(std::move(bundle), render);
+    shelf_ = std::make_unique<AdapterShelf>(renderer_->bundle());
     if (other) {
         second_ = std::make_unique<Renderer>(std::move(*other), render);
         fallback_.emplace(*renderer_, *second_, render.log);
@@ -66,7 +67,7 @@ void Pipeline::close() {
     for (Renderer* renderer : {renderer_.get(), second_.get()}) {
         if (renderer == nullptr) continue;
         renderer->activate();
-        renderer->engines().release();
+        renderer->release();
     }
 }
 
@@ -87,7 +88,13 @@ void Pipeline::restore() noexcept {
 }
 
 Request Pipeline::request(const sd35_request& asked) const {
-    return make_request(manifest_, asked, max_prompt_chars_);
+    return make_request(manifest_, asked, max_prompt_chars_, shelf_.get());
+}
+
+bool Pipeline::joins(const Request& one, const Request& other) const {
+    if (!one.joins(other)) return false;
+    const std::vector<std::int64_t>& ranks = manifest_.adapter_ranks;
+    return total_rank(join_requests({&one, &other}).adapters) <= (ranks.empty() ? 0 : ranks.back());
 }
 
 void Pipeline::draw(const std::vector<Job*>& jobs) {
@@ -118,7 +125,9 @@ void Pipeline::check_process() const {
 void Pipeline::check_joined(const std::vector<Job*>& jobs) const {
     if (jobs.size() == 1) return;
     std::size_t images = 0;
+    std::vector<Mix> mixes;
     for (const Job* job : jobs) {
+        mixes.insert(mixes.end(), job->request.adapters.begin(), job->request.adapters.end());
         images += job->request.count();
         if (!jobs.front()->request.joins(job->request)) {
             throw usage_error("these requests cannot be drawn in one run",
@@ -131,6 +140,7 @@ void Pipeline::check_joined(const std::vector<Job*>& jobs) const {
                               std::to_string(most),
                           "join fewer requests");
     }
+    check_total_rank(renderer_->bundle(), mixes);
 }
 
 }  // namespace libsd35

@@ -38,6 +38,12 @@ class Pipeline {
     // Checks what is to be drawn.
     Request request(const sd35_request& asked) const;
 
+    // The adapters that it knows.
+    AdapterShelf& adapters() const noexcept { return *shelf_; }
+
+    // Whether two requests can be drawn in one run.
+    bool joins(const Request& one, const Request& other) const;
+
     // Draws several requests in one run and sets the outcome of each. They join, and have together
     // no more images than the bundle draws at once.
     void draw(const std::vector<Job*>& jobs);
@@ -54,6 +60,7 @@ class Pipeline {
     std::unique_ptr<Renderer> second_;
     std::optional<Fallback> fallback_;
     Manifest manifest_;
+    std::unique_ptr<AdapterShelf> shelf_;
     std::atomic<bool> closed_{false};
 };
 

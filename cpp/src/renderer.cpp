@@ -8,6 +8,7 @@
 #include "error.hpp"
 #include "noise.hpp"
 #include "result_notes.hpp"
+#include "source_pictures.hpp"
 
 namespace libsd35 {
 namespace {
@@ -37,10 +38,21 @@ Buffer rows_of(const Buffer& buffer, const Part& part) {
                        static_cast<std::int64_t>(part.count));
 }
 
-std::vector<float> to_floats(const std::vector<double>& values) {
-    std::vector<float> floats;
-    for (const double value : values) floats.push_back(static_cast<float>(value));
-    return floats;
+// Latents of a picture with so much noise.
+Buffer mixed(const Source& source, float sigma) {
+    if (source.latents.shape() != source.noise.shape()) {
+        // An engine that was built for one size may give others than that asked for.
+        throw bundle_error("vae_encoder gave " + to_text(source.latents.shape()) + ", not " +
+                               to_text(source.noise.shape()),
+                           "build the bundle again");
+    }
+    Buffer latents = host_buffer(DType::float32, source.noise.shape());
+    const std::size_t count = latents.bytes() / sizeof(float);
+    for (std::size_t i = 0; i < count; ++i) {
+        latents.data<float>()[i] =
+            mix(source.noise.data<float>()[i], source.latents.data<float>()[i], sigma);
+    }
+    return latents;
 }
 
 }  // namespace
@@ -55,9 +67,15 @@ Renderer::Renderer(Bundle bundle, const RenderOptions& options)
       loop_(*device_),
       engines_(bundle_, *device_, options.vram_budget, options.threads, log_),
       runner_(bundle_, *device_, engines_),
-      text_(bundle_, *device_, runner_, options.prompt_cache) {
+      feeder_(bundle_, *device_),
+      text_(bundle_, *device_, runner_, feeder_, options.prompt_cache) {
     engines_.before_denoiser_closes([this] { loop_.forget(); });
     fit(least_request(manifest_));
+}
+
+void Renderer::release() {
+    engines_.release();
+    feeder_.clear();
 }
 
 void Renderer::fit(const Request& request) {
@@ -96,17 +114,20 @@ void Renderer::draw(const std::vector<Job*>& jobs, Clock& clock) {
 
 void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& parts,
                           LatentGuard& guard, Clock& clock) {
-    const std::vector<SharedFeatures> features = text_.encode(texts_of(request), request.t5_tokens);
+    const std::vector<SharedFeatures> features =
+        text_.encode(texts_of(request), request.t5_tokens, {manifest_, request.adapters});
     clock.lap("text");
     std::vector<float> sigmas = make_sigmas(request.steps, request.shift, train_timesteps_);
-    const Buffer latents = noise(request);
+    Source source{{}, noise(request)};
+    Buffer latents = source.noise;
     if (request.image) {
         // As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
         sigmas.erase(sigmas.begin(), sigmas.begin() + first_step(request.steps, request.strength));
-        mix_with_picture(latents, sigmas.front(), request);
+        source.latents = encode(request);
+        latents = mixed(source, sigmas.front());
         clock.lap("encode");
     }
-    const Denoised last = denoise(request, sigmas, latents, features, parts, guard, clock);
+    const Denoised last = denoise(request, sigmas, latents, source, features, parts, guard, clock);
     bool wanted = false;
     for (const auto& [job, part] : parts) {
         for (Anomaly& anomaly : guard.within(part)) job->anomalies.push_back(std::move(anomaly));
@@ -114,7 +135,8 @@ void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& pa
     }
     if (!wanted) return;
     const Outputs decoded = runner_.run("vae_decoder", {{"latents", last.device}}, request.dims());
-    const Buffer images = device_->download(decoded.find("image")->second);
+    Buffer images = device_->download(decoded.find("image")->second);
+    if (request.paste) images = pasted(images, request.image, request.mask);
     clock.lap("decode");
     for (const auto& [job, part] : parts) {
         if (job->ended()) continue;
@@ -122,16 +144,32 @@ void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& pa
     }
 }
 
-// The negative prompts where there is guidance, then the prompts.
-std::vector<Prompt> Renderer::texts_of(const Request& request) const {
-    std::vector<Prompt> texts;
-    if (manifest_.guided) texts = request.negatives;
-    texts.insert(texts.end(), request.prompts.begin(), request.prompts.end());
+// The negative prompts where there is guidance, then the prompts; what the text encoders have of
+// their adapters.
+std::vector<MixedText> Renderer::texts_of(const Request& request) const {
+    std::vector<MixedText> texts;
+    const auto add = [&](const std::vector<Prompt>& prompts) {
+        for (std::size_t i = 0; i < prompts.size(); ++i) {
+            texts.emplace_back(prompts[i], of_texts(request.adapters[i]));
+        }
+    };
+    if (manifest_.guided) add(request.negatives);
+    add(request.prompts);
     return texts;
 }
 
+Schedule Renderer::schedule_of(const Request& request, const std::vector<float>& sigmas) const {
+    Schedule schedule{sigmas, coefficients(request.sampler, sigmas), {}, manifest_.inpainting};
+    if (manifest_.skip_layer_guidance) {
+        schedule.skip_guidance = skip_scales(request.skips, request.guidance,
+                                             static_cast<std::int64_t>(sigmas.size()) - 1);
+    }
+    return schedule;
+}
+
 Denoised Renderer::denoise(const Request& request, const std::vector<float>& sigmas,
-                           const Buffer& latents, const std::vector<SharedFeatures>& features,
+                           const Buffer& latents, const Source& source,
+                           const std::vector<SharedFeatures>& features,
                            const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock) {
     const auto after_step = [&](const Step& step) {
         guard.look(step.index, double{step.sigma}, step.latents);
@@ -148,16 +186,23 @@ Denoised Renderer::denoise(const Request& request, const std::vector<float>& sig
     const bool watched = std::any_of(parts.begin(), parts.end(), [](const JobPart& one) {
         return one.job->callback != nullptr;
     });
-    const Schedule schedule{sigmas, coefficients(request.sampler, sigmas),
-                            manifest_.guided ? to_floats(request.guidance) : std::vector<float>()};
+    const Schedule schedule = schedule_of(request, sigmas);
+    const AdapterInputs adapters(manifest_, request.adapters);
+    std::vector<Mix> mixes;
+    while (mixes.size() < features.size()) {
+        mixes.insert(mixes.end(), request.adapters.begin(), request.adapters.end());
+    }
     const std::vector<float> before(sigmas.begin(), sigmas.end() - 1);
     ConditioningSteps conditioning(
         *device_, engines_, runner_, stack(features, &TextFeatures::hidden),
-        stack(features, &TextFeatures::pooled), make_timesteps(before, train_timesteps_));
+        stack(features, &TextFeatures::pooled), make_timesteps(before, train_timesteps_),
+        feeder_.ports("conditioner", adapters, mixes));
     // The conditioner may be closed for it.
     Session& denoiser = engines_.use("denoiser");
     engines_.load_ahead("vae_decoder", "denoiser");
-    return loop_.run(denoiser, latents, schedule, conditioning, after_step, watched, clock);
+    const RunInputs inputs = run_inputs(*device_, manifest_, request, source,
+                                        feeder_.ports("denoiser", adapters, request.adapters));
+    return loop_.run(denoiser, latents, schedule, conditioning, after_step, watched, clock, inputs);
 }
 
 Buffer Renderer::noise(const Request& request) const {
@@ -172,16 +217,11 @@ Buffer Renderer::noise(const Request& request) const {
     return latents;
 }
 
-// Makes noise the latents of a picture with so much of it.
-void Renderer::mix_with_picture(const Buffer& latents, float sigma, const Request& request) {
+// Latents of a request's picture.
+Buffer Renderer::encode(const Request& request) {
     const Outputs out =
         runner_.run("vae_encoder", {{"image", device_->upload(request.image)}}, request.dims());
-    const Buffer encoded = device_->download(out.find("latents")->second);
-    const std::size_t count = std::min(latents.bytes(), encoded.bytes()) / sizeof(float);
-    auto* const values = latents.data<float>();
-    for (std::size_t i = 0; i < count; ++i) {
-        values[i] = mix(values[i], encoded.data<float>()[i], sigma);
-    }
+    return device_->download(out.find("latents")->second);
 }
 
 // Ends a job with an image that is not finite.

@@ -13,6 +13,7 @@
 #include "job.hpp"
 #include "latent_guard.hpp"
 #include "log.hpp"
+#include "run_inputs.hpp"
 #include "text_features.hpp"
 
 namespace libsd35 {
@@ -37,6 +38,9 @@ class Renderer {
     EngineSet& engines() noexcept { return engines_; }
     std::uint64_t anomalies() const noexcept { return anomalies_; }
 
+    // Releases engines and adapters, which come back when they are used.
+    void release();
+
     // Makes its device the calling thread's.
     void activate() { device_->activate(); }
 
@@ -54,12 +58,14 @@ class Renderer {
     void fit(const Request& request);
     void draw_parts(const Request& request, const std::vector<JobPart>& parts, LatentGuard& guard,
                     Clock& clock);
-    std::vector<Prompt> texts_of(const Request& request) const;
+    std::vector<MixedText> texts_of(const Request& request) const;
+    Schedule schedule_of(const Request& request, const std::vector<float>& sigmas) const;
     Denoised denoise(const Request& request, const std::vector<float>& sigmas,
-                     const Buffer& latents, const std::vector<SharedFeatures>& features,
-                     const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock);
+                     const Buffer& latents, const Source& source,
+                     const std::vector<SharedFeatures>& features, const std::vector<JobPart>& parts,
+                     LatentGuard& guard, Clock& clock);
     Buffer noise(const Request& request) const;
-    void mix_with_picture(const Buffer& latents, float sigma, const Request& request);
+    Buffer encode(const Request& request);
     void check_finite(Job& job, const Part& part, const LatentGuard& guard) const;
     Result result_of(const Job& job, const Part& part, const std::vector<SharedFeatures>& features,
                      const Buffer& images, const Buffer& latents, const Clock& clock) const;
@@ -74,6 +80,7 @@ class Renderer {
     DenoiseLoop loop_;  // outlives the engines, whose closing it is told of
     EngineSet engines_;
     ComponentRunner runner_;
+    AdapterFeeder feeder_;
     TextEncoder text_;
 };
 

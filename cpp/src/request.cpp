@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "arguments.hpp"
 #include "error.hpp"
 #include "schedule.hpp"
+#include "source_pictures.hpp"
 #include "text.hpp"
 
 namespace libsd35 {
@@ -158,17 +158,6 @@ std::string least_strength(std::int64_t steps) {
     return general(std::ceil(1000.0 / static_cast<double>(steps)) / 1000.0);
 }
 
-Buffer pixels_of(const sd35_request& asked, const Size& size, std::size_t count) {
-    if (asked.image == nullptr) return {};
-    Buffer pixels =
-        host_buffer(DType::uint8, {static_cast<std::int64_t>(count), size.height, size.width, 3});
-    const std::size_t one = pixels.bytes() / count;
-    for (std::size_t i = 0; i < count; ++i) {
-        std::memcpy(pixels.address() + i * one, asked.image, one);
-    }
-    return pixels;
-}
-
 template <typename T>
 std::vector<T> repeated(const std::vector<T>& values, std::int64_t times) {
     std::vector<T> result;
@@ -192,6 +181,12 @@ void add_texts(nlohmann::ordered_json& json, const std::string& name,
     if (const auto third = column(&Prompt::t5); third != first) json[name + "_3"] = third;
 }
 
+nlohmann::ordered_json scales_by_name(const Mix& mix) {
+    auto scales = nlohmann::ordered_json::object();
+    for (const Use& use : mix) scales[use.name] = use.scale;
+    return scales;
+}
+
 template <typename T>
 void append(std::vector<T>& to, const std::vector<T>& from) {
     to.insert(to.end(), from.begin(), from.end());
@@ -205,6 +200,10 @@ Dims Request::dims() const {
             {"width", width / latent_scale},
             {"image_height", height},
             {"image_width", width}};
+}
+
+std::int64_t Request::drawn_steps() const {
+    return image ? steps - first_step(steps, strength) : steps;
 }
 
 bool Request::joins(const Request& other) const {
@@ -226,11 +225,22 @@ std::string Request::parameters() const {
     json["t5_tokens"] = t5_tokens;
     if (image) json["strength"] = strength;
     if (prompts.front().weighted) json["weighting"] = true;
+    if (paste) json["paste"] = true;
+    if (std::any_of(adapters.begin(), adapters.end(),
+                    [](const Mix& mix) { return !mix.empty(); })) {
+        for (const Mix& mix : adapters) json["adapters"].push_back(scales_by_name(mix));
+    }
+    if (skips.front()) {
+        json["skip_guidance_layers"] = skips.front()->layers;
+        json["skip_layer_guidance_scale"] = skips.front()->scale;
+        json["skip_layer_guidance_start"] = skips.front()->start;
+        json["skip_layer_guidance_stop"] = skips.front()->stop;
+    }
     return json.dump();
 }
 
 Request make_request(const Manifest& manifest, const sd35_request& asked,
-                     std::uint32_t max_prompt_chars) {
+                     std::uint32_t max_prompt_chars, AdapterShelf* shelf) {
     const std::vector<Prompt> prompts = prompts_of(asked, max_prompt_chars);
     const std::vector<Prompt> negatives = negatives_of(asked, prompts.size(), max_prompt_chars);
     const std::int64_t batch = whole("batch", asked.batch, 1, largest);
@@ -257,7 +267,12 @@ Request make_request(const Manifest& manifest, const sd35_request& asked,
     request.width = size.width;
     request.height = size.height;
     request.latent_scale = manifest.latent_scale;
-    request.image = pixels_of(asked, size, count);
+    request.image = pixels_of(asked, count);
+    request.mask = mask_of(manifest, asked);
+    request.paste = asked.paste != 0;
+    request.skips.assign(count, skip_layers_of(manifest, asked));
+    if (shelf != nullptr) request.adapters = shelf->mixes(asked, count);
+    request.adapters.resize(count);
     request.prompts = repeated(prompts, batch);
     request.negatives = repeated(negatives, batch);
     return request;
@@ -270,7 +285,7 @@ Request least_request(const Manifest& manifest) {
                                          sd35_text{"", 0});
     asked.prompts = prompts.data();
     asked.prompt_count = prompts.size();
-    return make_request(manifest, asked, usual_prompt_chars);
+    return make_request(manifest, asked, usual_prompt_chars, nullptr);
 }
 
 Request join_requests(const std::vector<const Request*>& requests) {
@@ -280,6 +295,8 @@ Request join_requests(const std::vector<const Request*>& requests) {
         append(all.negatives, requests[i]->negatives);
         append(all.seeds, requests[i]->seeds);
         append(all.guidance, requests[i]->guidance);
+        append(all.skips, requests[i]->skips);
+        append(all.adapters, requests[i]->adapters);
     }
     return all;
 }

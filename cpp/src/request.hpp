@@ -7,9 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "adapters.hpp"
 #include "buffer.hpp"
 #include "manifest.hpp"
 #include "prompts.hpp"
+#include "skip_layers.hpp"
 
 namespace libsd35 {
 
@@ -30,22 +32,30 @@ struct Request {
     std::int64_t latent_scale;
     Buffer image;  // uint8 [B, H, W, 3]; empty where it starts from noise alone
     double strength;
+    Buffer mask;  // uint8 [H, W], 1 where the picture is drawn anew; empty where all is
+    bool paste;   // whether the rest is the picture's own in the end
+    Skips skips;
+    std::vector<Mix> adapters;
 
     std::size_t count() const noexcept { return seeds.size(); }
 
     // Sizes of the dynamic dimensions of the VAE and the denoiser.
     Dims dims() const;
 
-    // Whether both can be drawn in one run.
+    // Steps that are computed.
+    std::int64_t drawn_steps() const;
+
+    // Whether both can be drawn in one run, if their adapters fit together.
     bool joins(const Request& other) const;
 
     // What would draw the same images again, but for the picture started from: JSON.
     std::string parameters() const;
 };
 
-// Checks what a caller asks of a bundle. Throws Error; names the nearest value that works.
+// Checks what a caller asks of a bundle. `shelf` has the adapters that there are, NULL where none
+// is asked for. Throws Error; names the nearest value that works.
 Request make_request(const Manifest& manifest, const sd35_request& asked,
-                     std::uint32_t max_prompt_chars);
+                     std::uint32_t max_prompt_chars, AdapterShelf* shelf);
 
 // The smallest batch of the usual size.
 Request least_request(const Manifest& manifest);

@@ -1,6 +1,9 @@
 #include "result_notes.hpp"
 
 #include <algorithm>
+#include <optional>
+
+#include "text.hpp"
 
 namespace libsd35 {
 namespace {
@@ -30,6 +33,20 @@ void add_text_notes(std::vector<std::string>& notes, const std::string& kind,
     }
 }
 
+std::optional<std::string> skip_note(const Request& request) {
+    const auto& skip = request.skips.front();
+    if (!skip) return std::nullopt;
+    if (request.guidance.front() == 1.0) {
+        return "without guidance, skip-layer guidance has no effect";
+    }
+    const std::int64_t steps = request.drawn_steps();
+    for (std::int64_t step = 0; step < steps; ++step) {
+        if (skip->counts(step, steps)) return std::nullopt;
+    }
+    return "none of " + std::to_string(steps) + " steps is between " + general(skip->start) +
+           " and " + general(skip->stop) + ": no layer was skipped";
+}
+
 }  // namespace
 
 std::vector<std::string> notes_of(const Request& request, const TextBranches& branches) {
@@ -44,6 +61,7 @@ std::vector<std::string> notes_of(const Request& request, const TextBranches& br
     if (steers && request.guidance.front() == 1.0) {
         add_once(notes, "without guidance, the negative prompt has no effect");
     }
+    if (const auto note = skip_note(request)) add_once(notes, *note);
     return notes;
 }
 

@@ -115,8 +115,7 @@ std::string join(const std::vector<std::string>& words, std::string_view between
     return text;
 }
 
-std::string shown(std::string_view text) {
-    constexpr std::size_t longest = 60;
+std::string shown(std::string_view text, std::size_t longest) {
     std::string result = "'";
     for (const char c : text.substr(0, longest)) {
         const auto byte = static_cast<std::uint8_t>(c);

@@ -33,7 +33,7 @@ std::string format_memory(std::uint64_t count);
 std::string join(const std::vector<std::string>& words, std::string_view between = ", ");
 
 // In quotes, short, with what is not printable ASCII escaped: for messages.
-std::string shown(std::string_view text);
+std::string shown(std::string_view text, std::size_t longest = 60);
 
 // Lower-case hex digits.
 std::string hex(const std::uint8_t* data, std::size_t size);

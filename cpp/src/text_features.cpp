@@ -13,9 +13,9 @@ std::uint64_t bytes_of(const TextFeatures& features) {
     return features.hidden.bytes() + features.pooled.bytes();
 }
 
-std::vector<Prompt> unique_of(const std::vector<Prompt>& texts) {
-    std::vector<Prompt> unique;
-    for (const Prompt& text : texts) {
+std::vector<MixedText> unique_of(const std::vector<MixedText>& texts) {
+    std::vector<MixedText> unique;
+    for (const MixedText& text : texts) {
         if (std::find(unique.begin(), unique.end(), text) == unique.end()) unique.push_back(text);
     }
     return unique;
@@ -65,42 +65,48 @@ NewFeatures blank(const Component& conditioner, std::size_t count, std::int64_t 
 }  // namespace
 
 TextEncoder::TextEncoder(const Bundle& bundle, Device& device, ComponentRunner& runner,
-                         std::uint64_t cache_bytes)
-    : manifest_(bundle.manifest()), device_(device), runner_(runner), cache_(cache_bytes) {
+                         AdapterFeeder& feeder, std::uint64_t cache_bytes)
+    : manifest_(bundle.manifest()),
+      device_(device),
+      runner_(runner),
+      feeder_(feeder),
+      cache_(cache_bytes) {
     for (const auto& [name, record] : manifest_.tokenizers) {
         tokenizers_.emplace(name, PromptTokenizer(bundle, record));
     }
 }
 
-std::vector<SharedFeatures> TextEncoder::encode(const std::vector<Prompt>& texts,
-                                                std::int64_t t5_tokens) {
-    std::map<Prompt, SharedFeatures> known;
-    std::vector<Prompt> missing;
-    for (const Prompt& text : unique_of(texts)) {
+std::vector<SharedFeatures> TextEncoder::encode(const std::vector<MixedText>& texts,
+                                                std::int64_t t5_tokens,
+                                                const AdapterInputs& inputs) {
+    std::map<MixedText, SharedFeatures> known;
+    std::vector<MixedText> missing;
+    for (const MixedText& text : unique_of(texts)) {
         SharedFeatures features = cache_.get({text, t5_tokens});
         if (features == nullptr) missing.push_back(text);
         known[text] = std::move(features);
     }
     if (!missing.empty()) {
-        const std::vector<SharedFeatures> computed = compute(missing, t5_tokens);
+        const std::vector<SharedFeatures> computed = compute(missing, t5_tokens, inputs);
         for (std::size_t i = 0; i < missing.size(); ++i) {
             known[missing[i]] = computed[i];
             cache_.put({missing[i], t5_tokens}, computed[i], bytes_of(*computed[i]));
         }
     }
     std::vector<SharedFeatures> result;
-    for (const Prompt& text : texts) result.push_back(known[text]);
+    for (const MixedText& text : texts) result.push_back(known[text]);
     return result;
 }
 
 // SD3: CLIP-L beside CLIP-G, padded with zeros to T5's width, followed by T5. Without T5 its part
 // stays zero.
-std::vector<SharedFeatures> TextEncoder::compute(const std::vector<Prompt>& texts,
-                                                 std::int64_t t5_tokens) {
+std::vector<SharedFeatures> TextEncoder::compute(const std::vector<MixedText>& texts,
+                                                 std::int64_t t5_tokens,
+                                                 const AdapterInputs& inputs) {
     const std::int64_t clip_tokens = manifest_.tokenizers.find("clip_l")->second.length;
     const NewFeatures features =
         blank(runner_.component("conditioner"), texts.size(), clip_tokens + t5_tokens);
-    const std::vector<SharedFeatures> empties = empties_of(texts, t5_tokens);
+    const std::vector<SharedFeatures> empties = empties_of(texts, t5_tokens, inputs);
     std::int64_t column = 0;
     std::int64_t pooled_column = 0;
     for (const std::string name : {"clip_l", "clip_g", "t5"}) {
@@ -108,8 +114,7 @@ std::vector<SharedFeatures> TextEncoder::compute(const std::vector<Prompt>& text
         const bool is_clip = name != "t5";
         const std::int64_t length = is_clip ? clip_tokens : t5_tokens;
         const Tokens tokens = tokenize(name, texts, length, features);
-        const Outputs out = runner_.run(name, {{"input_ids", device_.upload(tokens.ids)}},
-                                        {{"batch", tokens.ids.shape()[0]}, {"tokens", length}});
+        const Outputs out = run(name, tokens.ids, texts, inputs);
         const Buffer hidden = device_.download(out.find("hidden")->second);
         const Place place{is_clip ? 0 : clip_tokens, is_clip ? column : 0, hidden.shape()[2]};
         for (std::size_t i = 0; i < texts.size(); ++i) {
@@ -129,34 +134,50 @@ std::vector<SharedFeatures> TextEncoder::compute(const std::vector<Prompt>& text
     return {features.begin(), features.end()};
 }
 
-// Features of an empty text for each text that has weights; NULL for others.
-std::vector<SharedFeatures> TextEncoder::empties_of(const std::vector<Prompt>& texts,
-                                                    std::int64_t t5_tokens) {
+// Runs a text encoder on the tokens of some texts.
+Outputs TextEncoder::run(const std::string& name, const Buffer& ids,
+                         const std::vector<MixedText>& texts, const AdapterInputs& inputs) {
+    std::vector<Mix> mixes;
+    for (const auto& [_, mix] : texts) mixes.push_back(mix);
+    Feed feed = feeder_.ports(name, inputs, mixes);
+    feed.emplace_back("input_ids", device_.upload(ids));
+    return runner_.run(name, feed, {{"batch", ids.shape()[0]}, {"tokens", ids.shape()[1]}});
+}
+
+// Features of an empty text, with its mix, for each text that has weights; NULL for others.
+std::vector<SharedFeatures> TextEncoder::empties_of(const std::vector<MixedText>& texts,
+                                                    std::int64_t t5_tokens,
+                                                    const AdapterInputs& inputs) {
     std::vector<SharedFeatures> empties(texts.size());
-    std::vector<std::size_t> weighted;
+    std::vector<std::size_t> places;
+    std::vector<MixedText> nothing;
     for (std::size_t i = 0; i < texts.size(); ++i) {
-        if (texts[i].weighted) weighted.push_back(i);
+        if (!texts[i].first.weighted) continue;
+        places.push_back(i);
+        nothing.emplace_back(Prompt{}, texts[i].second);
     }
-    if (weighted.empty()) return empties;
-    const std::vector<SharedFeatures> own = encode(std::vector<Prompt>(weighted.size()), t5_tokens);
-    for (std::size_t i = 0; i < weighted.size(); ++i) empties[weighted[i]] = own[i];
+    if (nothing.empty()) return empties;
+    const std::vector<SharedFeatures> own = encode(nothing, t5_tokens, inputs);
+    for (std::size_t i = 0; i < places.size(); ++i) empties[places[i]] = own[i];
     return empties;
 }
 
 // Cuts texts into so many tokens; notes those that have more.
-TextEncoder::Tokens TextEncoder::tokenize(const std::string& name, const std::vector<Prompt>& texts,
-                                          std::int64_t length, const NewFeatures& features) {
+TextEncoder::Tokens TextEncoder::tokenize(const std::string& name,
+                                          const std::vector<MixedText>& texts, std::int64_t length,
+                                          const NewFeatures& features) {
     Tokens tokens{host_buffer(DType::int64, {static_cast<std::int64_t>(texts.size()), length}),
                   std::vector<std::vector<float>>(texts.size())};
     PromptTokenizer& tokenizer = tokenizers_.find(name)->second;
     for (std::size_t i = 0; i < texts.size(); ++i) {
         auto* const ids = tokens.ids.row(static_cast<std::int64_t>(i)).data<std::int64_t>();
-        const std::string& text = texts[i].text_of(name);
+        const Prompt& prompt = texts[i].first;
+        const std::string& text = prompt.text_of(name);
         std::vector<float>& weights = tokens.weights[i];
-        if (texts[i].weighted) weights.resize(static_cast<std::size_t>(length));
+        if (prompt.weighted) weights.resize(static_cast<std::size_t>(length));
         const std::int64_t whole =
-            texts[i].weighted ? tokenizer.encode_weighted(text, length, ids, weights.data())
-                              : tokenizer.encode(text, length, ids);
+            prompt.weighted ? tokenizer.encode_weighted(text, length, ids, weights.data())
+                            : tokenizer.encode(text, length, ids);
         // CLIP-G has CLIP-L's vocabulary.
         if (name != "clip_g" && whole > length) {
             features[i]->notes.push_back(cut_note(name, whole, length));

@@ -8,12 +8,16 @@
 #include <utility>
 #include <vector>
 
+#include "adapters.hpp"
 #include "byte_cache.hpp"
 #include "prompts.hpp"
 #include "runner.hpp"
 #include "tokenizer.hpp"
 
 namespace libsd35 {
+
+// A prompt, and what the text encoders have of adapters for it.
+using MixedText = std::pair<Prompt, Mix>;
 
 // One text's features, on the host.
 struct TextFeatures {
@@ -32,10 +36,13 @@ class TextEncoder {
   public:
     // Throws Error where a file is no tokenizer.
     TextEncoder(const Bundle& bundle, Device& device, ComponentRunner& runner,
-                std::uint64_t cache_bytes);
+                AdapterFeeder& feeder, std::uint64_t cache_bytes);
 
     // Features of each text; those not known are computed in one batch. Throws Error.
-    std::vector<SharedFeatures> encode(const std::vector<Prompt>& texts, std::int64_t t5_tokens);
+    //
+    // `inputs` are the run's for adapters, of which each text has a mix.
+    std::vector<SharedFeatures> encode(const std::vector<MixedText>& texts, std::int64_t t5_tokens,
+                                       const AdapterInputs& inputs);
 
   private:
     // What a text encoder reads of some texts.
@@ -44,16 +51,20 @@ class TextEncoder {
         std::vector<std::vector<float>> weights;  // of each text's tokens; none without marks
     };
 
-    std::vector<SharedFeatures> compute(const std::vector<Prompt>& texts, std::int64_t t5_tokens);
-    std::vector<SharedFeatures> empties_of(const std::vector<Prompt>& texts,
-                                           std::int64_t t5_tokens);
-    Tokens tokenize(const std::string& name, const std::vector<Prompt>& texts, std::int64_t length,
-                    const NewFeatures& features);
+    std::vector<SharedFeatures> compute(const std::vector<MixedText>& texts, std::int64_t t5_tokens,
+                                        const AdapterInputs& inputs);
+    std::vector<SharedFeatures> empties_of(const std::vector<MixedText>& texts,
+                                           std::int64_t t5_tokens, const AdapterInputs& inputs);
+    Outputs run(const std::string& name, const Buffer& ids, const std::vector<MixedText>& texts,
+                const AdapterInputs& inputs);
+    Tokens tokenize(const std::string& name, const std::vector<MixedText>& texts,
+                    std::int64_t length, const NewFeatures& features);
 
     const Manifest& manifest_;
     Device& device_;
     ComponentRunner& runner_;
-    ByteCache<std::pair<Prompt, std::int64_t>, TextFeatures> cache_;  // by T5's tokens, too
+    AdapterFeeder& feeder_;
+    ByteCache<std::pair<MixedText, std::int64_t>, TextFeatures> cache_;  // by T5's tokens, too
     std::map<std::string, PromptTokenizer, std::less<>> tokenizers_;
 };
 

@@ -1,9 +1,12 @@
 // Draws the cases of cases.json by sd35.hpp, and writes what came of them.
 //
-//     conformance CASES NAME BUNDLE OUT
+//     conformance CASES NAME BUNDLE OUT [ADAPTER...]
+//
+// An adapter is known by its file's name without the suffix.
 //
 // For each case of the bundle with this name, OUT/N-M.latents and OUT/N-M.images hold the bytes of
 // request M of case N, OUT/N-M.json its notes and parameters.
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -25,6 +28,25 @@ sd35::Picture picture_of(const json& size) {
         }
     }
     return picture;
+}
+
+sd35::Mask mask_of(const json& size, std::uint32_t offset) {
+    sd35::Mask mask{size.at(0), size.at(1), {}};
+    for (std::uint32_t y = 0; y < mask.height; ++y) {
+        for (std::uint32_t x = 0; x < mask.width; ++x) {
+            mask.pixels.push_back(static_cast<std::uint8_t>(x + y + offset));
+        }
+    }
+    return mask;
+}
+
+sd35::SkipLayerGuidance skip_layers_of(const json& fields) {
+    sd35::SkipLayerGuidance skip;
+    skip.layers = fields.at("skip_guidance_layers").get<std::vector<std::int64_t>>();
+    skip.scale = fields.value("skip_layer_guidance_scale", skip.scale);
+    skip.start = fields.value("skip_layer_guidance_start", skip.start);
+    skip.stop = fields.value("skip_layer_guidance_stop", skip.stop);
+    return skip;
 }
 
 template <typename T>
@@ -56,6 +78,10 @@ sd35::Request request_of(const json& fields) {
     read(fields, "size", request.size);
     request.strength = fields.value("strength", request.strength);
     if (fields.contains("image")) request.image = picture_of(fields.at("image"));
+    if (fields.contains("mask")) request.mask = mask_of(fields.at("image"), fields.at("mask"));
+    request.paste = fields.value("paste", false);
+    if (fields.contains("skip_guidance_layers")) request.skip_layers = skip_layers_of(fields);
+    request.adapters = fields.value("adapters", std::vector<sd35::Mix>());
     return request;
 }
 
@@ -92,8 +118,8 @@ void draw(sd35::Pipeline& pipeline, const json& asked, const std::string& stem) 
 }  // namespace
 
 int main(int count, char** arguments) {
-    if (count != 5) {
-        std::cerr << "usage: conformance CASES NAME BUNDLE OUT\n";
+    if (count < 5) {
+        std::cerr << "usage: conformance CASES NAME BUNDLE OUT [ADAPTER...]\n";
         return 2;
     }
     const std::string name = arguments[2];
@@ -103,6 +129,10 @@ int main(int count, char** arguments) {
         sd35::LoadOptions options;
         options.threads = 1;
         sd35::Pipeline pipeline(arguments[3], options);
+        for (int i = 5; i < count; ++i) {
+            pipeline.load_adapter(std::filesystem::path(arguments[i]).stem().string(),
+                                  arguments[i]);
+        }
         for (std::size_t i = 0; i < cases.size(); ++i) {
             if (cases[i].at("bundle") != name) continue;
             draw(pipeline, cases[i].at("requests"), arguments[4] + ("/" + std::to_string(i)));

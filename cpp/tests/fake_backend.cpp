@@ -60,6 +60,15 @@ float* floats(const sd35_plugin_tensor& tensor) {
     return static_cast<float*>(tensor.address);
 }
 
+// Of an input; 0 where there is none.
+std::size_t bytes_of(const Tensors& inputs, const char* name) {
+    const auto* const end = inputs.data() + inputs.size();
+    const auto* const found = std::find_if(inputs.data(), end, [&](const sd35_plugin_tensor& one) {
+        return std::strcmp(one.name, name) == 0;
+    });
+    return found == end ? 0 : found->bytes;
+}
+
 // A little of everything that the denoiser reads, so that nothing can be another's unseen.
 void denoise(const Tensors& inputs, const Tensors& outputs) {
     const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
@@ -76,6 +85,11 @@ void denoise(const Tensors& inputs, const Tensors& outputs) {
         for (const char* name : {"coefficients", "context", "modulation", "uncond_context",
                                  "uncond_modulation", "previous_denoised"}) {
             change += 0.03F * first(name);
+        }
+        // What a bundle may have besides; of a mask of layers, whether there is one, too.
+        for (const char* name : {"next_sigma", "skip_guidance", "mask", "source", "source_noise",
+                                 "adapter_scales", "layer_mask"}) {
+            if (bytes_of(inputs, name) != 0) change += 0.02F + 0.03F * first(name);
         }
         for (std::size_t k = 0; k < each; ++k) {
             next[i * each + k] = floats(latents)[i * each + k] + change;

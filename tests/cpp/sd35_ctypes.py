@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -56,6 +56,14 @@ class LoadOptions(Structure):
     )  # fmt: skip
 
 
+class AdapterUse(Structure):
+    _fields_ = (("name", c_char_p), ("scale", c_double))
+
+
+class Mix(Structure):
+    _fields_ = (("uses", POINTER(AdapterUse)), ("count", c_size_t))
+
+
 class RequestFields(Structure):
     _fields_ = (
         ("size", c_size_t),
@@ -70,6 +78,11 @@ class RequestFields(Structure):
         ("prompts_3", POINTER(Text)), ("prompt_3_count", c_size_t),
         ("negatives_2", POINTER(Text)), ("negative_2_count", c_size_t),
         ("negatives_3", POINTER(Text)), ("negative_3_count", c_size_t), ("weighting", c_int64),
+        ("mask", POINTER(c_uint8)), ("mask_width", c_uint32), ("mask_height", c_uint32),
+        ("paste", c_int64),
+        ("skip_guidance_layers", POINTER(c_int64)), ("skip_guidance_layer_count", c_size_t),
+        ("skip_layer_guidance_scale", c_double), ("skip_layer_guidance_start", c_double),
+        ("skip_layer_guidance_stop", c_double), ("mixes", POINTER(Mix)), ("mix_count", c_size_t),
     )  # fmt: skip
 
 
@@ -200,6 +213,12 @@ def values(fields: Structure) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in got.items()}
 
 
+def _mixes(mixes: Mapping[str, float] | Sequence[Mapping[str, float]]) -> tuple[Any, int]:
+    some = [mixes] if isinstance(mixes, Mapping) else list(mixes)
+    uses = [(AdapterUse * len(m))(*(AdapterUse(n.encode(), s) for n, s in m.items())) for m in some]
+    return (Mix * len(some))(*(Mix(own, len(own)) for own in uses)), len(some)
+
+
 #: Argument → the fields of how many texts, and of these.
 _OTHER_TEXTS = {
     f"{kind}_{number}": (f"{kind}_{number}_count", f"{kind}s_{number}")
@@ -227,6 +246,9 @@ class Asked:
         size: tuple[int, int] | None = None,
         image: np.ndarray | None = None,
         sampler: str | None = None,
+        mask: np.ndarray | None = None,
+        skip_guidance_layers: Sequence[int] | None = None,
+        adapters: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
         callback: Callable[[StepView], bool | None] | None = None,
         **more: Any,
     ) -> None:
@@ -251,6 +273,16 @@ class Asked:
             self._image = np.ascontiguousarray(image)
             fields.image = self._image.ctypes.data_as(POINTER(c_uint8))
             fields.image_height, fields.image_width = image.shape[:2]
+        if mask is not None:
+            self._mask = np.ascontiguousarray(mask)
+            fields.mask = self._mask.ctypes.data_as(POINTER(c_uint8))
+            fields.mask_height, fields.mask_width = mask.shape
+        if skip_guidance_layers is not None:
+            layers = list(skip_guidance_layers)
+            fields.skip_guidance_layers = (c_int64 * max(len(layers), 1))(*layers)
+            fields.skip_guidance_layer_count = len(layers)
+        if adapters is not None:
+            fields.mixes, fields.mix_count = _mixes(adapters)
         if sampler is not None:
             fields.sampler = sampler.encode()
         for name, value in more.items():
@@ -300,6 +332,9 @@ class Pipe:
 
     def check(self, prompt: Any, **arguments: Any) -> None:
         self.call("check", byref(Asked(self.library, prompt, **arguments).fields))
+
+    def load_adapter(self, name: str, path: Path | str) -> None:
+        self.call("load_adapter", name.encode(), str(path).encode())
 
     def joins(self, one: Asked, other: Asked) -> bool:
         joins = c_int()

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cpp_build import BUNDLES, CASES, ROOT, built, run_program
 
+from sd35_trt.formats.adapter import Adapter, AdapterLayer, adapter_slots, write_adapter
+from sd35_trt.formats.bundle import Bundle
 from sd35_trt.runtime import Pipeline, Result
 from sd35_trt.runtime.job import Job
 
@@ -31,10 +33,31 @@ def arguments(request: dict[str, Any]) -> dict[str, Any]:
         own["seed"] = own.pop("seeds")
     if "image" in own:
         own["image"] = picture(*own["image"])
-    for name in _TEXTS:
+    if "mask" in own:
+        y, x = np.indices(own["image"].shape[:2])
+        own["mask"] = ((x + y + own["mask"]) % 256).astype(np.uint8)
+    for name in (*_TEXTS, "adapters"):
         if len(own.get(name, [])) == 1:
             [own[name]] = own[name]
     return own
+
+
+def make_adapters(bundle: Path, folder: Path) -> list[Path]:
+    """What the cases call ``style``, ``subject`` and ``shape``."""
+    slots = adapter_slots(Bundle.open(bundle).manifest)
+    kinds = {"style": (4, ""), "subject": (3, "text_encoder"), "shape": (9, "transformer")}
+    paths = []
+    for seed, (name, (rank, part)) in enumerate(kinds.items() if slots else ()):
+        noise = np.random.default_rng(seed)
+        layers = {}
+        for layer, slot in slots.items():
+            shapes = (rank, slot.shape[0]), (slot.shape[1], rank)
+            down, up = (noise.standard_normal(s).astype(np.float32) * 0.1 for s in shapes)
+            if layer.startswith(part):
+                layers[layer] = AdapterLayer(down, up)
+        paths.append(folder / f"{name}.safetensors")
+        write_adapter(paths[-1], Adapter(layers, f"{seed}" * 64))
+    return paths
 
 
 def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
@@ -49,8 +72,11 @@ def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
 def test_the_cases_are_equal(name: str, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle(**BUNDLES[name])
     program = built() / "tests" / "conformance"
-    run_program(program, ROOT / "cpp/tests/cases.json", name, bundle, tmp_path)
+    adapters = make_adapters(bundle, tmp_path)
+    run_program(program, ROOT / "cpp/tests/cases.json", name, bundle, tmp_path, *adapters)
     with Pipeline.load(bundle, threads=1) as pipe:
+        for path in adapters:
+            pipe.load_adapter(path.stem, path)
         for number, case in enumerate(CASES):
             if case["bundle"] != name:
                 continue
@@ -83,7 +109,11 @@ def test_the_cases_hold_what_they_promise() -> None:
     assert {1, 3} <= {request.get("batch", 1) for request in requests}
     assert {None, "dpmpp-2m"} <= {request.get("sampler") for request in requests}
     assert len({request.get("t5_tokens") for request in requests}) >= 3
-    for field in ("image", "negative", "guidance", "shift", "size", "seeds", "weighting", *_TEXTS):
+    fields = (
+        "image", "negative", "guidance", "shift", "size", "seeds", "weighting", "mask", "paste",
+        "skip_guidance_layers", "adapters", *_TEXTS,
+    )  # fmt: skip
+    for field in fields:
         assert any(field in request for request in requests), field
     names = [case["name"] for case in CASES]
     assert len(set(names)) == len(names)

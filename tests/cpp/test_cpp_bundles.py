@@ -147,10 +147,10 @@ def test_an_engine_of_other_shapes_than_the_manifest_says(
 
 def test_what_is_required_has_to_be_known(lib: Library, tiny_bundle: Path, tmp_path: Path) -> None:
     root = _copy(tiny_bundle, tmp_path / "bundle")
-    _change(root, lambda d: d.update(requires=["adapters"]))
+    _change(root, lambda d: d.update(requires=["adapters", "control"]))
     message = refusal(lib, root)
     assert message.endswith(
-        "requires 'adapters', which this version does not know — upgrade libsd35"
+        "requires 'control', which this version does not know — upgrade libsd35"
     )
     _change(root, lambda d: d.update(format=3))
     assert "has format 3, this version reads 1 and 2 — upgrade libsd35" in refusal(lib, root)

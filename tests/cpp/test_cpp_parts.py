@@ -82,9 +82,9 @@ def marked_texts(count: int, seed: int) -> Iterator[str]:
     """Texts with marks of weights, whole and broken."""
     generator = random.Random(seed)
     pieces = (
-        "(", "(", "(a", "((ring", "(a b", ")", ":", ":1.3", ":1.3)", ":-.5)", ": 2. )", ":+1e-1)", ":nan)", ":1e3)", ":0x1)",
-        ":1_0)", ":1e)", ":.)", ":\u0661)", ":9" + "9" * 400 + ")", ":1e-400)", "\\(", "\\)", "\\", "\0",
-        "<", ">", "a", "red ring", "ü", "\U0001f308", " ",
+        "(", "(", "(a", "((ring", "(a b", ")", ":", ":1.3", ":1.3)", ":-.5)", ": 2. )", ":+1e-1)",
+        ":nan)", ":1e3)", ":0x1)", ":1_0)", ":1e)", ":.)", ":\u0661)", ":9" + "9" * 400 + ")",
+        ":1e-400)", "\\(", "\\)", "\\", "\0", "<", ">", "a", "red ring", "ü", "\U0001f308", " ",
     )  # fmt: skip
     for _ in range(count):
         yield "".join(generator.choices(pieces, k=generator.randrange(12)))

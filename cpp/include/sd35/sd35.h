@@ -122,11 +122,23 @@ typedef struct sd35_bundle_info {
     double default_guidance;
     double default_shift;
     const char *default_sampler;
+    uint32_t inpainting;   /* other than 0: it takes masks */
+    uint32_t skip_layers;  /* blocks that skip-layer guidance can leave out; 0 where it cannot */
+    uint32_t adapter_rank; /* of the adapters of one run together; 0 where it takes none */
+    uint32_t reserved;
 } sd35_bundle_info;
 
 /* `info->size` is set by the caller. */
 SD35_API sd35_status sd35_pipeline_info(const sd35_pipeline *pipeline, sd35_bundle_info *info,
                                         sd35_error **error);
+
+/* Knows an adapter by a name, in place of another of that name. `path` is of a file that
+ * "sd35-trt adapter convert" wrote. No engine loads for it. */
+SD35_API sd35_status sd35_pipeline_load_adapter(sd35_pipeline *pipeline, const char *name,
+                                                const char *path, sd35_error **error);
+/* Forgets an adapter's name. */
+SD35_API sd35_status sd35_pipeline_unload_adapter(sd35_pipeline *pipeline, const char *name,
+                                                  sd35_error **error);
 
 /* How many anomalous images there were, the fallback's included. */
 SD35_API uint64_t sd35_pipeline_anomalies(const sd35_pipeline *pipeline);
@@ -150,6 +162,19 @@ typedef struct sd35_step {
 
 /* Returns 0 to go on, anything else to cancel the request. */
 typedef int (*sd35_callback)(const sd35_step *step, void *user);
+
+/* How much an image has of an adapter: a name of sd35_pipeline_load_adapter or the path of a file,
+ * and a scale from -100 to 100. */
+typedef struct sd35_adapter_use {
+    const char *name;
+    double scale;
+} sd35_adapter_use;
+
+/* The adapters of an image. */
+typedef struct sd35_mix {
+    const sd35_adapter_use *uses;
+    size_t count;
+} sd35_mix;
 
 typedef struct sd35_request {
     size_t size;
@@ -192,9 +217,24 @@ typedef struct sd35_request {
     const sd35_text *negatives_3;
     size_t negative_3_count;
     int64_t weighting; /* other than 0: (text:1.3) in a prompt is a part with this weight */
+    /* Which pixels of the image are drawn anew, those of 128 and more: uint8
+     * [mask_height, mask_width], of the image's size; NULL is all. */
+    const uint8_t *mask;
+    uint32_t mask_width;
+    uint32_t mask_height;
+    int64_t paste; /* other than 0: the other pixels are the image's own in the end */
+    /* Blocks that skip-layer guidance leaves out; NULL is without. */
+    const int64_t *skip_guidance_layers;
+    size_t skip_guidance_layer_count;
+    double skip_layer_guidance_scale; /* -100 to 100 */
+    double skip_layer_guidance_start; /* fractions of the steps between which it counts */
+    double skip_layer_guidance_stop;
+    /* What the images have of adapters: none, one mix for all, or one for each image. */
+    const sd35_mix *mixes;
+    size_t mix_count;
 } sd35_request;
 
-/* One image, strength 0.6; all else is left to the bundle. */
+/* One image, strength 0.6, skip-layer guidance 2.8 from 0.01 to 0.2; all else is left to the bundle. */
 SD35_API void sd35_request_init(sd35_request *request);
 
 /* Checks a request without drawing it. */
@@ -206,7 +246,7 @@ SD35_API sd35_status sd35_pipeline_generate(sd35_pipeline *pipeline, const sd35_
                                             sd35_result **result, sd35_error **error);
 
 /* Whether two requests can be drawn in one run: they agree in size, steps, shift, sampler and text
- * length, and start from noise. `joins` becomes 1 or 0. */
+ * length, start from noise, and their adapters fit together. `joins` becomes 1 or 0. */
 SD35_API sd35_status sd35_pipeline_joins(const sd35_pipeline *pipeline, const sd35_request *one,
                                          const sd35_request *other, int *joins,
                                          sd35_error **error);

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -111,6 +112,24 @@ struct Picture {
     std::vector<std::uint8_t> pixels;
 };
 
+// Which pixels of a picture are drawn anew: those of 128 and more; row-major, of its size.
+struct Mask {
+    std::uint32_t width;
+    std::uint32_t height;
+    std::vector<std::uint8_t> pixels;
+};
+
+// Away from what the model draws without some of its blocks.
+struct SkipLayerGuidance {
+    std::vector<std::int64_t> layers;
+    double scale = 2.8;
+    double start = 0.01;  // fractions of the steps between which it counts
+    double stop = 0.2;
+};
+
+// How much an image has of each adapter: names of Pipeline::load_adapter, or paths of files.
+using Mix = std::map<std::string, double>;
+
 // What is to be drawn; what is not set is left to the bundle.
 struct Request {
     Request() = default;
@@ -136,6 +155,10 @@ struct Request {
     std::vector<std::string> negatives_2;
     std::vector<std::string> negatives_3;
     bool weighting = false;  // (text:1.3) in a prompt is a part with this weight
+    std::optional<Mask> mask;
+    bool paste = false;  // pixels outside of the mask are the image's own in the end
+    std::optional<SkipLayerGuidance> skip_layers;
+    std::vector<Mix> adapters;  // none, one mix for all, or one per image
 };
 
 struct Anomaly {
@@ -293,6 +316,20 @@ class Pipeline {
         return info;
     }
 
+    // Knows an adapter by a name; `path` is of a file that "sd35-trt adapter convert" wrote.
+    void load_adapter(const std::string& name, const std::string& path) {
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_load_adapter(handle_.get(), name.c_str(), path.c_str(), error);
+        });
+    }
+
+    // Forgets an adapter's name.
+    void unload_adapter(const std::string& name) {
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_unload_adapter(handle_.get(), name.c_str(), error);
+        });
+    }
+
     // Checks a request without drawing it.
     void check(const Request& request) const {
         const Asked asked(request);
@@ -397,6 +434,9 @@ class Pipeline {
             fields_.batch = request.batch;
             set_numbers();
             if (request.image) set_image(*request.image);
+            if (request.mask) set_mask(*request.mask);
+            if (request.skip_layers) set_skip_layers(*request.skip_layers);
+            set_adapters();
             if (request.callback) {
                 fields_.callback = &Asked::after_step;
                 fields_.callback_user = this;
@@ -428,6 +468,7 @@ class Pipeline {
             set(request_.negatives_2, fields_.negatives_2, fields_.negative_2_count);
             set(request_.negatives_3, fields_.negatives_3, fields_.negative_3_count);
             fields_.weighting = request_.weighting ? 1 : 0;
+            fields_.paste = request_.paste ? 1 : 0;
         }
 
         void set(const std::vector<std::string>& strings, const sd35_text*& data,
@@ -459,6 +500,35 @@ class Pipeline {
             fields_.image_height = image.height;
         }
 
+        void set_mask(const Mask& mask) {
+            if (mask.pixels.size() != std::size_t{mask.width} * mask.height) {
+                throw Error(SD35_USAGE, "mask has not one byte for each of its pixels");
+            }
+            fields_.mask = mask.pixels.data();
+            fields_.mask_width = mask.width;
+            fields_.mask_height = mask.height;
+        }
+
+        void set_skip_layers(const SkipLayerGuidance& skip) {
+            static constexpr std::int64_t nothing = 0;  // an empty list has an address, too
+            fields_.skip_guidance_layers = skip.layers.empty() ? &nothing : skip.layers.data();
+            fields_.skip_guidance_layer_count = skip.layers.size();
+            fields_.skip_layer_guidance_scale = skip.scale;
+            fields_.skip_layer_guidance_start = skip.start;
+            fields_.skip_layer_guidance_stop = skip.stop;
+        }
+
+        void set_adapters() {
+            for (const Mix& mix : request_.adapters) {
+                std::vector<sd35_adapter_use> uses;
+                for (const auto& [name, scale] : mix) uses.push_back({name.c_str(), scale});
+                uses_.push_back(std::move(uses));
+                mixes_.push_back({uses_.back().data(), uses_.back().size()});
+            }
+            fields_.mixes = mixes_.data();
+            fields_.mix_count = mixes_.size();
+        }
+
         // An exception must not pass through C.
         static int after_step(const sd35_step* step, void* user) noexcept {
             auto* own = static_cast<Asked*>(user);
@@ -475,7 +545,10 @@ class Pipeline {
         }
 
         const Request& request_;
-        std::vector<std::vector<sd35_text>> texts_;  // what the fields point to
+        // What the fields point to.
+        std::vector<std::vector<sd35_text>> texts_;
+        std::vector<std::vector<sd35_adapter_use>> uses_;
+        std::vector<sd35_mix> mixes_;
         std::exception_ptr thrown_;
         sd35_request fields_;
     };

@@ -82,7 +82,27 @@ sd35_status sd35_pipeline_info(const sd35_pipeline* pipeline, sd35_bundle_info* 
         own.default_guidance = defaults.guidance;
         own.default_shift = manifest.shift;
         own.default_sampler = defaults.sampler.c_str();
+        own.inpainting = manifest.inpainting ? 1 : 0;
+        own.skip_layers = narrow(libsd35::layer_count(manifest).value_or(0));
+        const auto& ranks = manifest.adapter_ranks;
+        own.adapter_rank = ranks.empty() ? 0 : narrow(ranks.back());
         give(info, own, "info");
+    });
+}
+
+sd35_status sd35_pipeline_load_adapter(sd35_pipeline* pipeline, const char* name, const char* path,
+                                       sd35_error** error) {
+    return guarded(error, [&] {
+        require(pipeline, "pipeline");
+        pipeline->pipeline.adapters().load(name, path);
+    });
+}
+
+sd35_status sd35_pipeline_unload_adapter(sd35_pipeline* pipeline, const char* name,
+                                         sd35_error** error) {
+    return guarded(error, [&] {
+        require(pipeline, "pipeline");
+        pipeline->pipeline.adapters().unload(name);
     });
 }
 

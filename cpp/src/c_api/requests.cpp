@@ -53,6 +53,9 @@ void sd35_request_init(sd35_request* request) {
     request->height = SD35_UNSET;
     request->t5_tokens = SD35_UNSET;
     request->strength = 0.6;
+    request->skip_layer_guidance_scale = 2.8;
+    request->skip_layer_guidance_start = 0.01;
+    request->skip_layer_guidance_stop = 0.2;
 }
 
 sd35_status sd35_pipeline_check(const sd35_pipeline* pipeline, const sd35_request* request,
@@ -69,7 +72,8 @@ sd35_status sd35_pipeline_joins(const sd35_pipeline* pipeline, const sd35_reques
         require(pipeline, "pipeline");
         require(joins, "joins");
         const libsd35::Request first = pipeline->pipeline.request(own_request(one));
-        *joins = first.joins(pipeline->pipeline.request(own_request(other))) ? 1 : 0;
+        const libsd35::Request second = pipeline->pipeline.request(own_request(other));
+        *joins = pipeline->pipeline.joins(first, second) ? 1 : 0;
     });
 }
 
