@@ -2,10 +2,12 @@
 // standard input, writes another to the standard output.
 //
 //     probe plan      [{"engines": [...], "budget": N or null, "reserve": N}, ...] → plans
-//     probe tokens    {"bundle": PATH, "tokenizer": NAME, "length": N, "texts": [...]} → ids,
-//     counts probe weights   [text, ...] → parts and their weights, or why there are none probe
-//     noise     {"seed": N, "count": N} → values probe half      [bits of float32, ...] → bits of
-//     float16
+//     probe tokens    {"bundle": PATH, "tokenizer": NAME, "length": N, "texts": [...]}
+//                     → ids, counts
+//     probe weights   [text, ...] → parts and their weights, or why there are none
+//     probe adapters  [PATH, ...] → the rank of each, or why it is none
+//     probe noise     {"seed": N, "count": N} → values
+//     probe half      [bits of float32, ...] → bits of float16
 //     probe backends  {} → for each kind of engine, what the planner has to know of it
 #include <cstring>
 #include <functional>
@@ -15,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter.hpp"
 #include "backends.hpp"
 #include "bundle.hpp"
 #include "error.hpp"
@@ -96,6 +99,19 @@ json weights(const json& asked) {
     return result;
 }
 
+// Of each file the rank, or why it is none.
+json adapters(const json& asked) {
+    json result = json::array();
+    for (const json& path : asked) {
+        try {
+            result.push_back(libsd35::read_adapter(path.get<std::string>()).rank());
+        } catch (const libsd35::Error& error) {
+            result.push_back(error.message());
+        }
+    }
+    return result;
+}
+
 json noise(const json& asked) {
     std::vector<float> values(asked.at("count").get<std::size_t>());
     libsd35::fill_noise(values.data(), values.size(), asked.at("seed").get<std::uint64_t>());
@@ -128,11 +144,11 @@ json half(const json& asked) {
 
 int main(int count, char** arguments) {
     const std::map<std::string, std::function<json(const json&)>> parts{
-        {"plan", plan},   {"tokens", tokens}, {"weights", weights},
+        {"plan", plan},   {"tokens", tokens}, {"weights", weights},      {"adapters", adapters},
         {"noise", noise}, {"half", half},     {"backends", backend_rows}};
     const auto part = parts.find(count == 2 ? arguments[1] : "");
     if (part == parts.end()) {
-        std::cerr << "usage: probe plan|tokens|weights|noise|half|backends\n";
+        std::cerr << "usage: probe plan|tokens|weights|adapters|noise|half|backends\n";
         return 2;
     }
     try {

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpp_adapters import adapters_of_the_cases
 from cpp_build import BUNDLES, CASES, ROOT, built, run_program
 
-from sd35_trt.formats.adapter import Adapter, AdapterLayer, adapter_slots, write_adapter
-from sd35_trt.formats.bundle import Bundle
 from sd35_trt.runtime import Pipeline, Result
 from sd35_trt.runtime.job import Job
 
@@ -42,24 +41,6 @@ def arguments(request: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def make_adapters(bundle: Path, folder: Path) -> list[Path]:
-    """What the cases call ``style``, ``subject`` and ``shape``."""
-    slots = adapter_slots(Bundle.open(bundle).manifest)
-    kinds = {"style": (4, ""), "subject": (3, "text_encoder"), "shape": (9, "transformer")}
-    paths = []
-    for seed, (name, (rank, part)) in enumerate(kinds.items() if slots else ()):
-        noise = np.random.default_rng(seed)
-        layers = {}
-        for layer, slot in slots.items():
-            shapes = (rank, slot.shape[0]), (slot.shape[1], rank)
-            down, up = (noise.standard_normal(s).astype(np.float32) * 0.1 for s in shapes)
-            if layer.startswith(part):
-                layers[layer] = AdapterLayer(down, up)
-        paths.append(folder / f"{name}.safetensors")
-        write_adapter(paths[-1], Adapter(layers, f"{seed}" * 64))
-    return paths
-
-
 def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
     jobs = [Job(pipe.request(**arguments(request))) for request in requests]
     pipe.draw(jobs)
@@ -72,7 +53,7 @@ def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
 def test_the_cases_are_equal(name: str, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle(**BUNDLES[name])
     program = built() / "tests" / "conformance"
-    adapters = make_adapters(bundle, tmp_path)
+    adapters = adapters_of_the_cases(bundle, tmp_path)
     run_program(program, ROOT / "cpp/tests/cases.json", name, bundle, tmp_path, *adapters)
     with Pipeline.load(bundle, threads=1) as pipe:
         for path in adapters:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cpp_build import ROOT, built, run_program
+from cpp_adapters import DAMAGED, adapters_of_the_cases
+from cpp_build import BUNDLES, ROOT, built, run_program
 
 from sd35_trt.runtime import Pipeline
 
@@ -30,12 +33,28 @@ def test_no_race(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.nightly
 def test_no_undefined_behaviour(
-    mini_bundle: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mini_bundle: Path,
+    tiny_bundle: Path,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     build = built("asan")
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=1:strict_string_checks=1")
     run_program(build / "tests" / "units")
     run_program(build / "tests" / "stress", tiny_bundle)
     cases = ROOT / "cpp/tests/cases.json"
-    run_program(build / "tests" / "conformance", cases, "fp32", mini_bundle, tmp_path)
-    assert any(os.scandir(tmp_path))
+    everything = make_bundle(**BUNDLES["everything"])
+    adapters = adapters_of_the_cases(everything, tmp_path)
+    for name, bundle, own in (("fp32", mini_bundle, []), ("everything", everything, adapters)):
+        out = tmp_path / name
+        out.mkdir()
+        run_program(build / "tests" / "conformance", cases, name, bundle, out, *own)
+        assert any(os.scandir(out))
+    for number, (content, _) in enumerate(DAMAGED.values()):
+        (tmp_path / str(number)).write_bytes(content)
+    paths = json.dumps([str(tmp_path / str(number)) for number in range(len(DAMAGED))])
+    refusals = json.loads(run_program(build / "tests" / "probe", "adapters", text=paths))
+    assert len(refusals) == len(DAMAGED)
+    weights = json.dumps(["(" * 10_000, "(a:1)" * 500, "((a):1e999)", "\\\\(" * 99])
+    run_program(build / "tests" / "probe", "weights", text=weights)
