@@ -18,6 +18,9 @@ from sd35_trt.runtime.job import Job
 # Of which one stands for all.
 _TEXTS = ("negative", "prompt_2", "prompt_3", "negative_2", "negative_3")
 
+# Bundles that no other daily test builds.
+_SLOW = ("adapted fp8",)
+
 
 def picture(width: int, height: int) -> np.ndarray:
     """What the cases call ``image``."""
@@ -49,7 +52,10 @@ def draw(pipe: Pipeline, requests: list[dict[str, Any]]) -> list[Result]:
     return results
 
 
-@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.nightly] * (name in _SLOW)) for name in BUNDLES],
+)
 def test_the_cases_are_equal(name: str, make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle(**BUNDLES[name])
     program = built() / "tests" / "conformance"
