@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,12 +232,19 @@ class AdapterFeeder:
     Args:
         bundle: that takes them, or none.
         device: of its engines.
-        cache_bytes: of the matrices that stay.
+        before_change: within a budget, called before the matrices of the last run make room for
+            others': what still reads them is to forget them. None keeps those of the latest runs.
     """
 
     def __init__(
-        self, bundle: Bundle, device: Device, cache_bytes: int = ADAPTER_CACHE_BYTES
+        self,
+        bundle: Bundle,
+        device: Device,
+        before_change: Callable[[], None] | None = None,
+        cache_bytes: int = ADAPTER_CACHE_BYTES,
     ) -> None:
+        self._before_change = before_change
+        self._latest: AdapterInputs | None = None
         self._manifest = bundle.manifest
         self._device = device
         self._slots = adapter_slots(bundle.manifest)
@@ -257,6 +264,10 @@ class AdapterFeeder:
         own = self._manifest.component(component)
         if own is None or not own.adapters:
             return {}
+        if self._before_change is not None and inputs != self._latest:
+            self._before_change()
+            self._stacks.clear()
+            self._latest = inputs
         key = (component, inputs.rank, inputs.adapters)
         stacks = self._stacks.get(key)
         if stacks is None:

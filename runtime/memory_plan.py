@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
+
+import numpy as np
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.components import control_name, runs_every_step
@@ -43,7 +46,7 @@ class MemoryPlanner:
             dims: sizes of dynamic dimensions of the components; those left out count as least.
             nets: ControlNets that run; what the others take is not planned.
         """
-        return plan_residency(self._engines(dims, nets), self._budget, self._reserve)
+        return plan_residency(self._engines(dims, nets), self._budget, self._reserve(dims))
 
     def plan_within_budget(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> Residency:
         """As :meth:`plan`.
@@ -53,7 +56,8 @@ class MemoryPlanner:
         """
         plan = self.plan(dims, nets)
         if self._budget is not None and not plan.fits:
-            smallest = plan_residency(self._engines(dims, nets), 0, self._reserve).peak_bytes
+            engines = self._engines(dims, nets)
+            smallest = plan_residency(engines, 0, self._reserve(dims)).peak_bytes
             raise OutOfMemory(
                 f"{self._bundle.root} does not fit in {format_memory(self._budget)} at this size",
                 f"the smallest vram_budget for it is {format_memory(_round_up(smallest))}"
@@ -65,9 +69,10 @@ class MemoryPlanner:
         """Memory that a component's weights take as a whole."""
         return (self._on_gpu and component.allocated_bytes) or component.weight_bytes
 
-    @property
-    def _reserve(self) -> int:
-        return self._backend.context_bytes if self._on_gpu else 0
+    def _reserve(self, dims: Mapping[str, int]) -> int:
+        """What is in memory besides engines: the backend's own, and adapters."""
+        adapters = sum(adapter_bytes(c, dims.get("rank", 1)) for c in self._components.values())
+        return adapters + (self._backend.context_bytes if self._on_gpu else 0)
 
     def _engines(self, dims: Mapping[str, int], nets: Collection[str]) -> list[Footprint]:
         steps = self._bundle.manifest.defaults.steps
@@ -99,6 +104,13 @@ class MemoryPlanner:
         if on_request and not any(can_stream(self._bundle, c) for c in self._components.values()):
             return ", or less if it is built with: --weight-streaming"
         return ""
+
+
+def adapter_bytes(component: Component, rank: int) -> int:
+    """Bytes of the matrices that a component takes of adapters of together this rank, padded."""
+    names = {name for group in component.adapters for name in (group.down, group.up)}
+    ports = (port for port in component.inputs if port.name in names)
+    return sum(math.prod(port.resolve(rank=rank)) * np.dtype(port.dtype).itemsize for port in ports)
 
 
 def _round_up(count: int) -> int:

@@ -81,7 +81,11 @@ class Renderer:
             self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
             opened.callback(self.engines.release)
             self._runner = ComponentRunner(bundle, self._device, self.engines)
-            self._feeder = AdapterFeeder(bundle, self._device)
+            self._loop = DenoiseLoop(self._device)
+            opened.callback(self._loop.close)
+            self.engines.before_close("denoiser", self._loop.forget)
+            within = None if vram_budget is None else self._loop.forget
+            self._feeder = AdapterFeeder(bundle, self._device, within)
             opened.callback(self._feeder.clear)
             self._text = TextEncoder(bundle, self._runner, self._feeder, prompt_cache)
             opened.callback(self._text.clear)
@@ -89,9 +93,6 @@ class Renderer:
                 self._device, self.engines, self._runner, self._train_timesteps
             )
             self._vae = Autoencoder(self._device, self._runner, self._manifest)
-            self._loop = DenoiseLoop(self._device)
-            opened.callback(self._loop.close)
-            self.engines.before_close("denoiser", self._loop.forget)
             self.fit(least_request(self._manifest))
             opened.callback(self._device.activate)
             self._open = opened.pop_all()

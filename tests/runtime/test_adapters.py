@@ -30,6 +30,7 @@ from sd35_trt.mini import checkpoint_path
 from sd35_trt.quality.reference import HALF, open_reference
 from sd35_trt.runtime import Pipeline, PipelinePool
 from sd35_trt.runtime.job import Job, Result
+from sd35_trt.runtime.memory_plan import adapter_bytes
 
 RANK = 32
 PROMPT = "a small red circle to the left of a large blue square"
@@ -255,6 +256,43 @@ def test_where_work_is_queued(
             ours, theirs = (pipe.generate(PROMPT, **request) for pipe in (gpu, cpu))
             assert np.array_equal(ours.latents, theirs.latents)
     assert ("cudaGraphLaunch" in fake.calls) == recordable
+
+
+def test_within_a_budget_the_matrices_are_counted(
+    bundle: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the last run alone stay, also where recorded graphs read them."""
+    fake = install_fake(monkeypatch)
+
+    def open_session(own: Any, component: Any, device: Any, options: Any) -> QueuedSession:
+        session = QueuedSession(fake, own, component, device)
+        session.recordable = True
+        return session
+
+    def matrices(rank: int) -> int:
+        components = Bundle.open(bundle).manifest.components
+        return sum(adapter_bytes(component, rank) for component in components)
+
+    opened = {"open_session": open_session, "device": "cuda"}
+    with Pipeline(Bundle.open(bundle), vram_budget=1 << 40, **opened) as pipe:
+        for name, path in adapters.items():
+            pipe.load_adapter(name, path)
+        planned, held = [], []
+        for mix in ({}, {"style": 0.5}, {"shape": 0.3, "subject": 1.0}, {"style": 1.0}):
+            pipe.generate(PROMPT, **{**QUICK, "steps": 5}, adapters=mix)
+            renderer = pipe._renderer
+            planned.append(renderer.engines.memory().planned_peak)
+            held.append(renderer._feeder._stacks.nbytes)
+            assert len(renderer._loop._recorded) == 1
+    # Padded to 16 and to 32 columns; what is planned for is the most there was.
+    assert held == [matrices(1), matrices(16), matrices(32), matrices(16)]
+    assert planned[1] - planned[0] == matrices(16) - matrices(1)
+    assert planned[2] - planned[1] == matrices(32) - matrices(16)
+    with Pipeline(Bundle.open(bundle), vram_budget=planned[1], **opened) as pipe:
+        pipe.load_adapter("shape", adapters["shape"])
+        pipe.load_adapter("subject", adapters["subject"])
+        pipe.generate(PROMPT, **QUICK, adapters={"shape": 1.0})
+        assert pipe.memory().planned_peak <= planned[1]
 
 
 # What is refused.
