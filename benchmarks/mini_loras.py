@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,34 @@ def mean_with_interval(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(mean), "low": float(mean - margin), "high": float(mean + margin)}
 
 
+def differences(right: Mapping[str, Sequence[bool]]) -> np.ndarray:
+    """What FP8 gains, caption by caption: -1, 0 or 1, float [n]."""
+    return np.subtract(right["fp8"], right["half"], dtype=float)
+
+
+def row(right: Mapping[str, Sequence[bool]], first: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Whole scenes of each policy, FP8's difference, and how far it is from that of a first mix."""
+    against = differences(right) - differences(first)
+    return {
+        **{policy: asdict(share(sum(own), len(own))) for policy, own in right.items()},
+        "difference": asdict(paired_difference(right["half"], right["fp8"])),
+        "difference against the first's": mean_with_interval(against),
+    }
+
+
+def cells(figures: Mapping[str, Any]) -> list[str]:
+    """Of a row of the table."""
+    shares = [f"{figures[policy]['value']:.1%}" for policy in _POLICIES]
+    own, against = figures["difference"], figures["difference against the first's"]
+    return [
+        *shares,
+        f"{own['difference']:+.1%} ({own['low']:+.1%} to {own['high']:+.1%})",
+        f"{against['mean']:+.1%} ({against['low']:+.1%} to {against['high']:+.1%})",
+    ]
+
+
 @click.command()
-@click.option("--captions", default=500, show_default=True, type=click.IntRange(1))
+@click.option("--captions", default=500, show_default=True, type=click.IntRange(2))
 @click.option("--mix", "mixes", multiple=True, default=_MIXES, show_default=True,
               type=click.Choice(_MIXES), help="The first is compared with.")  # fmt: skip
 @click.option("--steps", default=28, show_default=True, type=click.IntRange(1))
@@ -92,31 +118,19 @@ def main(captions: int, mixes: tuple[str, ...], steps: int, work: Path, out: Pat
     """Draw with LoRAs in half precision and FP8, and print what share of the scenes is right."""
     work.mkdir(parents=True, exist_ok=True)
     pipes = {policy: open_pipeline(policy, work) for policy in _POLICIES}
-    rows: dict[str, dict[str, Any]] = {}
-    first: np.ndarray | None = None
-    table = Table("LoRAs", *_POLICIES, "difference", "against the first's")
+    right: dict[str, dict[str, list[bool]]] = {}
     for mix in mixes:
         loras = [] if mix == _NONE else mix.split("+")
         whole = -(-captions // _BATCH) * _BATCH
         shown = examples([LORAS[name] for name in loras], whole, "heldout")
-        right = {}
+        right[mix] = {}
         for policy, pipe in pipes.items():
             images = draw(pipe, loras, shown, steps, work)[:captions]
-            right[policy] = [v.whole for v in score(images, shown[:captions]).verdicts]
-        lost = np.subtract(right["fp8"], right["half"], dtype=float)
-        first = lost if first is None else first
-        rows[mix] = {
-            **{policy: asdict(share(sum(own), captions)) for policy, own in right.items()},
-            "difference": asdict(paired_difference(right["half"], right["fp8"])),
-            "difference against the first's": mean_with_interval(lost - first),
-        }
-        against = rows[mix]["difference against the first's"]
-        table.add_row(
-            mix,
-            *(f"{rows[mix][policy]['value']:.1%}" for policy in _POLICIES),
-            f"{rows[mix]['difference']['difference']:+.1%}",
-            f"{against['mean']:+.1%} ({against['low']:+.1%} to {against['high']:+.1%})",
-        )
+            right[mix][policy] = [v.whole for v in score(images, shown[:captions]).verdicts]
+    rows = {mix: row(own, right[mixes[0]]) for mix, own in right.items()}
+    table = Table("LoRAs", *_POLICIES, "difference", "against the first's")
+    for mix, figures in rows.items():
+        table.add_row(mix, *cells(figures))
     Console().print(table)
     if out:
         facts = {"captions": captions, "steps": steps, "mixes": rows}

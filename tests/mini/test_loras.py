@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from sd35_trt.checkpoints.adapter_file import AdapterFile
+from sd35_trt.checkpoints.model_options import Lora
+from sd35_trt.cli.options import LORA
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.formats.adapter import read_adapter
 from sd35_trt.mini import lora_paths
@@ -91,6 +93,8 @@ def test_the_files_are_small_half_precision_and_finite():
 
 def test_a_lora_is_named_as_the_model_is(tmp_path):
     assert AdapterFile(Path("mini:night")).path == lora_paths()["night"]
+    assert LORA.convert("mini:night", None, None) == Lora(Path("mini:night"))
+    assert LORA.convert("mini:night:0.5", None, None) == Lora(Path("mini:night"), 0.5)
     with pytest.raises(CheckpointError, match="mini has no LoRA 'dawn' — there are mini:moon and"):
         AdapterFile(Path("mini:dawn"))
     with pytest.raises(UsageError, match="adapter convert mini:night --for BUNDLE"):
