@@ -242,7 +242,7 @@ class _Watch:
 
 def by_libsd35(work: Work) -> Side:
     """libsd35, through its C functions."""
-    from sd35_ctypes import Library, Pipe
+    from sd35_ctypes import Library, Pipe  # type: ignore[import-not-found]
 
     os.environ["SD35_BACKENDS"] = str((work.build / "tests" / "observer").resolve())
     os.environ["SD35_OBSERVED"] = str(

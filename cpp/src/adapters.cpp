@@ -260,11 +260,13 @@ Buffer AdapterInputs::scales(const std::vector<Mix>& mixes, DType dtype) const {
     return values;
 }
 
-AdapterFeeder::AdapterFeeder(const Bundle& bundle, Device& device)
+AdapterFeeder::AdapterFeeder(const Bundle& bundle, Device& device,
+                             std::function<void()> before_change)
     : manifest_(bundle.manifest()),
       device_(device),
       slots_(adapter_slots(manifest_)),
-      stacks_(cache_bytes) {}
+      stacks_(cache_bytes),
+      before_change_(std::move(before_change)) {}
 
 Feed AdapterFeeder::ports(std::string_view component, const AdapterInputs& inputs,
                           const std::vector<Mix>& mixes) {
@@ -272,6 +274,11 @@ Feed AdapterFeeder::ports(std::string_view component, const AdapterInputs& input
     if (own == nullptr || own->adapters.empty()) return {};
     std::vector<std::uint64_t> numbers;
     for (const SharedAdapter& adapter : inputs.adapters) numbers.push_back(adapter->number);
+    if (std::pair run{inputs.rank, numbers}; before_change_ && run != latest_) {
+        before_change_();
+        stacks_.clear();
+        latest_ = std::move(run);
+    }
     const Key key{own->name, inputs.rank, numbers};
     std::shared_ptr<const Stacks> stacks = stacks_.get(key);
     if (stacks == nullptr) {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -96,7 +97,9 @@ struct AdapterInputs {
 // at a time.
 class AdapterFeeder {
   public:
-    AdapterFeeder(const Bundle& bundle, Device& device);
+    // Within a budget, `before_change` is called before the matrices of the last run make room for
+    // others': what still reads them is to forget them. None keeps those of the latest runs.
+    AdapterFeeder(const Bundle& bundle, Device& device, std::function<void()> before_change);
 
     // Inputs of a component by port, for samples of these mixes; none where it takes no adapters.
     // Throws Error.
@@ -117,6 +120,9 @@ class AdapterFeeder {
     Device& device_;
     AdapterSlots slots_;
     ByteCache<Key, Stacks> stacks_;
+    std::function<void()> before_change_;
+    // Columns and adapters of the last run.
+    std::pair<std::int64_t, std::vector<std::uint64_t>> latest_;
 };
 
 }  // namespace libsd35

@@ -55,6 +55,17 @@ std::uint64_t working_bytes(const Component& component, const Dims& dims) {
     return static_cast<std::uint64_t>(share * most);
 }
 
+std::uint64_t adapter_bytes(const Component& component, std::int64_t rank) {
+    std::uint64_t bytes = 0;
+    for (const AdapterGroup& group : component.adapters) {
+        for (const std::string& name : {group.down, group.up}) {
+            const Port& port = *component.input(name);
+            bytes += byte_count(port.resolve({{"rank", rank}}), port.dtype);
+        }
+    }
+    return bytes;
+}
+
 MemoryPlanner::MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<std::uint64_t> budget)
     : bundle_(bundle), backend_(backend_of(bundle)), on_gpu_(on_gpu), budget_(budget) {
     for (const std::string_view name : component_order) {
@@ -66,13 +77,13 @@ MemoryPlanner::MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<st
 
 MemoryPlan MemoryPlanner::plan(const Dims& dims) const {
     const std::vector<Footprint> engines = footprints(dims);
-    return by_component(engines, plan_residency(engines, budget_, reserve()));
+    return by_component(engines, plan_residency(engines, budget_, reserve(dims)));
 }
 
 MemoryPlan MemoryPlanner::plan_within_budget(const Dims& dims) const {
     MemoryPlan best = plan(dims);
     if (!budget_ || best.fits) return best;
-    const std::uint64_t smallest = plan_residency(footprints(dims), 0, reserve()).peak_bytes;
+    const std::uint64_t smallest = plan_residency(footprints(dims), 0, reserve(dims)).peak_bytes;
     throw Error(
         SD35_OUT_OF_MEMORY,
         bundle_.root().string() + " does not fit in " + format_memory(*budget_) + " at this size",
@@ -85,8 +96,14 @@ std::uint64_t MemoryPlanner::weight_bytes(const Component& component) const {
     return on_gpu_ && allocated != 0 ? allocated : component.weight_bytes;
 }
 
-std::uint64_t MemoryPlanner::reserve() const {
-    return on_gpu_ ? backend_.context_bytes : 0;
+// What is in memory besides engines: the backend's own, and adapters.
+std::uint64_t MemoryPlanner::reserve(const Dims& dims) const {
+    const auto rank = dims.find("rank");
+    std::uint64_t bytes = on_gpu_ ? backend_.context_bytes : 0;
+    for (const Component* component : components_) {
+        bytes += adapter_bytes(*component, rank == dims.end() ? 1 : rank->second);
+    }
+    return bytes;
 }
 
 std::vector<Footprint> MemoryPlanner::footprints(const Dims& dims) const {

@@ -41,7 +41,7 @@ class MemoryPlanner {
     std::optional<std::uint64_t> budget() const noexcept { return budget_; }
 
   private:
-    std::uint64_t reserve() const;
+    std::uint64_t reserve(const Dims& dims) const;
     std::vector<Footprint> footprints(const Dims& dims) const;
     std::optional<std::uint64_t> stream_bytes(const Component& component) const;
     std::string streaming_advice() const;
@@ -52,6 +52,9 @@ class MemoryPlanner {
     std::optional<std::uint64_t> budget_;
     std::vector<const Component*> components_;
 };
+
+// Bytes of the matrices that a component takes of adapters of together this rank, padded.
+std::uint64_t adapter_bytes(const Component& component, std::int64_t rank);
 
 // Memory that an engine takes beside its weights while it runs; 0 where nothing is known.
 std::uint64_t working_bytes(const Component& component, const Dims& dims);

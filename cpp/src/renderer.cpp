@@ -67,7 +67,8 @@ Renderer::Renderer(Bundle bundle, const RenderOptions& options)
       loop_(*device_),
       engines_(bundle_, *device_, options.vram_budget, options.threads, log_),
       runner_(bundle_, *device_, engines_),
-      feeder_(bundle_, *device_),
+      feeder_(bundle_, *device_,
+              options.vram_budget ? std::function<void()>([this] { loop_.forget(); }) : nullptr),
       text_(bundle_, *device_, runner_, feeder_, options.prompt_cache) {
     engines_.before_denoiser_closes([this] { loop_.forget(); });
     fit(least_request(manifest_));
@@ -82,6 +83,7 @@ void Renderer::fit(const Request& request) {
     Dims dims = request.dims();
     const std::int64_t branches = manifest_.guided ? 2 : 1;
     dims["samples"] = branches * static_cast<std::int64_t>(request.count());
+    dims["rank"] = AdapterInputs(manifest_, request.adapters).rank;
     engines_.fit(dims);
 }
 

@@ -187,6 +187,26 @@ def test_an_adapter_by_its_path_and_by_its_name(loaded: Pipe, files: dict[str, P
             action()
 
 
+def test_adapters_are_counted_within_a_budget(
+    lib: Library, everything: Path, files: dict[str, Path]
+) -> None:
+    """As Python counts them: those of the largest run so far."""
+    other = Pipeline.load(everything, threads=1, vram_budget=1 << 34)
+    with other, Pipe(lib, everything, threads=1, vram_budget=1 << 34) as own:
+        for name in ("one", "nine"):
+            own.load_adapter(name, files[name])
+            other.load_adapter(name, files[name])
+        peaks = []
+        for mix in ({}, {"one": 1.0}, {"nine": 0.5}, {}):
+            arguments: dict[str, Any] = {"prompt": "a", "steps": 1}
+            arguments["adapters"] = mix
+            drawn, theirs = own.generate(**arguments), other.generate(**arguments)
+            np.testing.assert_array_equal(drawn.latents, theirs.latents)
+            peaks.append(own.memory()[0]["planned_peak"])
+            assert peaks[-1] == other.memory().planned_peak
+        assert peaks[0] < peaks[1] == peaks[3]
+
+
 def test_adapters_join_as_far_as_their_ranks_fit(loaded: Pipe, everything: Path) -> None:
     def asked(name: str) -> Asked:
         return Asked(loaded.library, "a", adapters={name: 1.0}, **QUICK)
