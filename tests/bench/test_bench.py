@@ -17,6 +17,7 @@ from sd35_trt.bench.contenders import TIMINGS
 from sd35_trt.bench.options import BenchOptions
 from sd35_trt.bench.run import bench
 from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime.prompts import Prompt
 from sd35_trt.runtime.text_features import TextEncoder
 
 QUICK = ("--steps", 3, "--runs", 2, "--warmup", 1, "--size", "64x64")
@@ -73,8 +74,8 @@ def test_text_is_encoded_in_every_run(tiny_bundle: Path, monkeypatch: pytest.Mon
     encoded: list[list[str]] = []
     compute = TextEncoder._compute
 
-    def watch(self: TextEncoder, texts: list[str], *arguments: Any) -> Any:
-        encoded.append(list(texts))
+    def watch(self: TextEncoder, texts: list[Prompt], *arguments: Any) -> Any:
+        encoded.append([text.clip_l for text in texts])
         return compute(self, texts, *arguments)
 
     monkeypatch.setattr(TextEncoder, "_compute", watch)
