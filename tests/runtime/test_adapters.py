@@ -279,7 +279,7 @@ def test_within_a_budget_the_matrices_are_counted(
             pipe.load_adapter(name, path)
         planned, held = [], []
         for mix in ({}, {"style": 0.5}, {"shape": 0.3, "subject": 1.0}, {"style": 1.0}):
-            pipe.generate(PROMPT, **{**QUICK, "steps": 5}, adapters=mix)
+            pipe.generate(PROMPT, **{**QUICK, "steps": 5, "size": (128, 128)}, adapters=mix)
             renderer = pipe._renderer
             planned.append(renderer.engines.memory().planned_peak)
             held.append(renderer._feeder._stacks.nbytes)
