@@ -83,15 +83,15 @@ def progress_monitor(trt: Any, progress: Callable[[float, str], None]) -> Any:
             self._lock = threading.Lock()
 
         def _report(self) -> None:
-            now = time.monotonic()
-            if now < self._next:
-                return
-            self._next = now + _INTERVAL
             fraction, share = 0.0, 1.0
             for _, steps, done in self._phases:
                 share /= steps
                 fraction += share * done
             self._reached = max(self._reached, min(fraction, 1.0))
+            now = time.monotonic()
+            if now < self._next and self._phases:  # the last report is not left out
+                return
+            self._next = now + _INTERVAL
             note = self._phases[-1][0].lower() if self._phases else "writing"
             progress(self._reached, note)
 
