@@ -7,6 +7,7 @@ out for this processor alone, so it is no part of a bundle.
 from __future__ import annotations
 
 import functools
+import logging
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import onnxruntime as ort
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Component
 from sd35_trt.runtime.kept_files import KeptFiles
+
+logger = logging.getLogger("sd35_trt")
 
 #: One file is of a component, a processor and a version of ONNX Runtime.
 OPTIMIZED = KeptFiles(
@@ -63,13 +66,30 @@ def open_optimized(
         options.add_session_config_entry(_WEIGHTS, str(Path(path).parent))
         try:
             return open_model(kept, options)
-        except BundleError:
-            pass  # damaged: it is made anew
-    if not OPTIMIZED.can_write(file):
-        return open_model(path, make_options())
+        except BundleError as error:
+            logger.warning("%s is damaged, and made anew: %s", file, error)
+    if OPTIMIZED.can_write(file):
+        try:
+            return _open_and_keep(path, file, make_options(), open_model)
+        except (OSError, BundleError) as error:  # no room for files, or a graph that is none
+            logger.debug("%s is not kept: %s", file, error)
+    return open_model(path, make_options())
+
+
+def _open_and_keep(
+    path: str,
+    file: Path | None,
+    options: ort.SessionOptions,
+    open_model: Callable[[str | bytes, ort.SessionOptions], _Session],
+) -> _Session:
+    """Open a graph, and keep what it became.
+
+    Raises:
+        OSError: there is no folder for temporary files.
+        BundleError: the graph is none, or what it became could not be written.
+    """
     with tempfile.TemporaryDirectory(prefix="sd35-trt-") as folder:
         written = Path(folder) / "optimized.onnx"
-        options = make_options()
         options.optimized_model_filepath = str(written)
         session = open_model(path, options)
         OPTIMIZED.write(file, written.read_bytes())

@@ -102,6 +102,23 @@ def test_where_nothing_can_be_kept(
     assert not said
 
 
+@pytest.mark.parametrize("folder", ["missing", "full"])
+def test_without_room_for_temporary_files(
+    folder: str, mini_bundle: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose disk cannot be written to, but for the cache."""
+    first = draw(mini_bundle)
+    for file in (cache / "optimized").iterdir():
+        file.unlink()
+    here = "/dev/full" if folder == "full" else str(tmp_path / "missing" / "more")
+    if folder == "missing":
+        monkeypatch.setattr("tempfile.tempdir", here)
+    else:  # ONNX Runtime itself cannot write the file
+        monkeypatch.setattr(optimized_graphs, "Path", lambda *parts: Path("/dev/full/x"))
+    assert np.array_equal(draw(mini_bundle), first)
+    assert not list((cache / "optimized").iterdir())
+
+
 def test_a_large_component_is_read_from_the_bundle(
     mini_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
