@@ -23,6 +23,7 @@ class Attempt:
         attention: the kernels that may be used.
         fast: whether FP8 products are summed with less than FP32's precision.
         fp8_attention: whether the operands of attentions are E4M3 too.
+        level: optimization level of TensorRT's builder; None is what a build takes.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Attempt:
     attention: tuple[str, ...] = tuple(ATTENTION)
     fast: bool = True
     fp8_attention: bool = False
+    level: int | None = None
 
 
 ATTEMPTS = (
@@ -55,6 +57,7 @@ ATTEMPTS = (
     Attempt("tensorrt fp8, the usual way", "usual", record=False),
     Attempt("tensorrt half, the usual way", "usual", "half", record=False),
     Attempt("tensorrt fp8, FP8 attention", "tensorrt", fp8_attention=True),
+    Attempt("tensorrt fp8, level 5", "tensorrt", level=5),
     Attempt("torchao FP8 rowwise, compiled", "torchao", record=False),
     Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),
     Attempt("diffusers BF16, max-autotune, graph", "diffusers", mode="max-autotune"),

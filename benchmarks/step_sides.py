@@ -190,7 +190,7 @@ def _tensorrt(
     folder = component.folder
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     bounds = {d: (n, n, n) for d, n in dims.items()}
-    settings = EngineOptions(timing=folder / "timings")
+    settings = EngineOptions(optimization_level=attempt.level, timing=folder / "timings")
     job = PlanJob(attempt.kind, (capability,), settings, component, bounds, folder)
     run_in_child("compiling the denoiser", compile_plan, job, lambda *_: None)
     (plan,) = BACKENDS[attempt.kind].files
