@@ -16,6 +16,7 @@ ADAPTERS = "adapters"
 INPAINTING = "inpainting"
 SKIP_LAYER_GUIDANCE = "skip-layer-guidance"
 CONTROL = "control"
+STEP_CACHE = "step-cache"
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,22 @@ class Features:
         inpainting: whether a step keeps what a mask leaves of a picture.
         skip_layer_guidance: whether a step can compute a third branch, without some blocks.
         control_blocks: of each ControlNet, whose outputs a step takes; 0 where there are none.
+        short_steps: blocks that a short step computes; 0 where all steps are full ones.
     """
 
     adapter_ranks: tuple[int, ...] = ()
     inpainting: bool = False
     skip_layer_guidance: bool = False
     control_blocks: int = 0
+    short_steps: int = 0
 
     @classmethod
     def of(
-        cls, requires: Collection[str], adapter_ranks: tuple[int, ...], control_blocks: int
+        cls,
+        requires: Collection[str],
+        adapter_ranks: tuple[int, ...],
+        control_blocks: int,
+        short_steps: int,
     ) -> Features:
         """Those of a manifest, by its fields of these names."""
         return cls(
@@ -44,6 +51,7 @@ class Features:
             INPAINTING in requires,
             SKIP_LAYER_GUIDANCE in requires,
             control_blocks if CONTROL in requires else 0,
+            short_steps if STEP_CACHE in requires else 0,
         )
 
     @property
@@ -54,6 +62,7 @@ class Features:
             INPAINTING: self.inpainting,
             SKIP_LAYER_GUIDANCE: self.skip_layer_guidance,
             CONTROL: bool(self.control_blocks),
+            STEP_CACHE: bool(self.short_steps),
         }
         return tuple(name for name, there in named.items() if there)
 

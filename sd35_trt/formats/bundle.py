@@ -21,7 +21,14 @@ from msgspec.structs import replace
 
 from sd35_trt.dimensions import Defaults, Ranges
 from sd35_trt.errors import BundleError
-from sd35_trt.features import ADAPTERS, CONTROL, INPAINTING, SKIP_LAYER_GUIDANCE, Features
+from sd35_trt.features import (
+    ADAPTERS,
+    CONTROL,
+    INPAINTING,
+    SKIP_LAYER_GUIDANCE,
+    STEP_CACHE,
+    Features,
+)
 
 from .reading import (
     Count,
@@ -45,7 +52,9 @@ FORMAT = 2
 READABLE = (1, 2)
 
 #: What a manifest may require of its reader, and this one knows.
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset({ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, CONTROL})
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset(
+    {ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, CONTROL, STEP_CACHE}
+)
 
 #: The input of a component with how much a sample has of each adapter.
 ADAPTER_SCALES = "adapter_scales"
@@ -256,7 +265,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     compute capabilities, weight streaming, refit; with ``inductor`` how the session compiles.
     ``requires`` names what a reader must know to draw what was meant. ``adapter_ranks`` are the
     ranks that engines take adapters of, which are padded to the next of them; the last is the most.
-    ``controls`` are its ControlNets.
+    ``controls`` are its ControlNets. ``short_steps`` is how many blocks a short step computes; 0
+    where there are none.
     """
 
     format: int = FORMAT
@@ -281,11 +291,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
     engine_options: dict[Name, Option]
     adapter_ranks: Annotated[tuple[Positive, ...], Meta(max_length=64)] = ()
     controls: Annotated[tuple[ControlRecord, ...], Meta(max_length=64)] = ()
+    short_steps: Annotated[int, Meta(ge=0, le=4096)] = 0
 
     @property
     def features(self) -> Features:
         """What its engines take besides what every bundle's take."""
-        return Features.of(self.requires, self.adapter_ranks, self._control_blocks)
+        return Features.of(
+            self.requires, self.adapter_ranks, self._control_blocks, self.short_steps
+        )
 
     @property
     def _control_blocks(self) -> int:

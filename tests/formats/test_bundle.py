@@ -183,7 +183,7 @@ def test_damaged_manifests_never_crash(bundle: Path) -> None:
 
 
 # What older bundles do not have.
-_OPTIONAL = ("requires", "adapter_ranks", "controls")
+_OPTIONAL = ("requires", "adapter_ranks", "controls", "short_steps")
 
 
 def _drop_every_field(data: dict[str, Any]) -> list[Callable[[dict[str, Any]], None]]:

@@ -15,6 +15,7 @@ from sd35_trt.formats.bundle import MANIFEST, Bundle, Port
 from sd35_trt.formats.calibration import DESCRIPTION, Calibration
 from sd35_trt.formats.component import ComponentFacts, read_component
 from sd35_trt.formats.program import Call, Graph, Node, Program, View, read_program
+from sd35_trt.formats.step_cache import STEP_CACHE, read_step_cache
 from sd35_trt.formats.tokenizers import TokenizerFacts, read_tokenizers, write_tokenizers
 from sd35_trt.planning.working_memory import MEMORY_FILE, MemoryFacts
 from sd35_trt.store.stages import stage_files
@@ -28,6 +29,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "stage.json": stage_files,
     FACTS_FILE: PlanFacts.read,
     MEMORY_FILE: MemoryFacts.read,
+    STEP_CACHE: lambda folder: read_step_cache(folder / STEP_CACHE),
 }
 
 
@@ -39,7 +41,8 @@ def test_hostile_documents(name: str, wrong: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(DOCUMENTS[wrong])
     with pytest.raises(Sd35Error) as caught:
         READERS[name](tmp_path)
-    assert isinstance(caught.value, UsageError if name == DESCRIPTION else BundleError)
+    given = name in (DESCRIPTION, STEP_CACHE)
+    assert isinstance(caught.value, UsageError if given else BundleError)
     message = str(caught.value)
     assert name in message
     assert " — " in message
