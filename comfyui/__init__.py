@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapter import ApplyAdapter
 from .autoencoder import Decode, Encode
+from .control import ApplyControl
 from .load import LoadBundle
 from .picture import DrawPicture
 from .prompt import WritePrompt
@@ -27,6 +28,7 @@ class Sd35TrtExtension(ComfyExtension):
             Decode,
             Encode,
             ApplyAdapter,
+            ApplyControl,
             SkipLayers,
             DrawPicture,
         ]

@@ -8,7 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from sd35_trt.runtime import Pipeline
+from sd35_trt.errors import UsageError
+from sd35_trt.runtime import Control, Pipeline
 
 from .pipelines import OpenPipeline
 
@@ -37,11 +38,13 @@ class Model:
         opened: its pipeline, open as long as this is kept.
         adapters: path → strength.
         skips: arguments of skip-layer guidance; empty is without.
+        controls: what is asked for of ControlNets, by name.
     """
 
     opened: OpenPipeline
     adapters: Mapping[str, float] = field(default_factory=dict)
     skips: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, Control] = field(default_factory=dict)
 
     @property
     def pipe(self) -> Pipeline:
@@ -69,9 +72,23 @@ class Model:
         """
         return replace(self, skips=arguments)._checked()
 
+    def with_control(self, name: str, control: Control) -> Model:
+        """The same with a ControlNet more.
+
+        Raises:
+            UsageError: the bundle does not have it, or it follows a picture already.
+        """
+        if name in self.controls:
+            raise UsageError(f"the ControlNet {name} follows a picture already", "give it one")
+        return replace(self, controls={**self.controls, name: control})._checked()
+
     def arguments(self) -> dict[str, Any]:
         """Those of :meth:`sd35_trt.runtime.Pipeline.request` that are about the model."""
-        return {"adapters": self.adapters or None, **self.skips}
+        return {
+            "adapters": self.adapters or None,
+            "controls": self.controls or None,
+            **self.skips,
+        }
 
     def _checked(self) -> Model:
         least = self.pipe.manifest.ranges.batch[0]

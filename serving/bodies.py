@@ -6,12 +6,16 @@ A field that would not be followed is refused: no client is left to think that i
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from sd35_trt.runtime.request import MAX_STEPS
 from sd35_trt.runtime.schedule import SAMPLERS
+
+from .controls import FIELD, ControlBody, FormControl
+from .texts import Text
 
 _LARGEST_SEED = 2**64 - 1
 
@@ -35,16 +39,6 @@ _AS_THEY_ARE = (
 
 #: As many as there can be steps to show.
 MOST_PARTIAL_IMAGES = 100
-
-
-def _without_surrogates(value: Any) -> Any:
-    """Halves of surrogate pairs become U+FFFD, as in the runtime; JSON can escape them."""
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-Text = Annotated[str, BeforeValidator(_without_surrogates)]
 
 
 class Body(BaseModel):
@@ -82,6 +76,9 @@ class Body(BaseModel):
     adapters: dict[Text, float] | None = Field(
         None, max_length=_MOST_ENTRIES, description="Names of adapters of the server, and scales."
     )
+    control: Mapping[Text, ControlBody] | None = Field(
+        None, max_length=_MOST_ENTRIES, description="Pictures that ControlNets follow, by net."
+    )
     seed: int | None = Field(
         None, ge=0, le=_LARGEST_SEED, description="Of the first picture; the next count up."
     )
@@ -98,7 +95,9 @@ class Body(BaseModel):
     skip_layer_guidance_stop: float = Field(0.2, ge=0, le=1)
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of :meth:`sd35_trt.runtime.PipelinePool.submit`, with a seed."""
+        """Arguments of :meth:`sd35_trt.runtime.PipelinePool.submit`, with a seed; pictures are
+        apart.
+        """
         size = None if self.size in (None, "auto") else self.size
         return {
             "prompt": self.prompt,
@@ -126,13 +125,16 @@ class EditBody(Body):
 
     model_config = ConfigDict(strict=False)
 
+    control: Mapping[Text, FormControl] | None = Field(
+        None, max_length=_MOST_ENTRIES, description="As of a generation, or with files."
+    )
     strength: float | None = Field(
         None, ge=0, le=1, description="How much is redrawn: 0.6 of a picture, 1 under a mask."
     )
     paste: bool = Field(False, description="Keep the picture's own pixels outside the mask.")
 
     def arguments(self, masked: bool = False) -> dict[str, Any]:
-        """As of a generation; picture and mask are apart.
+        """As of a generation.
 
         Args:
             masked: whether there is a mask.
@@ -155,6 +157,7 @@ FIELDS = {
     "t5_tokens": "t5_tokens",
     "adapters": "adapters",
     "skip_guidance_layers": "skip_guidance_layers",
+    "controls": FIELD,
     "negative": "negative_prompt",
     "negative_2": "negative_prompt_2",
     "negative_3": "negative_prompt_3",

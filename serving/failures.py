@@ -142,6 +142,11 @@ class EngineHealth:
         return self._failures >= _BROKEN
 
 
+def short(name: str) -> str:
+    """A client's name for something, not so long that it hides the message."""
+    return name if len(name) <= 40 else f"{name[:40]}…"
+
+
 def refusal_of_fields(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     """How a client is told of pydantic's errors: of the first.
 
@@ -151,16 +156,17 @@ def refusal_of_fields(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     error = errors[0]
     if error["type"] == "json_invalid":
         return Refusal(400, "the body is not JSON", "invalid_json")
-    # Of a union, the names of its branches follow the field's.
-    field = next((str(part) for part in error["loc"][:2] if part not in ("body", "path")), None)
+    loc = error["loc"]
+    path = [short(str(part)) for part in (loc[1:] if loc[:1] in (("body",), ("path",)) else loc)]
+    field, where = next(iter(path), None), ".".join(path)
     if error["type"] == "extra_forbidden":
-        message, code = f"{field} is no field of this request — leave it out", "unknown_field"
+        message, code = f"{where} is no field of this request — leave it out", "unknown_field"
     elif error["type"] == "missing":
-        message, code = f"{field or 'the body'} is missing", "missing_field"
+        message, code = f"{where or 'the body'} is missing", "missing_field"
     elif field is None:
         message, code = "the body must be a JSON object", "invalid_value"
     else:
-        message, code = f"{field}: {error['msg']}", "invalid_value"
+        message, code = f"{where}: {error['msg']}", "invalid_value"
     return Refusal(422, " ".join(message.split()), code, param=field)
 
 

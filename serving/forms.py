@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from .bodies import EditBody
-from .failures import Refusal, refusal_of_fields
+from .controls import FIELD as CONTROL
+from .controls import FormControl
+from .failures import Refusal, refusal_of_fields, short
 
 # OpenAI's clients send the first for one picture, the second for a list.
 _PICTURES = ("image", "image[]")
@@ -24,15 +27,21 @@ _MASK = "mask"
 # Fields that are lists or mappings: JSON's text, or as OpenAI's clients write them in a form,
 # ``name[]`` for each entry of a list and ``name[key]`` for each of a mapping.
 _LISTS = ("skip_guidance_layers",)
-_MAPPINGS = ("adapters",)
-_ENTRY = re.compile(r"(\w+)\[(.*)\]", re.DOTALL)
+_MAPPINGS = ("adapters", CONTROL)
+_ENTRY = re.compile(r"(\w+)\[([^\]]*)\](?:\[([^\]]*)\])?", re.DOTALL)
 
-_MOST_FILES = 4
-_MOST_FIELDS = 128
+# Of a net without the name of a part, an uploaded file is this part.
+_FILE = "image"
+
+# A picture, a mask, and pictures for nets.
+_MOST_FILES = 16
+_MOST_FIELDS = 256
 
 
 def _edit_form() -> dict[str, Any]:
     schema = EditBody.model_json_schema()
+    net = schema.pop("$defs")[FormControl.__name__]
+    schema["properties"][CONTROL]["anyOf"][0]["additionalProperties"] = net
     picture = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
     mask = {**picture, "description": "Drawn anew where it is transparent, or else light."}
     schema["properties"] = {"image": picture, "mask": mask, **schema["properties"]}
@@ -81,25 +90,47 @@ class _Parts:
             if name in EditBody.model_fields:
                 raise _refused(f"{name} must be text", name)
             self.fields[name] = ""  # refused with the other fields that are none
-        elif (entry := _ENTRY.fullmatch(name)) and entry[1] in (*_LISTS, *_MAPPINGS):
-            self._take_entry(entry[1], entry[2], value)
+        elif entry := _entry_of(name):
+            self.take_entry(*entry, value)
         elif name in self.fields:
-            raise _refused(f"{_short(name)} is given twice", name)
+            raise _refused(f"{short(name)} is given twice", name)
         else:
             self.fields[name] = _parsed(value) if name in (*_LISTS, *_MAPPINGS) else value
 
-    def _take_entry(self, name: str, key: str, value: str) -> None:
+    def take_entry(self, name: str, keys: tuple[str, ...], value: str | bytes) -> None:
+        """Sort in what is of a list or a mapping.
+
+        Args:
+            keys: see :func:`_entry_of`.
+            value: bytes are those of a file for a net.
+
+        Raises:
+            Refusal: it is given twice.
+        """
         if name in _LISTS:
             entries = self.fields.setdefault(name, [])
-            if isinstance(entries, list) and not key:
+            if isinstance(entries, list) and keys == ("",):
                 entries.append(value)
                 return
-        else:
-            scales = self.fields.setdefault(name, {})
-            if isinstance(scales, dict) and key and key not in scales:
-                scales[key] = value
+        elif all(keys):
+            if isinstance(value, bytes) and len(keys) == 1:
+                keys = *keys, _FILE
+            within = self.fields.setdefault(name, {})
+            for key in keys[:-1]:
+                within = within.setdefault(key, {}) if isinstance(within, dict) else None
+            if isinstance(within, dict) and keys[-1] not in within:
+                within[keys[-1]] = value
                 return
         raise _refused(f"{name} is given twice, or in a form of its own", name)
+
+
+def _entry_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The field and the keys of ``field[key]`` or ``field[key][key]``; None of other names."""
+    match = _ENTRY.fullmatch(name)
+    if match is None or match[1] not in (*_LISTS, *_MAPPINGS):
+        return None
+    field, *keys = match.groups()
+    return field, tuple(key for key in keys if key is not None)
 
 
 async def read_edit(request: Request) -> AsyncIterator[Edit]:
@@ -108,10 +139,16 @@ async def read_edit(request: Request) -> AsyncIterator[Edit]:
     Raises:
         Refusal: a field that is none, given twice, or of the wrong kind.
     """
-    async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS) as form:
+    # The gate limits the whole: of a part, base64 may be as long.
+    limits = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": sys.maxsize}
+    async with request.form(**limits) as form:
         parts = _Parts()
         for name, value in form.multi_items():
-            parts.take(name, value)
+            net = _entry_of(name)
+            if isinstance(value, UploadFile) and net is not None and net[0] == CONTROL:
+                parts.take_entry(*net, await value.read())
+            else:
+                parts.take(name, value)
         if len(parts.images) != 1:
             found = len(parts.images)
             what = "is missing" if not found else f"is one picture, not {found}"
@@ -138,7 +175,3 @@ def _validated(fields: dict[str, Any]) -> EditBody:
 
 def _refused(message: str, field: str) -> Refusal:
     return Refusal(422, message, "invalid_value", param=field)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:40]}…"

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
 from sd35_trt.errors import UsageError
-from sd35_trt.runtime import Result
+from sd35_trt.runtime import Control, Result
 
 from .answers import Answer, Failure, json_answer, png_answer, wants_png
 from .bodies import Body, EditBody, GenerationBody
+from .controls import controls_of
 from .drawing import Drawing
 from .events import drawing_events, evenly, event
 from .failures import LEFT, Refusal, refusal_of
@@ -58,7 +59,10 @@ def image_routes(service: Service) -> APIRouter:
         """Draw pictures of a text."""
         bundle = service.bundle_of(body.model, _key(service, body, request))
         service.check_adapters(body.adapters)
-        return await _draw(service, request, body, bundle, body.arguments(), "image_generation")
+        arguments = body.arguments()
+        if body.control:
+            arguments = await asyncio.to_thread(_with_controls, service, bundle, body, arguments)
+        return await _draw(service, request, body, bundle, arguments, "image_generation")
 
     @router.post(
         "/v1/images/edits", response_model=None, responses=_ANSWERS,
@@ -95,11 +99,29 @@ def _with_picture(
     arguments |= {"image": picture.pixels, "mask": drawn}
     if pipe.manifest.component("vae_encoder") is None:
         raise Refusal(422, "this model draws from no picture", "invalid_value", param="image")
+    return _with_controls(service, bundle, body, arguments)
+
+
+def _with_controls(
+    service: Service, bundle: str, body: Body, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments with the pictures that nets follow; all pictures are as they are drawn from."""
+    pipe = service.pool.pipelines[bundle]
+    if body.control:
+        known = {control.name for control in pipe.manifest.controls}
+        pictures = service.settings.pictures
+        arguments = {**arguments, "controls": controls_of(body.control, known, pictures)}
     try:
         request = pipe.request(**arguments)
     except UsageError as error:
         raise refusal_of(error, culprit(pipe, arguments)) from error
-    assert request.image is not None
+    controls = {
+        use.name: Control(use.pictures[0], use.scales[0], use.start, use.end)
+        for use in request.controls
+    }
+    arguments = {**arguments, "controls": controls or None}
+    if request.image is None:
+        return arguments
     drawn = None if request.mask is None else request.mask[0]
     return {**arguments, "image": request.image[0], "mask": drawn, "size": None}
 

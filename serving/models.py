@@ -31,6 +31,7 @@ class Model(BaseModel):
     most_images: int
     guided: bool
     samplers: list[str]
+    controls: dict[str, str]
     defaults: dict[str, Any]
 
 
@@ -77,6 +78,7 @@ def _model(name: str, pipe: drawing.Model) -> Model:
         most_images=manifest.ranges.batch[1],
         guided=manifest.guided,
         samplers=list(SAMPLERS),
+        controls={control.name: control.kind for control in manifest.controls},
         defaults={
             "size": f"{width}x{height}",
             "steps": defaults.steps,

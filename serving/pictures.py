@@ -58,7 +58,7 @@ def decode_picture(data: bytes, field: str = "image") -> Picture:
     """An uploaded picture.
 
     Args:
-        field: that it is of, for the message.
+        field: that it is of, for the message; dots lead into it.
 
     Raises:
         Refusal: it is none, of another format, or too large.
@@ -82,7 +82,7 @@ def decode_picture(data: bytes, field: str = "image") -> Picture:
 
 
 def _refused(field: str, what: str) -> Refusal:
-    return Refusal(422, f"{field} {what}", "invalid_image", param=field)
+    return Refusal(422, f"{field} {what}", "invalid_image", param=field.partition(".")[0])
 
 
 def encode_png(image: np.ndarray, parameters: dict[str, Any], index: int) -> bytes:

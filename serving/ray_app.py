@@ -34,7 +34,7 @@ from .failures import EngineHealth, refusal_of_fields
 from .fleet.fleet import Fleet, RemoteModel
 from .fleet.orders import Answers, Order, ReplicaLost
 from .fleet.replica import Engines, Studio, answers
-from .launch import named_adapters, named_bundles, parse_traffic
+from .names import named_bundles, named_files, parse_traffic, read_pictures
 from .service import Service
 from .settings import Settings, read_token
 
@@ -50,6 +50,7 @@ class Options(BaseModel):
     Attributes:
         bundles: ``DIR`` or ``NAME=DIR``.
         adapters: ``NAME=FILE``, known to every bundle that takes adapters.
+        controls: ``NAME=FILE`` of pictures that requests may have nets follow.
         loaded: how many bundles a replica keeps loaded; beyond, the longest unused makes room.
         traffic, token_file, key_header, time_limit, body_limit: as of ``sd35-trt serve``; sizes
             in bytes.
@@ -60,6 +61,7 @@ class Options(BaseModel):
 
     bundles: Annotated[list[str], BeforeValidator(_parts)] = Field(min_length=1)
     adapters: Annotated[list[str], BeforeValidator(_parts)] = []
+    controls: Annotated[list[str], BeforeValidator(_parts)] = []
     loaded: int = Field(2, ge=1)
     traffic: str = ""
     token_file: Path | None = None
@@ -81,16 +83,25 @@ class Options(BaseModel):
 
     def adapter_files(self) -> dict[str, str]:
         """Files by name; raises as :meth:`paths` does."""
-        found = _absolute(named_adapters(self.adapters))
+        found = _absolute(named_files(self.adapters, "adapters"))
         return {name: str(path) for name, path in found.items()}
 
+    def picture_files(self) -> dict[str, Path]:
+        """Files by name; raises as :meth:`paths` does."""
+        return _absolute(named_files(self.controls, "controls"))
+
     def settings(self) -> Settings:
-        """Limits and secrets; the token is read on this node."""
+        """Limits and secrets; the token and pictures are read on this node.
+
+        Raises:
+            UsageError: see :meth:`paths`; or a file that is not what it should be.
+        """
         token = None if self.token_file is None else read_token(self.token_file, "token_file")
         return Settings(
             token=token, key_header=self.key_header, time_limit=self.time_limit,
             body_limit=self.body_limit, local=token is None,
             adapters=frozenset(self.adapter_files()),
+            pictures=read_pictures(self.picture_files(), "controls"),
         )  # fmt: skip
 
 
@@ -116,6 +127,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         refusal = refusal_of_fields(error.errors())
         raise UsageError(f"args: {refusal.message}") from None
     paths = options.paths()
+    options.picture_files()
     parse_traffic(options.traffic, list(paths))
     first = [str(path) for path in paths.values()][: options.loaded]
     engines = Engines(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.reading import read_file, reason_of
@@ -31,6 +34,7 @@ class Settings:
         local: the server listens on a loopback address without a token: pages of other sites
             are refused.
         adapters: names that requests may use; no other is looked for.
+        pictures: uint8 [H, W, 3] by the name that requests may use in place of sending one.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -42,6 +46,7 @@ class Settings:
     grace: float = 8.0
     local: bool = False
     adapters: frozenset[str] = frozenset()
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 def read_token(path: Path, option: str) -> str:

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from originals import Tensors
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+
+from sd35_trt.formats.adapter import Adapter, AdapterLayer, adapter_slots, write_adapter
+from sd35_trt.formats.bundle import Bundle
 
 #: What each part is called in front of its names: diffusers', ComfyUI's, kohya's.
 PREFIXES = {
@@ -129,3 +133,18 @@ def scale(model: PeftModel, factor: float, name: str = "default") -> None:
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and name in scaling:
             scaling[name] *= factor
+
+
+_SLOT = "transformer/transformer_blocks.0.attn.to_q"
+
+
+def random_adapter(bundle: Path, path: Path, seed: int) -> Path:
+    """An adapter of ours, of rank 4 for one linear, written to a file."""
+    values = np.random.default_rng(seed)
+    inner, outer = adapter_slots(Bundle.open(bundle).manifest)[_SLOT].shape
+    layer = AdapterLayer(
+        values.normal(0, 0.2, (4, inner)).astype(np.float32),
+        values.normal(0, 0.2, (outer, 4)).astype(np.float32),
+    )
+    write_adapter(path, Adapter({_SLOT: layer}, f"{seed:064x}"))
+    return path

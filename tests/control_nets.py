@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from diffusers import SD3ControlNetModel
 
+from sd35_trt.checkpoints.model_options import ControlNet
+from sd35_trt.mini import checkpoint_path
+
 # Of the layers that a training begins with at zero, so that a net matters.
 _OUTPUTS = 0.05
 
@@ -43,3 +46,17 @@ def write_net(folder: Path, checkpoint: Path, joint: bool, seed: int = 0, **sett
     """The folder of :func:`random_net`."""
     random_net(checkpoint, joint, seed, **settings).save_pretrained(folder)
     return folder
+
+
+def every_feature(folder: Path) -> dict[str, Any]:
+    """Options of ``make_bundle`` for mini with all features, and the nets ``canny`` and ``depth``,
+    which are written to a folder.
+    """
+    nets = {
+        name: write_net(folder / name, checkpoint_path(), True, seed)
+        for seed, name in enumerate(("canny", "depth"), 1)
+    }
+    return {
+        "skip_layer_guidance": True, "inpainting": True, "adapters": 16,
+        "controlnets": tuple(ControlNet(name, str(path)) for name, path in nets.items()),
+    }  # fmt: skip

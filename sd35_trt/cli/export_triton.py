@@ -25,12 +25,20 @@ from .options import engine_options
     default=None,
     help="CPU threads of each engine. Default: all cores.",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="An adapter that requests may use by its name, for bundles built with --adapters.",
+)
 @engine_options
 def command(
     bundle: Path,
     repository: Path,
     name: str | None,
     threads: int | None,
+    adapters: tuple[str, ...],
     vram_budget: int | None,
     trust_kernels: bool,
 ) -> None:
@@ -44,6 +52,7 @@ def command(
       sd35-trt export-triton bundles/h100 --repository models
       tritonserver --model-repository models
     """
+    from sd35_trt.serving.names import named_files
     from sd35_trt.serving.triton.export import export_triton
 
     given = {
@@ -52,6 +61,6 @@ def command(
         "trust_kernels": trust_kernels or None,
     }
     options = {key: str(value) for key, value in given.items() if value is not None}
-    names = export_triton(bundle, repository, name, options)
+    names = export_triton(bundle, repository, name, options, named_files(adapters, "--adapter"))
     click.echo(f"{repository / names.once}  answers once")
     click.echo(f"{repository / names.stream}  draws, and answers with a stream")

@@ -55,6 +55,14 @@ from .options import BYTES, device_options
     help="An adapter that requests may use by its name, for bundles built with --adapters.",
 )
 @click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A picture that requests may have a ControlNet follow by its name, for bundles built with "
+    "--controlnet.",
+)
+@click.option(
     "--key-header",
     default=None,
     metavar="HEADER",

@@ -37,14 +37,31 @@ function showDefaults() {
   for (const name of ["size", "steps", "guidance", "shift"]) $(name).placeholder = model.defaults[name];
   $("n").max = model.most_images;
   $("guidance").disabled = !model.guided;
+  const nets = Object.keys(model.controls);
+  $("net").replaceChildren(...nets.map((name) => new Option(name, name)));
+  for (const label of document.querySelectorAll(".control")) label.hidden = !nets.length;
+}
+
+function asDataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
 }
 
 // The request's fields; what is empty is left to the server.
-function fields() {
+async function fields() {
   const body = { stream: true, progress: true, partial_images: PREVIEWS };
   for (const name of TEXTS) if ($(name).value) body[name] = $(name).value;
   for (const name of NUMBERS) if ($(name).value && !$(name).disabled) body[name] = Number($(name).value);
   if (!$("image").files.length) delete body.strength;
+  const followed = $("followed").files[0];
+  if (followed && $("net").value) {
+    const control = { image: await asDataUrl(followed), scale: Number($("scale").value) };
+    body.control = { [$("net").value]: control };
+  }
   return body;
 }
 
@@ -57,7 +74,9 @@ function send(body, signal) {
     });
   }
   const form = new FormData();
-  for (const [name, value] of Object.entries(body)) form.append(name, value);
+  for (const [name, value] of Object.entries(body)) {
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
   form.append("image", picture);
   return fetch("v1/images/edits", { method: "POST", signal, body: form, headers: headers() });
 }
@@ -135,7 +154,7 @@ async function draw(submission) {
   say("Waiting for its turn.");
   try {
     if (!models.length) await loadModels();
-    const body = fields();
+    const body = await fields();
     const response = await send(body, running.signal);
     if (!response.ok) throw await failure(response);
     for await (const event of events(response)) take(body, event);

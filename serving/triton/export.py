@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Bundle
+from sd35_trt.runtime.adapters import AdapterShelf
 from sd35_trt.runtime.sessions.session import device_of
 from sd35_trt.store.replacement import check_destination, replacement
 
@@ -33,7 +36,11 @@ class Exported:
 
 
 def export_triton(
-    path: Path, repository: Path, name: str | None = None, options: dict[str, str] | None = None
+    path: Path,
+    repository: Path,
+    name: str | None = None,
+    options: Mapping[str, str] | None = None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Exported:
     """Write the models; older ones of the same names are replaced. The bundle stays where it is.
 
@@ -44,10 +51,12 @@ def export_triton(
             the bundle's directory.
         options: ``threads``, ``vram_budget``, ``trust_kernels``: as text, see
             :meth:`sd35_trt.runtime.Pipeline.load`.
+        adapters: files by the name that requests use; they stay where they are.
 
     Raises:
         BundleError: missing, damaged or foreign.
-        UsageError: a name that is none, or a destination that holds something else.
+        UsageError: a name that is none, an adapter that does not fit, or a destination that holds
+            something else.
     """
     name = path.resolve().name if name is None else name
     if not _NAME.fullmatch(name):
@@ -56,12 +65,18 @@ def export_triton(
         )
     bundle = Bundle.open(path)
     device_of(bundle)
+    files = {own: str(file.resolve()) for own, file in (adapters or {}).items()}
+    shelf = AdapterShelf(bundle)
+    for own, file in files.items():
+        shelf.load(own, file)
     names = Exported(name, f"{name}_stream")
     for one in (names.once, names.stream):
         check_destination(
             repository / one, MARKER, "model of sd35-trt", "choose another --name or --repository"
         )
     parameters = {"bundle": str(path.resolve()), **(options or {})}
+    if files:
+        parameters["adapters"] = json.dumps(files)
     _write(
         repository / names.stream, "stream", "Stream",
         stream_configuration(names.stream, bundle.manifest, parameters),

@@ -9,7 +9,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from .configuration import INPUTS, OUTPUTS
+from .configuration import OUTPUTS
 from .flags import CancelFlag
 
 # Seconds between looks at who has left.
@@ -23,6 +23,7 @@ class Once:
         """Prepare for as many requests as Triton gathers."""
         configuration = json.loads(args["model_config"])
         self._stream = configuration["parameters"]["stream"]["string_value"]
+        self._inputs = [one["name"] for one in configuration["input"]]
         self._threads = ThreadPoolExecutor(configuration["max_batch_size"])
 
     def finalize(self) -> None:
@@ -45,7 +46,7 @@ class Once:
 
     def _ask(self, request: Any, flag: CancelFlag) -> Any:
         """The last response of the stream, or its error."""
-        given = [pb_utils.get_input_tensor_by_name(request, tensor.name) for tensor in INPUTS]
+        given = [pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs]
         asked = pb_utils.InferenceRequest(
             model_name=self._stream,
             requested_output_names=[tensor.name for tensor in OUTPUTS],

@@ -13,7 +13,7 @@ from sd35_trt.errors import Cancelled, OutOfMemory, Sd35Error, UsageError
 from sd35_trt.runtime import Pipeline, Result, Step
 from sd35_trt.runtime.job import Job
 
-from .configuration import INPUTS
+from .configuration import inputs_of
 from .flags import CancelFlag
 from .tensors import arguments, runs
 
@@ -40,6 +40,9 @@ class Stream:
             vram_budget=parameters.get("vram_budget"),
             trust_kernels="trust_kernels" in parameters,
         )
+        self._adapters = json.loads(parameters.get("adapters", "{}"))
+        for name, file in self._adapters.items():
+            self._pipe.load_adapter(name, file)
         self._pipe.preload()
         least, self._room = self._pipe.manifest.ranges.batch
         self._pipe.generate([""] * least)
@@ -51,9 +54,22 @@ class Stream:
     def execute(self, requests: Sequence[Any]) -> None:
         """Draw requests; responses go out as they come about."""
         asked = [_Asked(request) for request in requests]
-        accepted = [(one, job) for one in asked if (job := one.accept(self._pipe)) is not None]
-        for run in runs([job.request for _, job in accepted], self._room):
+        accepted = [(one, job) for one in asked if (job := self._accept(one)) is not None]
+        rank = max(self._pipe.manifest.adapter_ranks, default=0)
+        for run in runs([job.request for _, job in accepted], self._room, rank):
             self._draw([accepted[index] for index in run])
+
+    def _accept(self, asked: _Asked) -> Job | None:
+        """What is to be drawn; None where it is refused, and answered."""
+        manifest = self._pipe.manifest
+        nets = [control.name for control in manifest.controls]
+        try:
+            tensors = asked.tensors([tensor.name for tensor in inputs_of(manifest)])
+            request = self._pipe.request(**arguments(tensors, nets, self._adapters))
+            return Job(request, asked.on_step)
+        except Sd35Error as error:
+            asked.answer(error)
+            return None
 
     def _draw(self, run: Sequence[tuple[_Asked, Job]]) -> None:
         error: BaseException | None = None
@@ -73,25 +89,25 @@ class _Asked:
         self._sender = request.get_response_sender()
         self._flag = CancelFlag.of_parameters(request.parameters())
 
-    def accept(self, pipe: Pipeline) -> Job | None:
-        """What is to be drawn; None where it is refused, and answered."""
-        try:
-            if self._given_up():
-                raise Cancelled("the request was cancelled")
-            tensors = {
-                tensor.name: found.as_numpy()
-                for tensor in INPUTS
-                if (found := pb_utils.get_input_tensor_by_name(self._request, tensor.name))
-            }
-            return Job(pipe.request(**arguments(tensors)), self._on_step)
-        except Sd35Error as error:
-            self.answer(error)
-            return None
+    def tensors(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Its inputs by name.
+
+        Raises:
+            Cancelled: nobody waits for it any more.
+        """
+        if self._given_up():
+            raise Cancelled("the request was cancelled")
+        return {
+            name: found.as_numpy()
+            for name in names
+            if (found := pb_utils.get_input_tensor_by_name(self._request, name))
+        }
 
     def _given_up(self) -> bool:
         return self._sender.is_cancelled() or (self._flag is not None and self._flag.is_set)
 
-    def _on_step(self, step: Step) -> bool:
+    def on_step(self, step: Step) -> bool:
+        """Tell of a step; False gives up."""
         if self._given_up():
             return False
         count = len(step.latents)

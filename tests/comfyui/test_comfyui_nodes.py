@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_files import random_adapter
 from comfy_stand_in import ComfyUI, Declared, Interrupted, stand_in
 from conftest import relative_error
-from node_bundles import FEATURES, adapter, picture
+from control_nets import every_feature
+from node_bundles import picture
 
 from sd35_trt.errors import BundleError, Sd35Error, UsageError
-from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime import Control, Pipeline
 from sd35_trt.runtime.schedule import SAMPLERS
 
 WORKFLOWS = Path(__file__).parents[2] / "comfyui" / "workflows" / "api"
@@ -31,9 +33,9 @@ QUICK: dict[str, Any] = {"seed": 5, "steps": 3, "guidance": 3.0, "sampler": "eul
 
 
 @pytest.fixture(scope="module")
-def bundle(make_bundle: Callable[..., Path]) -> Path:
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Mini in FP32, with every feature."""
-    return make_bundle(**FEATURES)
+    return make_bundle(**every_feature(tmp_path_factory.mktemp("nets")))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def models(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     (folder / "sd35_bundles" / "mini").symlink_to(bundle)
     for seed, name in enumerate(("style", "detail"), 1):
-        adapter(bundle, folder / "sd35_adapters" / f"{name}.safetensors", seed)
+        random_adapter(bundle, folder / "sd35_adapters" / f"{name}.safetensors", seed)
     return folder
 
 
@@ -263,6 +265,58 @@ def test_layers_are_skipped(comfy: ComfyUI, model: Any, pipe: Pipeline) -> None:
             comfy.run(comfy.nodes.SkipLayers, model=model, layers=layers, **options)
 
 
+def follow(comfy: ComfyUI, model: Any, image: torch.Tensor, **options: Any) -> Any:
+    inputs = {"net": "canny", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **options}
+    return comfy.run(comfy.nodes.ApplyControl, model=model, image=image, **inputs)
+
+
+def test_nets_follow_pictures(comfy: ComfyUI, model: Any, pipe: Pipeline) -> None:
+    """In both nodes that draw; a picture is resized, and several nets follow each other."""
+    own, other = picture(64, 64), picture(*SIZE)[::-1].copy()
+    first = follow(comfy, model, torch.from_numpy(own)[None] / 255, strength=0.7, end_percent=0.7)
+    both = follow(comfy, first, torch.from_numpy(other)[None] / 255, net="depth", strength=0.5)
+    nets = {"canny": Control(own, 0.7, end=0.7), "depth": Control(other, 0.5)}
+    drawn = pipe.generate(PROMPT, size=SIZE, controls=nets, **QUICK)
+    np.testing.assert_array_equal(draw(comfy, both), drawn.images)
+    latent = sample(comfy, both, empty())
+    assert torch.equal(latent["samples"], comfy.nodes.arrays.latent_of(drawn.latents))
+    one = pipe.generate(PROMPT, size=SIZE, controls={"canny": nets["canny"]}, **QUICK)
+    np.testing.assert_array_equal(draw(comfy, first), one.images)
+    assert (one.images != drawn.images).any()
+
+
+def test_a_net_draws_on(comfy: ComfyUI, model: Any, pipe: Pipeline) -> None:
+    source = picture(*SIZE)
+    image = torch.from_numpy(source)[None] / 255
+    latent = comfy.run(comfy.nodes.Encode, model=model, image=image)
+    drawn = sample(comfy, follow(comfy, model, image), latent, steps=3, denoise=0.6)
+    own = pipe.generate(
+        PROMPT, **{**QUICK, "steps": 5}, image=source, strength=0.6, controls={"canny": source}
+    )
+    expected = comfy.nodes.arrays.latent_of(own.latents)
+    assert relative_error(drawn["samples"].numpy(), expected.numpy()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"net": "cany"}, "there is no ControlNet 'cany' — this bundle has: canny, depth"),
+        ({"start_percent": 0.5, "end_percent": 0.5}, "let it start before it ends"),
+        ({"net": "depth", "edges": True}, "depth takes no edges"),
+        ({"image": torch.zeros(2, 64, 128, 3)}, "2 pictures for one net — give one"),
+    ],
+)
+def test_nets_that_cannot_follow(
+    options: dict[str, Any], words: str, comfy: ComfyUI, model: Any
+) -> None:
+    given = {"image": torch.zeros(1, 64, 128, 3), **options}
+    with pytest.raises(UsageError, match=words):
+        follow(comfy, model, **given)
+    once = follow(comfy, model, torch.zeros(1, 64, 128, 3))
+    with pytest.raises(UsageError, match="canny follows a picture already"):
+        follow(comfy, once, torch.zeros(1, 64, 128, 3))
+
+
 def test_each_encoder_reads_its_own_text(comfy: ComfyUI, model: Any, pipe: Pipeline) -> None:
     prompt = comfy.run(
         comfy.nodes.WritePrompt, prompt="a (red:1.4) circle", negative="blue", prompt_3="a star",
@@ -342,6 +396,8 @@ def test_what_a_bundle_does_not_have(comfy: ComfyUI, mini_bundle: Path, model: A
     plain = comfy.run(comfy.nodes.LoadBundle, path=str(mini_bundle))
     with pytest.raises(UsageError, match="takes no adapters"):
         comfy.run(comfy.nodes.ApplyAdapter, model=plain, adapter="style.safetensors")
+    with pytest.raises(UsageError, match="build the bundle with: --controlnet NAME=DIR"):
+        follow(comfy, plain, torch.zeros(1, 64, 128, 3))
     with pytest.raises(UsageError, match="build with: --skip-layer-guidance"):
         plain.with_skips(skip_guidance_layers=[1])
     masked = {**empty(), "noise_mask": torch.ones(1, 1, SIZE[1], SIZE[0])}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_files import random_adapter
 from chromium import PROGRAM, Chromium
 from comfy_server import (
     CHECKOUT,
@@ -22,12 +23,13 @@ from comfy_server import (
     load_workflow,
 )
 from conftest import relative_error
+from control_nets import every_feature
 from diffusers import AutoencoderKL
-from node_bundles import FEATURES, adapter, picture
+from node_bundles import picture
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime import Control, Pipeline
 
 SIZE = (128, 64)
 PROMPT = "a small red circle"
@@ -40,8 +42,8 @@ INPUTS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def bundle(make_bundle: Callable[..., Path]) -> Path:
-    return make_bundle(**FEATURES)
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(**every_feature(tmp_path_factory.mktemp("nets")))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def server(
     (base / "models" / "sd35_bundles" / "mini").symlink_to(bundle)
     (base / "models" / "sd35_bundles" / "plain").symlink_to(mini_bundle)
     for seed, name in enumerate(("style", "detail"), 1):
-        adapter(bundle, base / "models" / "sd35_adapters" / f"{name}.safetensors", seed)
+        random_adapter(bundle, base / "models" / "sd35_adapters" / f"{name}.safetensors", seed)
     source = Image.fromarray(picture(*SIZE)).convert("RGBA")
     # What is transparent is the mask.
     source.putalpha(Image.fromarray(255 - 255 * mask().astype(np.uint8)))
@@ -165,6 +167,23 @@ def test_skip_layers(server: ComfyServer, pipe: Pipeline) -> None:
     assert np.abs(image.astype(int) - own.images[0]).max() <= 1
 
 
+def test_control(server: ComfyServer, pipe: Pipeline) -> None:
+    """A net follows the edges that ComfyUI's own node finds."""
+    workflow = changed(load_workflow("control"), **INPUTS)
+    workflow["edges"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": [find(workflow, "Canny"), 0], "filename_prefix": "edges"},
+    }
+    outcome = server.run(workflow)
+    assert outcome.end == "execution_success", outcome.detail.get("exception_message")
+    edges, image = sorted(outcome.files, key=lambda file: not file.name.startswith("edges"))
+    followed = np.asarray(Image.open(edges).convert("RGB"))
+    net = Control(followed, scale=0.7, end=0.8)
+    own = pipe.generate(PROMPT, size=SIZE, controls={"canny": net}, **QUICK)
+    drawn = np.asarray(Image.open(image).convert("RGB")).astype(int)
+    assert np.abs(drawn - own.images[0]).max() <= 1
+
+
 def test_latents_pass_through_comfyuis_nodes(server: ComfyServer) -> None:
     """Drawn small, enlarged by ComfyUI, drawn on and decoded."""
     workflow = changed(load_workflow("text_to_image"), **{**INPUTS, "width": 64})
@@ -266,6 +285,8 @@ def test_bundles_that_are_not(server: ComfyServer, tmp_path: Path) -> None:
     [
         ("inpainting", {"bundle": "plain"}, "Sample", "build with: --inpainting"),
         ("adapters", {"bundle": "plain"}, "Adapter", "--adapters"),
+        ("control", {"bundle": "plain"}, "Control", "--controlnet NAME=DIR"),
+        ("control", {"net": "pose"}, "Control", "there is no ControlNet 'pose'"),
         ("skip_layers", {"bundle": "plain"}, "SkipLayers", "build with: --skip-layer-guidance"),
         ("skip_layers", {"layers": "99"}, "SkipLayers", "99"),
         ("text_to_image", {"width": 4096}, "Sample", "size 4096x64 is not in"),

@@ -29,6 +29,7 @@ CONFIGURATION = ROOT / "serving" / "deploy" / "ray.yaml"
         ({"bundles": "/a", "host": "::"}, "args: host is no field of this request"),
         ({"bundles": "bundles/half"}, "bundles/half is relative — give the path from the root"),
         ({"bundles": "/a", "adapters": "style.safetensors"}, "has no name — give it one: style="),
+        ({"bundles": "/a", "controls": "pose=x.png"}, "x.png is relative"),
         ({"bundles": "/a/half,/b/half"}, "two bundles are called half"),
         ({"bundles": "/a", "traffic": "b=100"}, "there is no bundle b — use one of: a"),
         ({"bundles": "/a", "threads": 0}, "args: threads: Input should be greater than or equal"),

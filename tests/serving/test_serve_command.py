@@ -20,7 +20,7 @@ from fake_engines import FakeEngines
 from servers import ADMIN, PATIENCE, TOKEN, running, serving
 
 from sd35_trt.errors import UsageError
-from sd35_trt.serving.launch import named_bundles, named_fallbacks, parse_traffic
+from sd35_trt.serving.names import named_bundles, named_fallbacks, parse_traffic
 from sd35_trt.serving.server import address_of, bind
 from sd35_trt.serving.settings import Settings
 

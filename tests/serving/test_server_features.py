@@ -23,7 +23,7 @@ from sd35_trt.formats.adapter import write_adapter
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
 from sd35_trt.runtime import Pipeline
-from sd35_trt.serving.launch import named_adapters
+from sd35_trt.serving.names import named_files
 from sd35_trt.serving.settings import Settings
 
 QUICK: dict[str, Any] = {"prompt": "a red star", "steps": 2, "size": "64x64", "seed": 3}
@@ -216,13 +216,13 @@ def test_refused_forms(
     assert words in found["message"]
 
 
-def test_names_of_adapters() -> None:
-    assert named_adapters(["a=x.safetensors", "b=/y/z"]) == {
+def test_names_of_files() -> None:
+    assert named_files(["a=x.safetensors", "b=/y/z"], "--adapter") == {
         "a": Path("x.safetensors"), "b": Path("/y/z"),
     }  # fmt: skip
     for given, words in ((["x.safetensors"], "has no name"), (["a=x", "a=y"], "called a")):
         with pytest.raises(UsageError, match=words):
-            named_adapters(given)
+            named_files(given, "--adapter")
 
 
 def test_without_adapters_no_name_is_known(mini_bundle: Path) -> None:

@@ -133,7 +133,7 @@ def test_an_edit_starts_from_the_picture(server: Running, alone: Pipeline, tmp_p
         ({"background": "transparent"}, 422, "background", "opaque"),
         ({"partial_images": 101}, 422, "partial_images", "100"),
         ({"adapters": [{"name": "a"}]}, 422, "adapters", "valid dictionary"),
-        ({"control": {}}, 422, "control", "is no field of this request"),
+        ({"controlnet": {}}, 422, "controlnet", "is no field of this request"),
         ({"image": "/etc/passwd"}, 422, "image", "is no field of this request"),
     ],
 )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import chromium
 import numpy as np
 import pytest
 from chromium import Chromium
+from control_nets import every_feature
 from fake_engines import FakeEngines
 from PIL import Image
 from servers import TOKEN, Running, picture_file, running
 
-from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime import Control, Pipeline
 from sd35_trt.serving.settings import Settings
 
 pytestmark = pytest.mark.skipif(
@@ -56,7 +60,8 @@ def test_it_draws(browser: Chromium, server: Running, tmp_path: Path) -> None:
     assert browser.evaluate("document.querySelectorAll('#history img').length") == 1
     browser.screenshot(tmp_path / "page.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "page.png")))) > 50
-    assert browser.evaluate("document.querySelector('#token').offsetParent === null")
+    for hidden in ("#token", "#net"):
+        assert browser.evaluate(f"document.querySelector('{hidden}').offsetParent === null")
     assert browser.complaints == []
     foreign = [url for url in browser.requested if not url.startswith((server.url, "data:"))]
     assert foreign == []
@@ -77,6 +82,36 @@ def test_it_starts_from_a_picture_and_the_history_brings_a_request_back(
     browser.click("#history button")
     fields = "['prompt', 'seed', 'n'].map((id) => document.getElementById(id).value)"
     assert browser.evaluate(fields) == ["a star", "6", "1"]
+
+
+def test_it_follows_a_picture(
+    browser: Chromium, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In a generation and in an edit; bundles without nets offer none."""
+    pipe = Pipeline.load(make_bundle(**every_feature(tmp_path / "nets")), threads=1)
+    file = picture_file(tmp_path, (128, 64))
+    quick: dict[str, Any] = {"seed": 5, "steps": 4}
+    nets = {"depth": Control(file, 0.5)}
+    settings = Settings(local=True)
+    with running({"mini": pipe}, settings) as server:
+        own = [
+            pipe.generate("a star", controls=nets, **quick),
+            pipe.generate("a star", controls=nets, image=file, **quick),
+        ]
+        browser.open(server.url)
+        browser.wait("!document.querySelector('#net').parentElement.hidden")
+        browser.choose("followed", file)
+        for field, value in (("prompt", "a star"), ("seed", "5"), ("steps", "4")):
+            browser.fill(field, value)
+        browser.evaluate("document.querySelector('#net').value = 'depth'")
+        browser.fill("scale", "0.5")
+        for number, expected in enumerate(own, 1):
+            browser.click("#draw")
+            browser.wait(f"document.querySelectorAll('#history img').length === {number}")
+            shown = browser.evaluate("document.querySelector('#pictures img').src")
+            drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))))
+            np.testing.assert_array_equal(drawn, expected.images[0])
+            browser.choose("image", file)
 
 
 def test_it_says_what_is_wrong_and_stops(browser: Chromium, tiny_bundle: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import random_adapter
 from conftest import one_error_line
+from control_nets import every_feature
 from fake_engines import PATIENCE
 
 from sd35_trt.errors import UsageError
@@ -73,8 +76,99 @@ def test_tensors_become_arguments() -> None:
     )  # fmt: skip
     np.testing.assert_array_equal(found.pop("image"), image[0])
     assert found == {
-        "prompt": ["a star"], "negative": ["é"], "seed": [7], "size": (64, 128), "guidance": 2.5
+        "prompt": ["a star"], "negative": ["é"], "seed": [7], "size": (64, 128), "guidance": 2.5,
+        "controls": None, "adapters": None,
     }  # fmt: skip
+
+
+def test_tensors_of_features_become_arguments() -> None:
+    mask, hint = np.zeros((2, 8, 8), np.uint8), np.ones((2, 4, 6, 3), np.uint8)
+    twice: dict[str, Any] = {
+        "weighting": np.array([[True]] * 2), "t5_tokens": np.array([[32]] * 2, np.int32),
+        "paste": np.array([[True]] * 2), "strength": np.array([[0.3]] * 2, np.float32),
+        "skip_guidance_layers": np.array([[1, 2]] * 2, np.int32),
+        "skip_layer_guidance_stop": np.array([[0.2]] * 2, np.float32),
+        "control_canny_scale": np.array([[0.7]] * 2, np.float32),
+        "control_canny_edges": np.array([[True]] * 2),
+    }  # fmt: skip
+    found = arguments(
+        {
+            "prompt": texts("a", "b"), "prompt_2": texts("c", "d"),
+            "negative_prompt_3": texts("e", "f"), "mask": mask, "control_canny": hint,
+            "adapters": np.array([[b"style", b"shape"], [b"style", b""]], object),
+            "adapter_scales": np.array([[0.8, 1.0], [0.4, 0.0]], np.float32), **twice,
+        },
+        nets=["canny", "depth"], adapters={"style", "shape"},
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.pop("mask"), mask[0])
+    control = found.pop("controls")
+    assert control.keys() == {"canny"}
+    np.testing.assert_array_equal(control["canny"].image, hint[0])
+    # The decimals that were meant: of 10 steps, a strength of 0.3 draws 3.
+    assert (control["canny"].scale, control["canny"].end, control["canny"].edges) == (
+        0.7,
+        1.0,
+        True,
+    )
+    assert found.pop("seed")
+    assert found == {
+        "prompt": ["a", "b"], "prompt_2": ["c", "d"], "negative_3": ["e", "f"],
+        "weighting": True, "t5_tokens": 32, "paste": True, "strength": 0.3,
+        "skip_guidance_layers": [1, 2], "skip_layer_guidance_stop": 0.2,
+        "adapters": [{"style": 0.8, "shape": 1.0}, {"style": 0.4}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"control_canny_scale": np.ones((1, 1), np.float32)}, "send it as control_canny"),
+        ({"adapters": texts("/etc/passwd"), "adapter_scales": np.ones((1, 1), np.float32)},
+         "no adapter '/etc/passwd' — use one of: style"),
+        ({"adapters": texts("style")}, "send a scale for each name"),
+        ({"adapter_scales": np.ones((1, 1), np.float32)}, "send a scale for each name"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_agree(tensors: dict[str, np.ndarray], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        arguments({"prompt": texts("a"), **tensors}, nets=["canny"], adapters={"style"})
+
+
+def test_inputs_of_a_bundle_with_nets(
+    make_bundle: Callable[..., Path], tmp_path: Path, run: Any
+) -> None:
+    bundle = make_bundle(**every_feature(tmp_path / "nets"))
+    file = random_adapter(bundle, tmp_path / "style.safetensors", 1)
+    status, _, err = run(
+        "export-triton", bundle, "--repository", "models", "--name", "m", "--adapter",
+        f"style={file}",
+    )  # fmt: skip
+    assert status == 0, err
+    for name in ("m", "m_stream"):
+        text = (tmp_path / "models" / name / "config.pbtxt").read_text("utf-8")
+        for net in ("canny", "depth"):
+            assert f'name: "control_{net}" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ]' in text
+            assert f'name: "control_{net}_start" data_type: TYPE_FP32' in text
+    assert json.dumps(json.dumps({"style": str(file)})) in text
+    for given, words in ((file, "has no name"), (f"a={bundle / 'bundle.json'}", "bundle.json")):
+        status, _, err = run("export-triton", bundle, "--repository", "other", "--adapter", given)
+        assert status == 2
+        assert words in one_error_line(err)
+        assert not (tmp_path / "other").exists()
+
+
+def test_adapters_of_a_run_have_room(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle(**every_feature(tmp_path / "nets"))
+    with Pipeline.load(bundle, threads=1) as pipe:
+        for seed in range(5):
+            pipe.load_adapter(
+                str(seed), random_adapter(bundle, tmp_path / f"{seed}.safetensors", seed)
+            )
+        requests = [
+            pipe.request("a", size=(64, 64), steps=2, adapters={str(seed): 1.0})
+            for seed in range(5)
+        ]
+    assert runs(requests, 8, 16) == [[0, 1, 2, 3], [4]]  # of rank 4 each
 
 
 def test_each_image_without_a_seed_gets_one() -> None:
