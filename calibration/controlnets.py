@@ -14,14 +14,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from sd35_trt.checkpoints.controlnets import Net
-from sd35_trt.compat.requirement import requirement
+from sd35_trt.compat.opencv import canny_edges
 from sd35_trt.components import control_part
 
 # Of a blurred picture, in pixels: 1/20 of 1024.
 _BLUR = 1 / 20
-
-# As the runtime finds them.
-_LOW, _HIGH = 100, 200
 
 
 def hints(vae: Any, latents: torch.Tensor, nets: Sequence[Net]) -> dict[str, torch.Tensor]:
@@ -40,23 +37,27 @@ def hints(vae: Any, latents: torch.Tensor, nets: Sequence[Net]) -> dict[str, tor
         pixels = ((drawn / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         for net in nets:
             kind = {"canny": 0, "blur": 1}.get(net.kind, number % 2)
-            picture = _blurred(pixels) if kind else _edges(pixels)
-            found[net.name].append(_encoded(vae, picture, net.encoding))
+            picture = _blurred(pixels) if kind else canny_edges(pixels)
+            found[net.name].append(encode_hints(vae, picture[None], net.encoding))
     return {control_part(name): torch.cat(own).contiguous() for name, own in found.items()}
 
 
-def _encoded(vae: Any, pixels: np.ndarray, encoding: tuple[float, float, float]) -> torch.Tensor:
+@torch.no_grad()
+def encode_hints(
+    vae: Any, pictures: np.ndarray, encoding: tuple[float, float, float]
+) -> torch.Tensor:
+    """The latents that a net is given of pictures, float32 [n, C, h, w] on the CPU.
+
+    Args:
+        vae: diffusers'.
+        pictures: uint8 [n, H, W, 3].
+        encoding: of :class:`~sd35_trt.checkpoints.controlnets.Net`.
+    """
     factor, offset, share = encoding
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(vae.device).float()
+    image = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.device).float()
     mean = vae.encode((image * factor + offset).to(vae.dtype)).latent_dist.mean.float()
     shift = share * (vae.config.shift_factor or 0.0)
     return ((mean - shift) * vae.config.scaling_factor).cpu()
-
-
-def _edges(pixels: np.ndarray) -> np.ndarray:
-    with requirement("calibrating ControlNets", "control"):
-        import cv2
-    return np.repeat(cv2.Canny(pixels, _LOW, _HIGH)[:, :, None], 3, axis=2)
 
 
 def _blurred(pixels: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sd35_trt.compat.opencv import canny_edges
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import ControlRecord, Manifest
 
 from .arguments import flag, number, shown
-from .edges import canny_edges
 from .source_pictures import pixels_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -154,6 +154,8 @@ def train(run: TrainingRun, lora: PackagedLora, recipe: Recipe, number: int, bat
 @click.option("--threads", default=1, show_default=True, help="Of the CPU.")
 @click.option("--examples", "number", default=1280, show_default=True)
 @click.option("--steps", type=int, help="Default: the LoRA's own.")
+@click.option("--plain", type=float, help="Share of mini's own examples. Default: likewise.")
+@click.option("--lr", type=float, help="Peak learning rate. Default: likewise.")
 @click.option("--batch", default=16, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
@@ -163,15 +165,18 @@ def main(
     threads: int,
     number: int,
     steps: int | None,
+    plain: float | None,
+    lr: float | None,
     batch: int,
     seed: int,
 ) -> None:
     """Train one of mini's LoRAs. OUT/log.jsonl tells how it went."""
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
-    recipe = RECIPES[name]
+    given = {"steps": steps, "plain": plain, "peak": lr}
+    recipe = replace(RECIPES[name], **{k: v for k, v in given.items() if v is not None})
     place = torch.device(device)
-    run = TrainingRun(name, out, place, math.inf, math.inf, seed, steps=steps or recipe.steps)
+    run = TrainingRun(name, out, place, math.inf, math.inf, seed, steps=recipe.steps)
     path = train(run, LORAS[name], recipe, number, batch)
     click.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 

@@ -26,6 +26,9 @@ from .model import CLIP_G, CLIP_L, T5
 
 _FIELDS = (len(SHAPES), len(COLOURS), len(SIZES), 1)
 
+# Of the law of t.
+_MEAN, _SPREAD = 1.1, 1.0
+
 
 @dataclass(frozen=True)
 class Dropout:
@@ -128,6 +131,26 @@ class LayoutHead(nn.Module):
         return named + distance.sum() / there.sum().clamp(min=1)
 
 
+class Noised(NamedTuple):
+    """Latents on their way to noise, [n, 16, h, w]; their timesteps, 0..1000 [n]; the velocity."""
+
+    latents: Tensor
+    timestep: Tensor
+    velocity: Tensor
+
+
+def noised(latents: Tensor) -> Noised:
+    """Latents [n, 16, h, w] with noise, each as much as a logit-normal law says.
+
+    A mean of about log 3 has the effect of the shift of 3 that SD3.5 trains and samples with: here
+    too the layout is settled at high noise.
+    """
+    t = torch.sigmoid(_MEAN + _SPREAD * torch.randn(len(latents), device=latents.device))
+    noise = torch.randn_like(latents)
+    at = t[:, None, None, None]
+    return Noised((1 - at) * latents + at * noise, 1000 * t, noise - latents)
+
+
 class FlowPass(NamedTuple):
     """What came of one batch: the error of the velocity (scalar) and what led to it.
 
@@ -144,12 +167,7 @@ class FlowPass(NamedTuple):
 
 
 class Flow(nn.Module):
-    """The pipeline's parts (all but the VAE) and the error of their velocity.
-
-    Attributes:
-        mean, spread: of the logit-normal law of t. A mean of log 3 has the effect of the shift of
-            3 that SD3.5 trains and samples with: here too the layout is settled at high noise.
-    """
+    """The pipeline's parts (all but the VAE) and the error of their velocity."""
 
     def __init__(self, pipe: StableDiffusion3Pipeline, dropout: Dropout | None = None) -> None:
         super().__init__()
@@ -158,7 +176,6 @@ class Flow(nn.Module):
         self.text_encoder_2 = pipe.text_encoder_2
         self.text_encoder_3 = pipe.text_encoder_3
         self.dropout = dropout or Dropout()
-        self.mean, self.spread = 1.1, 1.0
         self.watched = len(self.transformer.transformer_blocks) // 2
         for index, name in enumerate(("tokenizer", "tokenizer_2", "tokenizer_3")):
             ids = getattr(pipe, name)([""], padding="max_length", return_tensors="pt").input_ids
@@ -212,12 +229,9 @@ class Flow(nn.Module):
         masks = [(torch.rand(n, device=device) >= rate).float() for rate in rates]
         prompt, pooled, t5 = self.encode(ids, masks)
 
-        t = torch.sigmoid(self.mean + self.spread * torch.randn(n, device=device))
-        noise = torch.randn_like(latents)
-        at = t[:, None, None, None]
-        noisy = (1 - at) * latents + at * noise
-        velocity, image = self.denoise(noisy, prompt, pooled, 1000 * t)
-        error = F.mse_loss(velocity.float(), noise - latents)
+        own = noised(latents)
+        velocity, image = self.denoise(own.latents, prompt, pooled, own.timestep)
+        error = F.mse_loss(velocity.float(), own.velocity)
         # Pooled vectors that were dropped cannot be read.
         return FlowPass(error, image, t5, pooled, captioned * masks[0] * masks[1])
 

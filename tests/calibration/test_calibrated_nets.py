@@ -36,7 +36,7 @@ def options(
     nets: tuple[ControlNet, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> CalibrateOptions:
     """Two pictures of mini; edges as dark as bright, so that OpenCV is not needed."""
-    monkeypatch.setattr(controlnets, "_edges", lambda pixels: np.where(pixels > 127, 255, 0))
+    monkeypatch.setattr(controlnets, "canny_edges", lambda pixels: np.where(pixels > 127, 255, 0))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red star\na blue circle")
     return CalibrateOptions(

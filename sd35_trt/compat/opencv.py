@@ -1,10 +1,10 @@
-"""Edges of a picture, as ControlNets for edges were trained on."""
+"""Edges of pictures, as ControlNets for edges were trained on."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sd35_trt.compat.requirement import requirement
+from .requirement import requirement
 
 # The hysteresis of diffusers' examples, and of the card of Stability's net.
 _LOW, _HIGH = 100, 200
