@@ -17,7 +17,12 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, SD3ControlNetModel, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    SD3ControlNetModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor, nn
 
 from sd35_trt.calibration.controlnets import encode_hints
@@ -35,6 +40,12 @@ NAME = "canny"
 BLOCKS = 3
 ENCODING = (0.5, 0.5, 1.0)
 """How the autoencoder takes edges: as of Large's net, whose structure this one has."""
+
+# Of the transformer's configuration.
+_SHARED = (
+    "sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim",
+    "num_attention_heads", "pooled_projection_dim",
+)  # fmt: skip
 
 _WITHOUT_CAPTION = 0.1
 _DATA = "edges.npz"
@@ -57,9 +68,8 @@ class Inputs:
 
     def batch(self, rows: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents, hints, prompts and pooled, float32, of some rows."""
-        parts = (self.latents[rows], self.hints[rows])
-        parts += (self.prompts[captions], self.pooled[captions])
-        return tuple(part.float() for part in parts)  # type: ignore[return-value]
+        latents, hints = self.latents[rows].float(), self.hints[rows].float()
+        return latents, hints, self.prompts[captions].float(), self.pooled[captions].float()
 
 
 def net_config(transformer: SD3Transformer2DModel) -> dict:
@@ -67,9 +77,7 @@ def net_config(transformer: SD3Transformer2DModel) -> dict:
 
     It has no text stream and the transformer's embedding of patches.
     """
-    shared = ("sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim")
-    shared += ("num_attention_heads", "pooled_projection_dim")
-    return {name: transformer.config[name] for name in shared} | {
+    return {name: transformer.config[name] for name in _SHARED} | {
         "num_layers": BLOCKS,
         "joint_attention_dim": None,
         "caption_projection_dim": None,
@@ -152,6 +160,32 @@ def encode_edges(vae: AutoencoderKL, edges: Tensor, device: torch.device) -> Ten
     return torch.cat([part.to(device) for part in parts])
 
 
+def encode(pipe: StableDiffusion3Pipeline, table: batches.Table, device: torch.device) -> Inputs:
+    """What a net is trained on, of a table that :func:`~mini.training.edges.read_edges` gives."""
+    latents = encode_all(
+        pipe.vae, table, device, min(512, len(table["background"])), compiled=False
+    )
+    pipe.vae.to(memory_format=torch.contiguous_format)
+    hints = encode_edges(pipe.vae, torch.from_numpy(table["edges"]), device)
+    return Inputs(latents, hints, *encode_captions(Flow(pipe).eval(), table, device))
+
+
+class Looks:
+    """The error of a fixed batch that is not trained on, with a net and without."""
+
+    def __init__(self, steered: Steered, inputs: Inputs, rows: Tensor) -> None:
+        own, *self.rest = inputs.batch(rows, rows)
+        self.steered, self.own = steered, noised(own)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        with autocast(self.own.latents.device):
+            return {
+                "aside": float(self.steered(self.own, *self.rest)),
+                "without": float(self.steered(self.own, *self.rest, scale=0.0)),
+            }
+
+
 def train(
     run: TrainingRun, table: batches.Table, batch: int, peak: float, compiled: bool, every: float
 ) -> Path:
@@ -164,44 +198,24 @@ def train(
     Returns:
         Its folder.
     """
-    device, total = run.device, len(table["background"])
+    device, number = run.device, len(table["background"]) - batch
     pipe = load(checkpoint_path(), str(device))
-    inputs = Inputs(
-        encode_all(pipe.vae, table, device, min(512, total), compiled=False),
-        encode_edges(
-            pipe.vae.to(memory_format=torch.contiguous_format),
-            torch.from_numpy(table["edges"]),
-            device,
-        ),
-        *encode_captions(Flow(pipe).eval(), table, device),
-    )
+    inputs = encode(pipe, table, device)
     torch.manual_seed(run.seed)
     transformer = pipe.transformer.requires_grad_(False)
     net = new_net(transformer).to(device).train()
     average = Average({"net": net}, 0.998)
-    steered, averaged = Steered(transformer, net), Steered(transformer, average.modules["net"])
+    steered, averaged = (Steered(transformer, own) for own in (net, average.modules["net"]))
     hidden = [m.weight for m in net.transformer_blocks.modules() if isinstance(m, nn.Linear)]
     methods = optimizers(net.parameters(), peak, 0.01, device, hidden)
-    number = total - batch
-    aside = torch.arange(number, total, device=device)
-    own, *rest = inputs.batch(aside, aside)
-    fixed = noised(own)
+    look = Looks(averaged, inputs, torch.arange(number, number + batch, device=device))
 
     def losses() -> dict[str, Tensor]:
         rows = torch.randint(number, (batch,), device=device)
         without = torch.rand(batch, device=device) < _WITHOUT_CAPTION
-        captions = rows.masked_fill(without, len(inputs.latents))
-        latents, *others = inputs.batch(rows, captions)
+        latents, *rest = inputs.batch(rows, rows.masked_fill(without, number + batch))
         with autocast(device):
-            return {"total": steered(noised(latents), *others)}
-
-    @torch.no_grad()
-    def look() -> dict[str, float]:
-        with autocast(device):
-            return {
-                "aside": float(averaged(fixed, *rest)),
-                "without": float(averaged(fixed, *rest, scale=0.0)),
-            }
+            return {"total": steered(noised(latents), *rest)}
 
     if compiled:
         for block in (*transformer.transformer_blocks, *net.transformer_blocks):

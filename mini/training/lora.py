@@ -173,8 +173,13 @@ def main(
     """Train one of mini's LoRAs. OUT/log.jsonl tells how it went."""
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
-    given = {"steps": steps, "plain": plain, "peak": lr}
-    recipe = replace(RECIPES[name], **{k: v for k, v in given.items() if v is not None})
+    own = RECIPES[name]
+    recipe = replace(
+        own,
+        steps=own.steps if steps is None else steps,
+        plain=own.plain if plain is None else plain,
+        peak=own.peak if lr is None else lr,
+    )
     place = torch.device(device)
     run = TrainingRun(name, out, place, math.inf, math.inf, seed, steps=recipe.steps)
     path = train(run, LORAS[name], recipe, number, batch)
