@@ -10,6 +10,7 @@ from .job import Result, Step
 from .latent_guard import Anomaly
 from .pipeline import Pipeline
 from .pool import PipelinePool
+from .pool_device import PoolDevice
 from .request import Request
 from .resident import EngineMemory, MemoryReport
 from .tracing import Observer, Span
@@ -22,6 +23,7 @@ __all__ = [
     "Observer",
     "Pipeline",
     "PipelinePool",
+    "PoolDevice",
     "Request",
     "Result",
     "Span",

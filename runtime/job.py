@@ -104,6 +104,11 @@ class Job:
     anomalies: list[Anomaly] = field(default_factory=list)
     outcome: Result | BaseException | None = None
 
+    def start_again(self) -> None:
+        """Forget what was drawn of it."""
+        self.clock, self.outcome = None, None
+        self.anomalies.clear()
+
     def after_step(self, step: Step) -> None:
         """Call the callback, which may end the job."""
         if self.callback is None:

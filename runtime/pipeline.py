@@ -213,6 +213,11 @@ class Pipeline:
         return self._renderer.engines.memory()
 
     @property
+    def device(self) -> str:
+        """Where it draws: ``cpu`` or ``cuda:N``."""
+        return self._renderer.device_name
+
+    @property
     def anomalies(self) -> int:
         """How many anomalous images there were, the fallback's included."""
         return sum(renderer.anomalies for renderer in self._renderers)

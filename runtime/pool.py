@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
-from sd35_trt.errors import Cancelled, PoolBusy, Sd35Error, UsageError
+from sd35_trt.errors import Cancelled, Sd35Error, UsageError
 
-from .adapters import Mix, total_rank
 from .arguments import check_watchers, key_of_traffic, seconds, shown
 from .job import Job, Result, Step
 from .pipeline import Pipeline
+from .pool_device import PoolDevice
+from .pool_devices import Source, open_devices
 from .process import HomeProcess, leave_at_exit
 from .request import MAX_PROMPT_CHARS
+from .resident import MemoryReport
 from .ticket import Ticket, deadline_after
+from .ticket_queue import TicketQueue
 from .timing import now_ns
-from .tracing import Observer, Span, outcome_attributes, request_spans
+from .tracing import Observer, Span, outcome_attributes, request_spans, retry_span
 from .traffic import Traffic
-from .worker import Worker
 
 logger = logging.getLogger("sd35_trt")
 
 
 class PipelinePool:
-    """Pipelines that stay loaded, one thread that draws with them, and a queue before it.
+    """Pipelines that stay loaded, a thread for each device that draws with them, and one queue.
 
     Requests are drawn in order of arrival; those that wait are drawn in one run with the first
     where they go to the same bundle, agree in size, steps, shift, sampler and text length, start
     from noise, and the bundle takes as many images. An image depends on its own request alone.
+    With several devices, what one fails to draw is drawn again by another, once; steps then count
+    from 0 again.
 
     Methods may be called from any thread; :meth:`generate` and :meth:`close`, which wait for the
-    thread that draws, not from a callback, an observer or a future's callback in that thread.
+    threads that draw, not from a callback, an observer or a future's callback in such a thread.
     When the process ends, what waits is cancelled.
 
     Args:
-        bundles: name → a bundle's directory, or a pipeline (one with a fallback, say), which then
-            belongs to the pool.
+        bundles: name → a bundle's directory, or a pipeline (one with a fallback, say), or one for
+            each device; pipelines then belong to the pool.
+        devices: where directories are loaded, each on all of them; see ``device`` of
+            :meth:`Pipeline.load`. None takes one, the bundle's usual one.
         default: where requests go until :meth:`switch` or :meth:`set_traffic`; None takes the
             first.
         queue_limit: how many requests may wait.
@@ -52,17 +59,20 @@ class PipelinePool:
         observer: called with the spans of every request as it ends; what it raises is logged.
 
     Attributes:
-        pipelines: by name.
+        pipelines: by name; of several devices, the first's.
+        devices: the pipelines of each device.
 
     Raises:
-        UsageError: no bundle, or an unknown default.
+        UsageError: no bundle, an unknown default, no device, or bundles with pipelines for
+            another number of devices.
         BundleError: see :meth:`Pipeline.load`.
     """
 
     def __init__(
         self,
-        bundles: Mapping[str, str | os.PathLike[str] | Pipeline],
+        bundles: Mapping[str, Source],
         *,
+        devices: Sequence[str] | None = None,
         default: str | None = None,
         queue_limit: int = 64,
         threads: int | None = None,
@@ -76,26 +86,22 @@ class PipelinePool:
         if queue_limit < 1:
             raise UsageError(f"queue_limit must be at least 1, not {queue_limit}")
         self._observer = observer
-        self._queue_limit = queue_limit
-        self._lock = threading.Lock()
-        # Those without an outcome, in order of arrival.
-        self._tickets: dict[Future[Result], Ticket] = {}
-        self._closed = False
+        self._queue = TicketQueue(queue_limit)
         self._home = HomeProcess()
+
+        def open_pipeline(path: str | os.PathLike[str], device: str | None) -> Pipeline:
+            return Pipeline.load(
+                path, device=device, threads=threads, trust_kernels=trust_kernels,
+                max_prompt_chars=max_prompt_chars,
+            )  # fmt: skip
+
         with contextlib.ExitStack() as opened:
-            pipelines = {}
-            for name, bundle in bundles.items():
-                pipe = bundle if isinstance(bundle, Pipeline) else Pipeline.load(
-                    bundle, threads=threads, trust_kernels=trust_kernels,
-                    max_prompt_chars=max_prompt_chars,
-                )  # fmt: skip
-                pipelines[name] = opened.enter_context(pipe)
-                if preload:
-                    pipe.preload()
-            self.pipelines: Mapping[str, Pipeline] = MappingProxyType(pipelines)
+            self.devices: Sequence[PoolDevice] = open_devices(
+                bundles, devices, open_pipeline, preload, opened
+            )
+            self.pipelines: Mapping[str, Pipeline] = self.devices[0].pipelines
             self.switch(next(iter(bundles)) if default is None else default)
             self._open = opened.pop_all()
-        self._worker = Worker()
         leave_at_exit(self)
 
     def __enter__(self) -> PipelinePool:
@@ -112,11 +118,7 @@ class PipelinePool:
     @property
     def waiting(self) -> int:
         """How many requests wait, those that are being drawn not counted."""
-        with self._lock:
-            return self._waiting()
-
-    def _waiting(self) -> int:
-        return sum(not ticket.running for ticket in self._tickets.values())
+        return self._queue.waiting
 
     @property
     def traffic(self) -> dict[str, float]:
@@ -133,6 +135,33 @@ class PipelinePool:
         own = [p for p in self.pipelines.values() if p.manifest.adapter_ranks]
         for pipeline in own or self.pipelines.values():
             pipeline.load_adapter(name, path)
+
+    @property
+    def on_fallback(self) -> list[str]:
+        """Names of the bundles whose fallback draws, on any device."""
+        return [
+            name
+            for name in self.pipelines
+            if any(device.pipelines[name].on_fallback for device in self.devices)
+        ]
+
+    def restore(self, name: str) -> None:
+        """Draw with a bundle itself again, on every device, from the next request on.
+
+        Raises:
+            UsageError: an unknown name.
+        """
+        self._check_name(name)
+        for device in self.devices:
+            device.pipelines[name].restore()
+
+    def memory(self) -> dict[str, dict[str, MemoryReport]]:
+        """What is taken of each device: its name → the bundle's → the pipeline's.
+
+        Raises:
+            Sd35Error: the pool is closed, or a device does not answer.
+        """
+        return {device.name: device.memory() for device in self.devices}
 
     def set_traffic(self, shares: Mapping[str, float]) -> None:
         """Split new requests among bundles; see :class:`~sd35_trt.runtime.traffic.Traffic`.
@@ -173,15 +202,14 @@ class PipelinePool:
         Raises:
             Cancelled: ``cancel`` was set, the callback returned False, or the pool was closed.
             TimedOut: not drawn in ``timeout`` seconds.
-            UsageError: it was called in the thread that draws.
+            UsageError: it was called in a thread that draws.
             Sd35Error: as :meth:`submit` and :meth:`Pipeline.generate` raise it.
         """
         self._check_thread("generate()", "use submit()")
         future = self.submit(prompt, timeout=timeout, **arguments)
         try:
             concurrent.futures.wait([future], timeout)
-            with self._lock:
-                ticket = self._tickets.get(future)
+            ticket = self._queue.find(future)
             if ticket is not None:
                 ticket.expire()
             return future.result()
@@ -236,16 +264,8 @@ class PipelinePool:
             future.add_done_callback(self._ended)
             job = Job(request, self._watch(future, callback), start)
             ticket = Ticket(name, job, future, deadline_after(timeout), cancel, trace)
-            with self._lock:
-                if self._closed:
-                    raise Sd35Error("the pool is closed", "make another")
-                if self._waiting() >= self._queue_limit:
-                    raise PoolBusy(
-                        f"{self._queue_limit} requests are waiting, which is the pool's limit",
-                        "try again later, or raise queue_limit",
-                    )
-                self._worker.submit(self._draw_next)
-                self._tickets[future] = ticket
+            self._queue.add(ticket)
+            self._wake(self.devices)
         except Sd35Error as error:
             refused = Span("request", start, now_ns(), outcome_attributes(name, error), trace)
             self._report([refused])
@@ -256,64 +276,53 @@ class PipelinePool:
         self, future: Future[Result], callback: Callable[[Step], object] | None
     ) -> Callable[[Step], object]:
         def after_step(step: Step) -> object:
-            self._give_up()
+            self._queue.give_up()
             if future.done():
                 return False
             return None if callback is None else callback(step)
 
         return after_step
 
-    def _give_up(self) -> None:
-        """End every request, waiting or not, whose time is up or which was cancelled."""
-        with self._lock:
-            tickets = list(self._tickets.values())
-        # Without the lock: an outcome calls back.
-        for ticket in tickets:
-            ticket.give_up()
+    def _wake(self, devices: Sequence[PoolDevice]) -> None:
+        """Have them look for requests; called once for each request."""
+        for device in devices:
+            device.worker.submit(functools.partial(self._draw_next, device))
 
-    def _draw_next(self) -> None:
-        """Draw the request that waits longest, and what fits with it; called once per request."""
-        self._give_up()
-        batch = self._take()
+    def _draw_next(self, device: PoolDevice) -> None:
+        """Draw the request that waits longest, and what fits with it."""
+        self._queue.give_up()
+        batch = self._queue.take(device, self.devices)
         if not batch:
             return
+        failure: BaseException | None = None
         try:
-            self.pipelines[batch[0].bundle].draw([ticket.job for ticket in batch])
+            device.pipelines[batch[0].bundle].draw([ticket.job for ticket in batch])
         except BaseException as error:  # noqa: BLE001 raised where the callers wait
-            for ticket in batch:
-                ticket.settle(ticket.job.outcome or error)
-        else:
-            for ticket in batch:
-                ticket.settle(ticket.job.outcome)
+            failure = error
+            batch = self._left_to_others(batch, device, error)
+        for ticket in batch:
+            ticket.settle(ticket.job.outcome or failure)
 
-    def _take(self) -> list[Ticket]:
-        with self._lock:
-            waiting = [ticket for ticket in self._tickets.values() if not ticket.running]
-            if not waiting:
-                return []
-            first = waiting[0]
-            kind = first.bundle, first.job.request.in_common
-            manifest = self.pipelines[first.bundle].manifest
-            room, most = manifest.ranges.batch[1], max(manifest.adapter_ranks, default=0)
-            batch: list[Ticket] = []
-            mixes: list[Mix] = []
-            for ticket in waiting:
-                request = ticket.job.request
-                alike = request.from_noise and (ticket.bundle, request.in_common) == kind
-                fits = len(request.seeds) <= room
-                if ticket is first or (
-                    alike and fits and total_rank([*mixes, *request.adapters]) <= most
-                ):
-                    batch.append(ticket)
-                    ticket.running = True
-                    room -= len(request.seeds)
-                    mixes += request.adapters
-            return batch
+    def _left_to_others(
+        self, batch: Sequence[Ticket], device: PoolDevice, error: BaseException
+    ) -> list[Ticket]:
+        """Leave to other devices what one failed to draw; returns the rest."""
+        others = [one for one in self.devices if one is not device]
+        again = [
+            ticket
+            for ticket in batch
+            if others and ticket.job.outcome is None and ticket.failed_on is None
+        ]
+        if again:
+            logger.error("%s failed, another device draws instead: %s", device.name, error)
+            self._report([retry_span(one.bundle, device.name, one.trace, error) for one in again])
+            self._queue.put_back(again)
+            self._wake(others)
+        return [ticket for ticket in batch if ticket not in again]
 
     def _ended(self, future: Future[Result]) -> None:
         """Forget a request and report it; called once, in the thread that gave the outcome."""
-        with self._lock:
-            ticket = self._tickets.pop(future)
+        ticket = self._queue.forget(future)
         if future.cancelled():
             future.set_running_or_notify_cancel()  # tells concurrent.futures.wait
             self._report(_spans(ticket, Cancelled("cancelled")))
@@ -340,21 +349,20 @@ class PipelinePool:
             timeout: seconds to wait for that; then the rest is cancelled.
 
         Raises:
-            UsageError: it was called in the thread that draws.
+            UsageError: it was called in a thread that draws.
         """
         if not self._home.is_this:  # nothing of it is in this process
             return
         self._check_thread("close()", "call it in another thread")
-        with self._lock:
-            self._closed = True
-            futures = list(self._tickets)
+        futures = self._queue.close()
         try:
             if wait:
                 concurrent.futures.wait(futures, timeout)
         finally:
             for future in futures:
                 future.cancel()  # does nothing to those that have ended
-            self._worker.close()
+            for device in self.devices:
+                device.worker.close()
             self._open.close()
 
     def leave(self) -> None:
@@ -362,9 +370,10 @@ class PipelinePool:
         self.close(wait=False)
 
     def _check_thread(self, what: str, fix: str) -> None:
-        if self._worker.is_current:
+        if any(device.worker.is_current for device in self.devices):
             raise UsageError(f"{what} was called in the thread that draws for the pool", fix)
 
 
 def _spans(ticket: Ticket, error: BaseException | None) -> list[Span]:
-    return request_spans(ticket.job, ticket.bundle, ticket.trace, error)
+    device = None if ticket.drawer is None else ticket.drawer.name
+    return request_spans(ticket.job, ticket.bundle, ticket.trace, error, device)

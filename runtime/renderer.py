@@ -97,6 +97,11 @@ class Renderer:
             opened.callback(self._device.activate)
             self._open = opened.pop_all()
 
+    @property
+    def device_name(self) -> str:
+        """Of the device that it draws on."""
+        return self._device.name
+
     def activate(self) -> None:
         """Make its device the calling thread's."""
         self._device.activate()

@@ -13,6 +13,7 @@ from typing import Any
 from sd35_trt.errors import Cancelled, TimedOut
 
 from .job import Job, Result
+from .pool_device import PoolDevice
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -37,7 +38,8 @@ class Ticket:
         deadline: of :func:`time.monotonic`; None has all the time.
         cancel: cancels the request when it is set.
         trace: what the request was given as ``trace``.
-        running: whether it is being drawn.
+        drawer: what draws it; None while it waits.
+        failed_on: what failed to draw it, and is not asked again.
     """
 
     bundle: str
@@ -46,7 +48,8 @@ class Ticket:
     deadline: float | None
     cancel: threading.Event | None
     trace: Any
-    running: bool = False
+    drawer: PoolDevice | None = None
+    failed_on: PoolDevice | None = None
 
     def settle(self, outcome: Result | BaseException | None) -> None:
         """Give the future its outcome, unless the caller was faster."""
@@ -65,5 +68,5 @@ class Ticket:
 
     def expire(self) -> None:
         """End the request because its time is up."""
-        where = "being drawn" if self.running else "waiting"
+        where = "waiting" if self.drawer is None else "being drawn"
         self.settle(TimedOut(f"the request's time ended while it was {where}", "allow it more"))

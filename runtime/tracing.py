@@ -21,10 +21,12 @@ class Span:
 
     Attributes:
         name: ``request`` for the whole, last; before it its stages ``queue``, ``text``,
-            ``encode``, ``conditioning``, ``denoise`` and ``decode``; ``anomaly`` for a moment.
+            ``encode``, ``conditioning``, ``denoise`` and ``decode``; ``anomaly`` for a moment;
+            ``retry`` where a device failed and another draws the request again.
         start_ns, end_ns: nanoseconds since the epoch.
-        attributes: strings, numbers and booleans. Always ``bundle``; of a stage ``seconds``, the
-            time that it took itself: conditioning and denoising take turns.
+        attributes: strings, numbers and booleans. Always ``bundle``; ``device`` of what was drawn,
+            or failed to; of a stage ``seconds``, the time that it took itself: conditioning and
+            denoising take turns.
         trace: what the request was given as ``trace``.
     """
 
@@ -51,13 +53,22 @@ def outcome_attributes(bundle: str, error: BaseException | None) -> dict[str, st
     return {"bundle": bundle, "outcome": "ok" if error is None else failure}
 
 
-def request_spans(job: Job, bundle: str, trace: Any, error: BaseException | None) -> list[Span]:
+def retry_span(bundle: str, device: str, trace: Any, error: BaseException) -> Span:
+    """What an observer is told of a request that a device failed to draw, and another draws."""
+    now = now_ns()
+    return Span("retry", now, now, {"bundle": bundle, "device": device, "what": str(error)}, trace)
+
+
+def request_spans(
+    job: Job, bundle: str, trace: Any, error: BaseException | None, device: str | None
+) -> list[Span]:
     """What an observer is told of a request that ends now.
 
     Args:
         bundle: name of the bundle that it went to.
         trace: what it was given as ``trace``.
         error: why there is no result; None where there is one.
+        device: that drew it; None where it only waited.
 
     Returns:
         Its stages and anomalies; last, the whole.
@@ -65,6 +76,8 @@ def request_spans(job: Job, bundle: str, trace: Any, error: BaseException | None
     end, clock = now_ns(), job.clock
     queued = end if clock is None else clock.start_ns
     about: dict[str, str | float | bool] = {"bundle": bundle}
+    if device is not None:
+        about["device"] = device
     waited = {**about, "seconds": (queued - job.created_ns) / 1e9}
     spans = [Span("queue", job.created_ns, queued, waited, trace)]
     for name, stage in [] if clock is None else list(clock.stages.items()):

@@ -1,4 +1,4 @@
-"""A thread that draws for a pool."""
+"""A thread that draws for a pool, on one of its devices."""
 
 from __future__ import annotations
 

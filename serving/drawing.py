@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 
 from sd35_trt.errors import Cancelled, TimedOut
 from sd35_trt.formats.bundle import Manifest
-from sd35_trt.runtime import Request, Result, Step
+from sd35_trt.runtime import PoolDevice, Request, Result, Step
 
 # The pool looks at a request's time between steps; this much later, nobody waits for it.
 _SLACK = 0.5
@@ -64,10 +64,6 @@ class Model(Protocol):
     def request(self) -> Callable[..., Request]:
         """See :meth:`sd35_trt.runtime.Pipeline.request`."""
 
-    @property
-    def on_fallback(self) -> bool:
-        """Whether its fallback draws."""
-
 
 class Pool(Protocol):
     """What the endpoints ask of a pool: of a :class:`~sd35_trt.runtime.PipelinePool`, or of one
@@ -81,6 +77,14 @@ class Pool(Protocol):
     @property
     def waiting(self) -> int:
         """How many requests wait."""
+
+    @property
+    def devices(self) -> Sequence[PoolDevice]:
+        """Of its own, which draw here."""
+
+    @property
+    def on_fallback(self) -> Collection[str]:
+        """Names of the bundles whose fallback draws."""
 
     def choose(self, key: str | None = None) -> str:
         """See :meth:`sd35_trt.runtime.PipelinePool.choose`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +14,14 @@ from sd35_trt.runtime import Pipeline, PipelinePool
 from sd35_trt.runtime.metrics import Metrics
 
 from .app import make_app
-from .names import named_bundles, named_fallbacks, named_files, parse_traffic, read_pictures
+from .names import (
+    named_bundles,
+    named_fallbacks,
+    named_files,
+    parse_devices,
+    parse_traffic,
+    read_pictures,
+)
 from .server import address_of, bind, run
 from .service import Service
 from .settings import Settings, is_loopback
@@ -32,7 +40,8 @@ class Launch:
         controls: ``NAME=FILE`` of pictures that requests may have nets follow.
         fallbacks: ``NAME=DIR`` for a bundle's fallback, ``DIR`` for every bundle's.
         queue: how many requests may wait.
-        threads, device, vram_budget, trust_kernels: see :meth:`sd35_trt.runtime.Pipeline.load`.
+        device: where every bundle is loaded; several with commas between draw side by side.
+        threads, vram_budget, trust_kernels: see :meth:`sd35_trt.runtime.Pipeline.load`.
         settings: see :class:`~sd35_trt.serving.settings.Settings`.
     """
 
@@ -65,6 +74,7 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
     bundles = named_bundles(options.bundles)
     fallbacks = named_fallbacks(options.fallbacks, list(bundles))
     shares = parse_traffic(options.traffic, list(bundles))
+    devices = parse_devices(options.device)
     adapters = named_files(options.adapters, "--adapter")
     settings = replace(
         options.settings,
@@ -84,14 +94,14 @@ def launch(options: Launch, started: Callable[[str], object]) -> None:
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         metrics = Metrics(registry)
-        pipes = {}
-        for name, path in bundles.items():
+        pipes: dict[str, list[Pipeline]] = {name: [] for name in bundles}
+        for name, device in itertools.product(bundles, devices):
             pipe = Pipeline.load(
-                path, fallback=fallbacks.get(name),
-                threads=options.threads, device=options.device,
-                vram_budget=options.vram_budget, trust_kernels=options.trust_kernels,
+                bundles[name], fallback=fallbacks.get(name), device=device,
+                threads=options.threads, vram_budget=options.vram_budget,
+                trust_kernels=options.trust_kernels,
             )  # fmt: skip
-            pipes[name] = opened.enter_context(pipe)
+            pipes[name].append(opened.enter_context(pipe))
         pool = PipelinePool(pipes, queue_limit=options.queue, observer=metrics)
         opened.callback(pool.close, wait=False)
         for name, path in adapters.items():

@@ -90,6 +90,20 @@ def named_fallbacks(given: Sequence[str], names: Sequence[str]) -> dict[str, Pat
     return fallbacks
 
 
+def parse_devices(text: str | None) -> list[str | None]:
+    """Devices of ``cuda:0,cuda:1``; None is a bundle's usual one.
+
+    Raises:
+        UsageError: a comma too many.
+    """
+    if text is None:
+        return [None]
+    devices = [part.strip() for part in text.split(",")]
+    if not all(devices):
+        raise UsageError(f"--device {text} has a device without a name", "write cuda:0,cuda:1")
+    return [*devices]
+
+
 def parse_traffic(text: str, names: Sequence[str]) -> Mapping[str, float]:
     """Shares of ``half=90,fp8=10``: percent by name.
 

@@ -10,7 +10,7 @@ from sd35_trt.errors import UsageError
 from sd35_trt.runtime import PipelinePool
 
 from .answers import Failure
-from .failures import Refusal, refusal_of
+from .failures import refusal_of
 from .service import Service
 
 _UNHEALTHY = 503
@@ -107,20 +107,19 @@ def admin_routes(service: Service, pool: PipelinePool) -> APIRouter:
     @router.post("/admin/restore")
     async def restore(body: Bundle) -> State:
         """Draw with a bundle itself again where its fallback took over."""
-        pipe = pool.pipelines.get(body.model)
-        if pipe is None:
-            raise Refusal(422, "there is no model of this name", "invalid_value", param="model")
-        pipe.restore()
+        try:
+            pool.restore(body.model)
+        except UsageError as error:
+            raise refusal_of(error, "model") from error
         return _state(service, "ready")
 
     return router
 
 
 def _state(service: Service, status: str) -> State:
-    pipelines = service.pool.pipelines
     return State(
         status=status,
         waiting=service.pool.waiting,
         in_flight=service.in_flight,
-        on_fallback=[name for name, pipe in pipelines.items() if pipe.on_fallback],
+        on_fallback=list(service.pool.on_fallback),
     )

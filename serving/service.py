@@ -60,14 +60,19 @@ class Service:
         self._seconds = 1.0
 
     def warm_up(self) -> None:
-        """Draw pictures with each bundle, from which its preview is learnt too. Takes as long as
-        that does: before the loop runs.
+        """Draw pictures with each bundle on each device; previews are learnt from them. Takes as
+        long as that does: before the loop runs.
 
         Raises:
             Sd35Error: a bundle that does not draw.
         """
-        for name, pipe in self.pool.pipelines.items():
-            batch = pipe.manifest.ranges.batch[0]
+        if len(self.pool.devices) > 1:
+            for device in self.pool.devices:
+                for pipe in device.pipelines.values():
+                    batch = pipe.manifest.ranges.batch[0]
+                    pipe.generate(_WARM_UP_PROMPTS[0], steps=_WARM_UP_STEPS, batch=batch)
+        for name, model in self.pool.pipelines.items():
+            batch = model.manifest.ranges.batch[0]
             for prompt in _WARM_UP_PROMPTS:
                 drawn = self.pool.submit(prompt, bundle=name, steps=_WARM_UP_STEPS, batch=batch)
                 self.learn(name, drawn.result())

@@ -44,9 +44,11 @@ class FakeEngines:
         self._permits = threading.Semaphore(0)
         self._arrivals = threading.Semaphore(0)
 
-    def pipeline(self, root: Path, fallback: Path | None = None) -> Pipeline:
+    def pipeline(
+        self, root: Path, fallback: Path | None = None, device: str | None = None
+    ) -> Pipeline:
         other = None if fallback is None else Bundle.open(fallback)
-        return Pipeline(Bundle.open(root), open_session=self.open, fallback=other)
+        return Pipeline(Bundle.open(root), open_session=self.open, fallback=other, device=device)
 
     def open(
         self, bundle: Bundle, component: Component, device: Device, options: SessionOptions

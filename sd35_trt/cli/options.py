@@ -305,14 +305,22 @@ def guided_option(text: str) -> Callable[[_Command], _Command]:
 
 def device_options(command: _Command) -> _Command:
     """Where and how a bundle runs: ``device``, ``vram_budget`` and ``trust_kernels``."""
-    option = click.option(
+    return device_option()(engine_options(command))
+
+
+def device_option(more: str = "") -> Callable[[_Command], _Command]:
+    """``device``: where a bundle runs.
+
+    Args:
+        more: what several devices do, for the help.
+    """
+    return click.option(
         "--device",
         default=None,
-        metavar="cpu|cuda|cuda:N",
+        metavar="cpu|cuda|cuda:N" + (",..." if more else ""),
         help="Where to run. Default: what the bundle was built for; onnxruntime's engines run on "
-        "both.",
+        f"both.{more and ' '}{more}",
     )
-    return option(engine_options(command))
 
 
 def engine_options(command: _Command) -> _Command:

@@ -9,7 +9,7 @@ import click
 
 from sd35_trt.compat.requirement import requirement
 
-from .options import BYTES, device_options
+from .options import BYTES, device_option, engine_options
 
 
 @click.command()
@@ -103,7 +103,8 @@ from .options import BYTES, device_options
     default=None,
     help="CPU threads of each engine. Default: all cores.",
 )
-@device_options
+@device_option("Several, as cuda:0,cuda:1, draw requests side by side.")
+@engine_options
 def command(
     token_file: Path | None,
     admin_token_file: Path | None,
@@ -121,6 +122,7 @@ def command(
     Examples:
       sd35-trt serve bundles/mini-cpu
       sd35-trt serve half=bundles/half fp8=bundles/fp8 --traffic half=90,fp8=10
+      sd35-trt serve bundles/h100 --device cuda:0,cuda:1
       sd35-trt serve bundles/h100 --host 0.0.0.0 --token-file token
     """
     with requirement("serving", "serve"):

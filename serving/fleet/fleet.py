@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
@@ -14,7 +14,7 @@ from typing import Any
 
 from sd35_trt.errors import Cancelled, Sd35Error, TimedOut, UsageError
 from sd35_trt.formats.bundle import Bundle
-from sd35_trt.runtime import Observer, Request, Result, Span
+from sd35_trt.runtime import Observer, PoolDevice, Request, Result, Span
 from sd35_trt.runtime.adapters import AdapterShelf
 from sd35_trt.runtime.request import make_request
 from sd35_trt.runtime.tracing import outcome_attributes
@@ -41,15 +41,10 @@ class RemoteModel:
         path: the bundle's directory.
         adapters: files by name; known where the bundle takes adapters.
 
-    Attributes:
-        on_fallback: always False; replicas have no fallback.
-
     Raises:
         BundleError: missing, damaged or foreign.
         UsageError: an adapter that does not fit.
     """
-
-    on_fallback = False
 
     def __init__(self, path: Path, adapters: Mapping[str, str] | None = None) -> None:
         bundle = Bundle.open(path)
@@ -77,9 +72,16 @@ class Fleet:
         loop: of the thread that serves.
         observer: told how each request ended.
 
+    Attributes:
+        on_fallback: empty; replicas have no fallback.
+        devices: empty; they are the replicas' own.
+
     Raises:
         UsageError: no bundle, or shares of unknown ones.
     """
+
+    on_fallback: Sequence[str] = ()
+    devices: Sequence[PoolDevice] = ()
 
     def __init__(
         self,

@@ -390,7 +390,7 @@ def test_observers_are_told_every_stage(engines: FakeEngines, tiny_bundle: Path)
     assert [span.name for span in spans] == [*names, "request"]
     assert {span.trace for span in spans[:-1]} == {"its trace"}
     whole = spans[5]
-    assert whole.attributes == {"bundle": "a", "outcome": "ok", "images": 2}
+    assert whole.attributes == {"bundle": "a", "device": "cpu", "outcome": "ok", "images": 2}
     assert spans[6].attributes == {"bundle": "a", "outcome": "invalid"}
     for span in spans[:5]:
         assert whole.start_ns <= span.start_ns <= span.end_ns <= whole.end_ns

@@ -42,7 +42,8 @@ def test_it_serves_what_it_was_started_with(tiny_bundle: Path, tmp_path: Path) -
     words = (
         f"half={tiny_bundle}", f"fp8={tiny_bundle}", "--traffic", "half=0,fp8=100",
         "--fallback", f"fp8={tiny_bundle}", "--key-header", "X-Account", "--body-limit", "1MiB",
-        "--queue", 3, "--time-limit", 100, "--host", "0.0.0.0",
+        "--queue", 3, "--device", "cpu,cpu", "--threads", 1, "--time-limit", 100,
+        "--host", "0.0.0.0",
         "--token-file", tmp_path / "token", "--admin-token-file", tmp_path / "admin",
     )  # fmt: skip
     with serving(*words) as (process, url):
@@ -56,7 +57,9 @@ def test_it_serves_what_it_was_started_with(tiny_bundle: Path, tmp_path: Path) -
             assert httpx.get(local + "/v1/models").status_code == 401
             traffic = client.get("/admin/traffic", headers={"Authorization": f"Bearer {ADMIN}"})
             assert traffic.json() == {"traffic": {"half": 0, "fp8": 100}}
-            assert "process_resident_memory_bytes" in client.get("/metrics").text
+            metrics = client.get("/metrics").text
+            assert "process_resident_memory_bytes" in metrics
+            assert 'sd35_trt_device_memory_bytes{device="cpu#2"}' in metrics
         status, seconds, err = ended(process, signal.SIGTERM)
     assert (status, err) == (0, "")
     assert seconds < 5
@@ -153,6 +156,7 @@ def test_wrong_use_is_refused_before_work(run, tiny_bundle: Path, tmp_path: Path
     assert "there is no bundle b" in refused(run, f"a={absent}", "--traffic", "b=100")
     assert "are 90 % in all" in refused(run, f"a={absent}", "--traffic", "a=90")
     assert "there is no bundle b" in refused(run, f"a={absent}", "--fallback", "b=c")
+    assert "a device without a name" in refused(run, absent, "--device", "cpu,")
     elsewhere = ("--host", "203.0.113.1", "--token-file", token(tmp_path))
     assert "choose another --host or --port" in refused(run, absent, *elsewhere)
     with socket.create_server(("127.0.0.1", 0)) as taken:
