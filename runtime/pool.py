@@ -284,7 +284,8 @@ class PipelinePool:
         return after_step
 
     def _wake(self, devices: Sequence[PoolDevice]) -> None:
-        """Have them look for requests; called once for each request."""
+        """Have them look for requests; called once for each request that comes to wait: one that
+        looks may take a single one."""
         for device in devices:
             device.worker.submit(functools.partial(self._draw_next, device))
 
@@ -317,7 +318,8 @@ class PipelinePool:
             logger.error("%s failed, another device draws instead: %s", device.name, error)
             self._report([retry_span(one.bundle, device.name, one.trace, error) for one in again])
             self._queue.put_back(again)
-            self._wake(others)
+            for _ in again:
+                self._wake(others)
         return [ticket for ticket in batch if ticket not in again]
 
     def _ended(self, future: Future[Result]) -> None:

@@ -111,6 +111,28 @@ def test_what_one_fails_to_draw_the_other_draws(
     assert sum(good.batches) == 4
 
 
+def test_a_joined_run_that_fails_is_drawn_request_by_request(
+    pool: PipelinePool, both: tuple[FakeEngines, FakeEngines], tiny_bundle: Path
+) -> None:
+    """The other device takes its share alone at first, and has to look again for the rest."""
+    futures = [pool.submit("a star", seed=seed, **QUICK) for seed in range(2)]
+    for engines in both:
+        engines.wait_for_step()
+    futures += [pool.submit("a star", seed=seed, **QUICK) for seed in range(2, 6)]
+    first, second = both
+    first.let(3)
+    for _ in range(3):
+        first.wait_for_step()
+    assert first.batches == [1, 4]
+    second.release()
+    done(*futures[:2])
+    first.error = overflow()
+    first.release()
+    done(*futures)
+    for seed, future in enumerate(futures):
+        same(future.result(), alone(tiny_bundle, seed=seed))
+
+
 @pytest.mark.parametrize("error", [overflow(), MemoryError(), OutOfMemory("full", "less")])
 def test_what_both_fail_to_draw_is_an_error(
     pool: PipelinePool, both: tuple[FakeEngines, FakeEngines], error: Exception
