@@ -1,37 +1,40 @@
-"""A Ray cluster of two nodes under load, while a replica and a node are killed and bundles change.
+"""A Ray cluster of two nodes under load, while replicas and a node are lost and bundles change.
 
     pip install '.[ray]'
     sd35-trt build --out bundles/mini
     sd35-trt build --policy half --out bundles/half
     python benchmarks/ray_serve.py bundles/mini bundles/half [--requests 1000] [--connections 16]
+    python benchmarks/ray_serve.py bundles/half bundles/half --only overhead,scaling --steps 8
 
-Each node has a replica that draws; the head has the ingresses. Each request has its own seed. First
-one client asks in turn: what is beside drawing is the host's. Then, under load, a replica is
-killed, and later the second node, which is replaced. Last, under load, the first bundle is
-replaced by the second. Every picture must be the one that its request gives alone; a request that
-is refused with 503 is asked again once. The figures go to results/ray-serve.json too; the exit
-status is 1 where a request was lost, swapped or failed.
+Each node has a replica that draws, with one thread; the head has the ingresses. Each request has
+its own seed. The parts, in this order:
+
+overhead   one client asks in turn: what is beside drawing is the host's
+killed     under load, a replica is killed, and later the second node, which is replaced
+broken     under load, the engines of a replica fail from a moment on, until it is replaced
+growing    of one replica that may become two: under load, and after it
+scaling    pictures a second of one replica, and of two; for a machine of many cores
+updated    under load, the first bundle is replaced by the second; and some requests afterwards
+
+Every picture must be the one that its request gives alone; a request that is refused with 503 is
+asked again once. The figures go to results/ray-serve.json too; the exit status is 1 where a request
+was lost or swapped, a broken replica stayed, or the replicas did not follow the load.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,22 +43,30 @@ from typing import Any
 import click
 import httpx
 import numpy as np
-import psutil
-import yaml
 from PIL import Image
+from ray_cluster import TOKEN, TWO, Application, cluster, replicas
 from serve import body, percentiles
 from serve_targets import PATH
 
 from sd35_trt.runtime import Pipeline
 
 RESULTS = Path(__file__).parent / "results" / "ray-serve.json"
-CONFIGURATION = Path(__file__).parents[1] / "serving" / "deploy" / "ray.yaml"
 
-#: Of a replica that draws, as its process is called.
-DRAWER = "ray::ServeReplica:sd35:Drawer"
-
-_MODEL = "one"
 _PATIENCE = 120.0
+_HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+# Of the part "growing": quick, so that it is seen.
+_GROWING: Mapping[str, Any] = {
+    "autoscaling_config": {
+        "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2,
+        "upscale_delay_s": 1, "downscale_delay_s": 5, "metrics_interval_s": 1,
+        "look_back_period_s": 2,
+    },
+    "max_replicas_per_node": 1,
+}  # fmt: skip
+
+# Of the part "broken": what fails before a replica is known to be broken may be told to clients.
+_TOLD = 3
 
 
 def picture_hash(pixels: np.ndarray) -> str:
@@ -77,102 +88,6 @@ def expected(bundle: Path, count: int, steps: int, size: str) -> list[str]:
     return hashes
 
 
-class Nodes:
-    """A cluster on this machine: a head, and one node more."""
-
-    def __init__(self) -> None:
-        import ray
-        from ray.cluster_utils import Cluster
-
-        # CPUs are what replicas ask for: one that draws a node, and the ingresses at the head.
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
-        self._second = self._cluster.add_node(num_cpus=1)
-        self.address: str = self._cluster.address
-        self._ray = ray
-        ray.init(self.address, log_to_driver=False, logging_level="ERROR")
-
-    def drawers(self) -> list[psutil.Process]:
-        """The processes that draw."""
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if any(DRAWER in word for word in process.info["cmdline"] or ())
-        ]
-
-    def kill_replica(self) -> None:
-        """End a process that draws, one of the head's node."""
-        second = self._second.all_processes["raylet"][0].process.pid
-        own = [one for one in self.drawers() if one.ppid() != second]
-        os.kill(own[0].pid, signal.SIGKILL)
-
-    def kill_node(self) -> None:
-        """End the second node and all that runs there at once; another takes its place."""
-        self._cluster.remove_node(self._second, allow_graceful=False)
-        self._second = self._cluster.add_node(num_cpus=1)
-
-    def close(self) -> None:
-        """End it all."""
-        self._ray.shutdown()
-        self._cluster.shutdown()
-
-
-@contextlib.contextmanager
-def application(nodes: Nodes) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """The application of the configuration that users have, on a free port.
-
-    Yields:
-        Its URL, and a function that serves a bundle from then on.
-    """
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-
-        def serve(bundle: Path) -> None:
-            file = Path(folder) / "serve.yaml"
-            file.write_text(yaml.safe_dump(configuration(bundle, port)), "utf-8")
-            command = [str(Path(sys.executable).parent / "serve"), "run", str(file)]
-            command += ["--address", nodes.address, "--non-blocking"]
-            subprocess.run(command, check=True, capture_output=True)
-            wait_for_replicas()
-
-        yield f"http://127.0.0.1:{port}", serve
-
-
-def wait_for_replicas() -> None:
-    """Until the application runs as its configuration says.
-
-    Raises:
-        RuntimeError: it does not, in good time.
-    """
-    from ray import serve
-
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        found = serve.status().applications.get("sd35")
-        if found is not None and found.status == "RUNNING":
-            return
-        if found is not None and found.status == "DEPLOY_FAILED":
-            break
-        time.sleep(0.1)
-    raise RuntimeError(f"the application does not run: {found}")
-
-
-def configuration(bundle: Path, port: int) -> dict[str, Any]:
-    """The configuration with one bundle, for CPUs, without a token."""
-    found = yaml.safe_load(CONFIGURATION.read_text("utf-8"))
-    found["http_options"] = {"host": "127.0.0.1", "port": port}
-    application = found["applications"][0]
-    application["args"] = {"bundles": [f"{_MODEL}={bundle.resolve()}"], "threads": 1}
-    ingress, drawer = application["deployments"]
-    ingress["ray_actor_options"]["num_cpus"] = 0.5
-    drawer["ray_actor_options"] = {"num_cpus": 1}
-    del drawer["autoscaling_config"]
-    drawer["num_replicas"] = 2
-    drawer["max_replicas_per_node"] = 1
-    return found
-
-
 @dataclass
 class Load:
     """Requests from clients that ask again as soon as they are answered.
@@ -184,6 +99,7 @@ class Load:
         again: requests that were refused with 503, and asked again.
         wrong: what did not end as it should.
         seconds: each request took.
+        taken: seconds of all.
     """
 
     url: str
@@ -195,6 +111,7 @@ class Load:
     again: int = 0
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    taken: float = 0.0
 
     def run(self, connections: int, events: Mapping[int, Callable[[], None]]) -> None:
         """Send each request once.
@@ -202,6 +119,7 @@ class Load:
         Args:
             events: called, in this thread, when so many were sent.
         """
+        start = time.perf_counter()
         with ThreadPoolExecutor(1) as beside:
             sending = beside.submit(asyncio.run, self._send(connections))
             for number, event in events.items():
@@ -209,9 +127,12 @@ class Load:
                     time.sleep(0.005)
                 event()
             sending.result()
+        self.taken = time.perf_counter() - start
 
     async def _send(self, connections: int) -> None:
-        async with httpx.AsyncClient(base_url=self.url, timeout=_PATIENCE) as client:
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=_PATIENCE, headers=_HEADERS
+        ) as client:
             await asyncio.gather(*(self._client(client) for _ in range(connections)))
 
     async def _client(self, client: httpx.AsyncClient) -> None:
@@ -249,6 +170,7 @@ class Load:
     def figures(self) -> dict[str, Any]:
         """JSON-serializable."""
         return {
+            "per_second": len(self.seconds) / self.taken,
             "requests": len(self.hashes),
             "statuses": dict(sorted(self.statuses.items())),
             "asked_again": self.again,
@@ -260,7 +182,7 @@ class Load:
 def beside_drawing(url: str, steps: int, size: str, count: int) -> float:
     """Milliseconds of a request that are not the pool's, at the median, of one client."""
     taken = []
-    with httpx.Client(base_url=url, timeout=_PATIENCE) as client:
+    with httpx.Client(base_url=url, timeout=_PATIENCE, headers=_HEADERS) as client:
         for number in range(count):
             start = time.perf_counter()
             answer = client.post(PATH, json=body(number, steps, size)).raise_for_status().json()
@@ -268,37 +190,139 @@ def beside_drawing(url: str, steps: int, size: str, count: int) -> float:
     return 1e3 * statistics.median(taken)
 
 
+class Parts:
+    """The parts of the benchmark.
+
+    Args:
+        own: serves the first bundle with two replicas.
+        bundles: the first, and the one in its place.
+        connections, steps, size: of the load.
+        hashes: of each request's picture by the first bundle, and by the second.
+    """
+
+    def __init__(
+        self, own: Application, bundles: tuple[Path, Path], connections: int, steps: int, size: str,
+        hashes: tuple[list[str], list[str]],
+    ) -> None:  # fmt: skip
+        self._cluster, self._bundles = own, bundles
+        self._connections, self._steps, self._size = connections, steps, size
+        self._first, self._second = hashes
+
+    def _load(
+        self, hashes: list[set[str]], events: Mapping[int, Callable[[], None]] | None = None
+    ) -> dict[str, Any]:
+        load = Load(self._cluster.url, self._steps, self._size, hashes)
+        load.run(self._connections, events or {})
+        return load.figures()
+
+    def _half(self) -> list[set[str]]:
+        return [{one} for one in self._first[: len(self._second)]]
+
+    def overhead(self) -> dict[str, Any]:
+        """Milliseconds of a request that are not the pool's."""
+        beside_drawing(self._cluster.url, self._steps, self._size, 20)
+        found = beside_drawing(self._cluster.url, self._steps, self._size, 100)
+        return {"beside_drawing_ms": found}
+
+    def killed(self) -> dict[str, Any]:
+        """A replica and a node are killed."""
+        count, nodes = len(self._first), self._cluster.nodes
+        events = {count // 5: nodes.kill_replica, count // 2: nodes.kill_node}
+        return self._load([{one} for one in self._first], events)
+
+    def broken(self) -> dict[str, Any]:
+        """The engines of a replica fail; requests until it is told broken are answered so."""
+        broken: list[Any] = []
+        start = 0.0
+
+        def fail() -> None:
+            nonlocal start
+            broken.append(self._cluster.nodes.break_engines())
+            start = time.monotonic()
+
+        half = self._half()
+        found = self._load(half, {len(half) // 10: fail})
+        # Ray ends it when what it had is answered.
+        while broken[0].is_running() and time.monotonic() < start + _PATIENCE:
+            time.sleep(0.1)
+        found["replaced_after_s"] = None if broken[0].is_running() else time.monotonic() - start
+        self._wait_for(2)
+        found["failed"] = found["statuses"].get("500", 0)
+        return found
+
+    def growing(self) -> dict[str, Any]:
+        """Replicas follow the load."""
+        self._cluster.serve(self._bundles[0], _GROWING)
+        self._wait_for(1)
+        seen, loads = [replicas()], []
+        start = time.monotonic()
+        with ThreadPoolExecutor(1) as beside:
+            while max(seen) < 2 and time.monotonic() < start + _PATIENCE:
+                loaded = beside.submit(self._load, self._half())
+                while not loaded.done():
+                    seen.append(replicas())
+                    time.sleep(0.2)
+                loads.append(loaded.result())
+        found = {**loads[-1], "wrong": [one for load in loads for one in load["wrong"]]}
+        start = time.monotonic()
+        self._wait_for(1)
+        self._cluster.serve(self._bundles[0])
+        return {
+            **found, "replicas_before": seen[0], "replicas_under_load": max(seen),
+            "one_again_after_s": time.monotonic() - start,
+        }  # fmt: skip
+
+    def scaling(self) -> dict[str, Any]:
+        """Pictures a second of one replica, and of two."""
+        found = {}
+        for count in (1, 2):
+            self._cluster.serve(self._bundles[0], {**TWO, "num_replicas": count})
+            self._wait_for(count)
+            self._load(self._half()[: 2 * self._connections])
+            found[str(count)] = self._load(self._half())
+        self._cluster.serve(self._bundles[0])
+        return {**found, "times": found["2"]["per_second"] / found["1"]["per_second"]}
+
+    def updated(self) -> dict[str, Any]:
+        """The second bundle takes the first one's place."""
+        either = [{one, two} for one, two in zip(self._first, self._second, strict=False)]
+        found = self._load(
+            either, {len(either) // 10: lambda: self._cluster.serve(self._bundles[1])}
+        )
+        after = [{one} for one in self._second[: 2 * self._connections]]
+        return {**found, "after": self._load(after)}
+
+    def _wait_for(self, count: int) -> None:
+        end = time.monotonic() + _PATIENCE
+        while replicas() != count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"there are {replicas()} replicas, not {count}")
+            time.sleep(0.2)
+
+
+#: In the order in which they run.
+PARTS = ("overhead", "killed", "broken", "growing", "scaling", "updated")
+
+
 def measure(
-    bundle: Path, other: Path, requests: int, connections: int, steps: int, size: str
-) -> dict[str, Any]:
-    """Run it all; JSON-serializable figures."""
-    first = expected(bundle, requests, steps, size)
-    second = expected(other, requests // 2, steps, size)
-    nodes = Nodes()
-    try:
-        with application(nodes) as (url, serve):
-            serve(bundle)
-            host = beside_drawing(url, steps, size, 100)
-            killed = Load(url, steps, size, [{one} for one in first])
-            killed.run(
-                connections, {requests // 5: nodes.kill_replica, requests // 2: nodes.kill_node}
-            )
-            either = [{one, two} for one, two in zip(first, second, strict=False)]
-            updated = Load(url, steps, size, either)
-            updated.run(connections, {len(either) // 10: lambda: serve(other)})
-            after = Load(url, steps, size, [{one} for one in second[: 2 * connections]])
-            after.run(connections, {})
-    finally:
-        nodes.close()
+    bundle: Path, other: Path, requests: int, connections: int, steps: int, size: str,
+    only: Sequence[str] = PARTS,
+) -> dict[str, Any]:  # fmt: skip
+    """Run parts; JSON-serializable figures."""
+    hashes = (expected(bundle, requests, steps, size), expected(other, requests // 2, steps, size))
+    with cluster() as own:
+        own.serve(bundle)
+        parts = Parts(own, (bundle, other), connections, steps, size, hashes)
+        found = {}
+        for name in (name for name in PARTS if name in only):
+            found[name] = getattr(parts, name)()
+            print(f"{name}: {json.dumps(found[name])}", file=sys.stderr)
     return {
         "bundles": [bundle.name, other.name],
         "steps": steps,
         "size": size,
         "connections": connections,
-        "beside_drawing_ms": host,
-        "killed": killed.figures(),
-        "updated": updated.figures(),
-        "after": after.figures(),
+        **found,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
     }
 
@@ -307,24 +331,53 @@ def table(figures: dict[str, Any]) -> tuple[str, bool]:
     """What was found, and whether all is well."""
     lines = [
         f"{figures['size']}, {figures['steps']} steps, {figures['connections']} connections",
-        f"beside drawing, one client: {figures['beside_drawing_ms']:.1f} ms",
         f"{'':28}{'sent':>6}{'drawn':>7}{'again':>7}{'wrong':>7}{'p50 s':>8}{'max s':>8}",
     ]
-    for name, title in _TITLES.items():
-        load = figures[name]
+    wrong: list[str] = []
+    for title, load in _loads(figures):
         lines.append(
             f"{title:28}{load['requests']:6}{load['statuses'].get('200', 0):7}"
             f"{load['asked_again']:7}{len(load['wrong']):7}"
             f"{load['seconds']['p50']:8.2f}{load['seconds']['max']:8.2f}"
         )
-        lines += load["wrong"][:5]
-    return "\n".join(lines), not any(figures[name]["wrong"] for name in _TITLES)
+        told = load.get("failed", 0)
+        wrong += load["wrong"] if len(load["wrong"]) != told or told > _TOLD else []
+    if (found := figures.get("overhead")) is not None:
+        lines.append(f"beside drawing, one client: {found['beside_drawing_ms']:.1f} ms")
+    if (found := figures.get("broken")) is not None:
+        after = found["replaced_after_s"]
+        gone = "stayed" if after is None else f"gone after {after:.0f} s"
+        lines.append(f"a broken replica: {gone}; {found['failed']} answers of 500")
+        wrong += [] if after is not None else ["a broken replica stayed"]
+    if (found := figures.get("growing")) is not None:
+        most, last = found["replicas_under_load"], found["one_again_after_s"]
+        lines.append(
+            f"replicas: {found['replicas_before']}, under load {most}, 1 after {last:.0f} s"
+        )
+        wrong += [] if most == 2 else ["the replicas did not follow the load"]
+    if (found := figures.get("scaling")) is not None:
+        one, two = (found[count]["per_second"] for count in ("1", "2"))
+        times = found["times"]
+        lines.append(f"pictures a second: one replica {one:.1f}, two {two:.1f}, {times:.2f} times")
+    return "\n".join([*lines, *wrong[:10]]), not wrong
+
+
+def _loads(figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, title in _TITLES.items():
+        if name in figures:
+            yield title, figures[name]
+    for count, found in figures.get("scaling", {}).items():
+        if count != "times":
+            yield f"replicas: {count}", found
+    if "updated" in figures:
+        yield "afterwards", figures["updated"]["after"]
 
 
 _TITLES = {
     "killed": "a replica and a node killed",
+    "broken": "engines of a replica fail",
+    "growing": "one replica becomes two",
     "updated": "another bundle meanwhile",
-    "after": "afterwards",
 }
 
 
@@ -335,12 +388,17 @@ _TITLES = {
 @click.option("--connections", default=16, show_default=True)
 @click.option("--steps", default=2, show_default=True)
 @click.option("--size", default="64x64", show_default=True)
+@click.option("--only", default=",".join(PARTS), show_default=True, metavar="PART,...")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(
-    bundle: Path, other: Path, requests: int, connections: int, steps: int, size: str, out: Path
-) -> None:
+    bundle: Path, other: Path, requests: int, connections: int, steps: int, size: str, only: str,
+    out: Path,
+) -> None:  # fmt: skip
     """Load BUNDLE on a cluster, then OTHER in its place."""
-    figures = measure(bundle, other, requests, connections, steps, size)
+    parts = only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise click.UsageError(f"there is no part {min(unknown)}")
+    figures = measure(bundle, other, requests, connections, steps, size, parts)
     text, well = table(figures)
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,15 @@
     python benchmarks/serve.py bundles/mini
     python benchmarks/serve.py bundles/medium --size 512x512 --rates 0.5,0.8,1.2 --seconds 60
     python benchmarks/serve.py bundles/mini --server triton
+    python benchmarks/serve.py bundles/medium --size 1024x1024 --only joined
 
 First, one client asks the server and a pool in this process in turns: the difference is what the
 server takes. Then clients that ask again as soon as they are answered say how much joining brings.
 Last, requests arrive by chance at given rates, shares of what one client gets in a second, whether
 or not earlier ones are answered (an open loop; Poisson): latency counts from when a request was
 due. Goodput is what was answered in time, in requests per second. The figures go to
-results/serve.json too; the exit status is 1 where the server takes more than 5 ms.
+results/serve.json too; the exit status is 1 where the server takes more than 5 ms. ``--only`` takes
+some of these parts: overhead, joined, rates.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,12 @@ RESULTS = Path(__file__).parent / "results" / "serve.json"
 OVERHEAD_MS = 5.0
 
 _PROMPTS = ("a red star", "two blue squares", "a small green circle on white", "a yellow ring")
+
+# Rounds of a closed loop before it counts: engines compile for every number of joined requests.
+_WARM_UP = 3
+
+#: Each needs those before it.
+PARTS = ("overhead", "joined", "rates")
 
 # An answer is in time after so many times what an idle server takes.
 _IN_TIME = 5.0
@@ -85,24 +94,29 @@ async def closed_loop(target: Target, clients: int, steps: int, size: str, secon
         RuntimeError: one was not drawn.
     """
     answered = 0
-    end = time.perf_counter() + seconds
 
-    async def client(ask: Ask, first: int) -> None:
+    async def client(ask: Ask, number: int, end: float) -> None:
         nonlocal answered
-        number = first
-        while time.perf_counter() < end:
+        while True:
             status = await ask(body(number, steps, size))
-            if status == "429":  # fewer may wait than there are clients
-                await asyncio.sleep(0.02)
-                continue
-            if status != "200":
+            if status == "200":
+                answered += 1
+                number += clients
+            elif status != "429":  # fewer may wait than there are clients
                 raise RuntimeError(f"a request was answered with {status}")
-            answered += 1
-            number += clients
+            if time.perf_counter() >= end and status == "200":
+                return
+            if status == "429":
+                await asyncio.sleep(0.02)
 
-    start = time.perf_counter()
+    async def together(ask: Ask, end: float) -> None:
+        await asyncio.gather(*(client(ask, first, end) for first in range(clients)))
+
     async with target.clients() as ask:
-        await asyncio.gather(*(client(ask, first) for first in range(clients)))
+        for _ in range(_WARM_UP):
+            await together(ask, 0.0)
+        answered, start = 0, time.perf_counter()
+        await together(ask, start + seconds)
     return answered / (time.perf_counter() - start)
 
 
@@ -162,62 +176,76 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def measure(
     bundle: Path, steps: int, size: str, rates: list[float], seconds: float, queue: int, count: int,
-    kind: str = "http",
+    kind: str = "http", only: Sequence[str] = PARTS,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run it all; JSON-serializable figures.
+    """Run parts; JSON-serializable figures.
 
     Args:
         kind: of the server, one of ``TARGETS``.
     """
-    with TARGETS[kind](bundle, queue) as target:
-        beside = overhead(target, bundle, steps, size, count)
-        joined = {
-            clients: asyncio.run(closed_loop(target, clients, steps, size, seconds))
-            for clients in (1, 8)
-        }
-        in_time = _IN_TIME * beside["server_ms"] / 1e3
-        loops = [
-            asyncio.run(open_loop(target, share * joined[1], steps, size, seconds, in_time))
-            | {"share": share}
-            for share in rates
-        ]
-    return {
+    found: dict[str, Any] = {
         "server": kind,
         "bundle": bundle.name,
         "steps": steps,
         "size": size,
         "queue": queue,
-        "overhead": beside,
-        "pictures_per_second": joined,
-        "open_loop": loops,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
     }
+    with TARGETS[kind](bundle, queue) as target:
+        if "overhead" in only:
+            found["overhead"] = overhead(target, bundle, steps, size, count)
+        if "joined" in only:
+            found["pictures_per_second"] = {
+                clients: asyncio.run(closed_loop(target, clients, steps, size, seconds))
+                for clients in (1, 8)
+            }
+        if "rates" in only:
+            in_time = _IN_TIME * found["overhead"]["server_ms"] / 1e3
+            alone = found["pictures_per_second"][1]
+            found["open_loop"] = [
+                asyncio.run(open_loop(target, share * alone, steps, size, seconds, in_time))
+                | {"share": share}
+                for share in rates
+            ]
+    return found
 
 
 def table(figures: dict[str, Any]) -> tuple[str, bool]:
     """What was found, and whether the server takes no more than it may."""
-    beside, joined = figures["overhead"], figures["pictures_per_second"]
-    well = beside["difference_ms"] <= OVERHEAD_MS
+    well = True
     lines = [
-        f"{figures['server']}: {figures['bundle']}, {figures['size']}, {figures['steps']} steps",
-        f"one request: {beside['server_ms']:.1f} ms; pool.generate: {beside['pool_ms']:.1f} ms; "
-        f"difference {beside['difference_ms']:.1f} ms (at most {OVERHEAD_MS:g})"
-        f"{'' if well else '  missed'}",
-        f"pictures a second: one client {joined[1]:.2f}, eight {joined[8]:.2f}, "
-        f"{joined[8] / joined[1]:.2f} times as many",
-        "",
-        f"{'load':>6}{'per s':>8}{'sent':>7}{'drawn':>7}{'429':>6}{'else':>6}"
-        f"{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'good/s':>9}",
+        f"{figures['server']}: {figures['bundle']}, {figures['size']}, {figures['steps']} steps"
     ]
-    for loop in figures["open_loop"]:
-        statuses = Counter(loop["statuses"])
-        others = loop["requests"] - statuses["200"] - statuses["429"]
-        latency = [f"{loop['latency'].get(name, float('nan')):9.3f}" for name in _SHOWN]
+    if (beside := figures.get("overhead")) is not None:
+        well = beside["difference_ms"] <= OVERHEAD_MS
         lines.append(
-            f"{loop['share']:6.0%}{loop['rate']:8.2f}{loop['requests']:7}{statuses['200']:7}"
-            f"{statuses['429']:6}{others:6}{''.join(latency)}{loop['goodput']:9.2f}"
+            f"one request: {beside['server_ms']:.1f} ms; pool.generate: {beside['pool_ms']:.1f} "
+            f"ms; difference {beside['difference_ms']:.1f} ms (at most {OVERHEAD_MS:g})"
+            f"{'' if well else '  missed'}"
         )
+    if (joined := figures.get("pictures_per_second")) is not None:
+        lines.append(
+            f"pictures a second: one client {joined[1]:.2f}, eight {joined[8]:.2f}, "
+            f"{joined[8] / joined[1]:.2f} times as many"
+        )
+    if "open_loop" in figures:
+        lines += [
+            "",
+            f"{'load':>6}{'per s':>8}{'sent':>7}{'drawn':>7}{'429':>6}{'else':>6}"
+            f"{'p50 s':>9}{'p95 s':>9}{'p99 s':>9}{'good/s':>9}",
+            *map(_row, figures["open_loop"]),
+        ]
     return "\n".join(lines), well
+
+
+def _row(loop: dict[str, Any]) -> str:
+    statuses = Counter(loop["statuses"])
+    others = loop["requests"] - statuses["200"] - statuses["429"]
+    latency = [f"{loop['latency'].get(name, float('nan')):9.3f}" for name in _SHOWN]
+    return (
+        f"{loop['share']:6.0%}{loop['rate']:8.2f}{loop['requests']:7}{statuses['200']:7}"
+        f"{statuses['429']:6}{others:6}{''.join(latency)}{loop['goodput']:9.2f}"
+    )
 
 
 TARGETS = {"http": http_target, "triton": triton_target}
@@ -234,14 +262,20 @@ _SHOWN = ("p50", "p95", "p99")
 @click.option("--seconds", default=15.0, show_default=True, help="Of each load.")
 @click.option("--queue", default=16, show_default=True, help="Of the server.")
 @click.option("--count", default=200, show_default=True, help="Requests that are compared.")
+@click.option("--only", default=",".join(PARTS), show_default=True, metavar="PART,...")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(
     bundle: Path, server: str, steps: int, size: str, rates: str, seconds: float, queue: int,
-    count: int, out: Path,
+    count: int, only: str, out: Path,
 ) -> None:  # fmt: skip
     """Load a server of BUNDLE."""
     shares = [float(share) for share in rates.split(",")]
-    figures = measure(bundle, steps, size, shares, seconds, queue, count, server)
+    parts = only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise click.UsageError(f"there is no part {min(unknown)}")
+    if "rates" in parts and set(parts) != set(PARTS):
+        raise click.UsageError("rates are shares of what the other parts find")
+    figures = measure(bundle, steps, size, shares, seconds, queue, count, server, parts)
     text, well = table(figures)
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)

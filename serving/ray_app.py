@@ -7,6 +7,7 @@ bundle is what ``serve.multiplexed`` reads, so that requests go where their bund
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,12 @@ from .fleet.replica import Engines, Studio, answers
 from .names import named_bundles, named_files, parse_traffic, read_pictures
 from .service import Service
 from .settings import Settings, read_token
+
+# Seconds between looks at a replica's health; after three bad ones, Ray takes it out.
+_PERIOD = 2.0
+_TAKEN_OUT = 5 * _PERIOD
+
+_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
 def _parts(value: Any) -> Any:
@@ -128,6 +135,11 @@ def build(args: dict[str, Any]) -> serve.Application:
         raise UsageError(f"args: {refusal.message}") from None
     paths = options.paths()
     options.picture_files()
+    if options.token_file is None and os.environ.get(_PROXY) == "1":
+        raise UsageError(
+            f"with {_PROXY}, ingresses are reached from elsewhere, and there is no token",
+            "give token_file",
+        )
     parse_traffic(options.traffic, list(paths))
     first = [str(path) for path in paths.values()][: options.loaded]
     engines = Engines(
@@ -148,7 +160,7 @@ def drawer(loaded: int) -> serve.Deployment:
     """
 
     @serve.deployment(
-        max_ongoing_requests=8, max_queued_requests=64, health_check_period_s=5,
+        max_ongoing_requests=8, max_queued_requests=64, health_check_period_s=_PERIOD,
         graceful_shutdown_timeout_s=60,
     )  # fmt: skip
     class Drawer:
@@ -182,7 +194,8 @@ def drawer(loaded: int) -> serve.Deployment:
             except Sd35Error as error:
                 yield error
                 return
-            async with aclosing(answers(studio.pool, order, self._health)) as found:
+            held = answers(studio.pool, order, self._health, hold=_TAKEN_OUT)
+            async with aclosing(held) as found:
                 async for answer in found:
                     yield answer
 

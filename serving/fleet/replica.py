@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,12 +66,16 @@ class Studio:
             self.pool.close()
 
 
-async def answers(pool: PipelinePool, order: Order, health: EngineHealth) -> Answers:
+async def answers(
+    pool: PipelinePool, order: Order, health: EngineHealth, hold: float = 0.0
+) -> Answers:
     """Draw an order. It is given up where the answers are not read to the end.
 
     Args:
         pool: of a studio.
         health: is told how it went.
+        hold: seconds after which broken engines' failure is told: the replica that has least to do
+            is sent most, and until it is replaced, one that fails at once would have all.
 
     Yields:
         See :data:`~sd35_trt.serving.fleet.orders.Answers`.
@@ -88,6 +93,8 @@ async def answers(pool: PipelinePool, order: Order, health: EngineHealth) -> Ans
         if engine_failed(error):
             logger.error("a request failed", exc_info=error)
         health.failed(error)
+        if health.broken:
+            await asyncio.sleep(hold)
         yield error
     else:
         health.succeeded()

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,25 @@ def test_a_replica_whose_engines_fail_is_broken(tiny_bundle: Path) -> None:
         [drawn] = asyncio.run(draw(pool, order(tiny_bundle)))
         assert isinstance(drawn, Result)
         assert not health.broken
+
+
+def test_broken_engines_hold_on_to_what_fails(tiny_bundle: Path) -> None:
+    """Until the replica is taken out: one that fails at once has the least to do, and gets all."""
+    engines, health = FakeEngines(), EngineHealth()
+    engines.error = Sd35Error("the engine failed")
+
+    async def draw(pool: PipelinePool) -> list[float]:
+        taken = []
+        for _ in range(4):
+            start = time.monotonic()
+            async for _ in answers(pool, order(tiny_bundle), health, hold=0.5):
+                pass
+            taken.append(time.monotonic() - start)
+        return taken
+
+    with PipelinePool({"bundle": engines.pipeline(tiny_bundle)}) as pool:
+        taken = asyncio.run(draw(pool))
+    assert min(taken[2:]) >= 0.5 > max(taken[:2])
 
 
 def test_an_order_that_nobody_waits_for_is_given_up(tiny_bundle: Path) -> None:
