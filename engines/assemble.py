@@ -20,6 +20,7 @@ from sd35_trt.formats.bundle import (
     write_manifest,
 )
 from sd35_trt.formats.calibration import Calibration, CalibrationExtract
+from sd35_trt.formats.step_cache import STEP_CACHE, StepCache
 from sd35_trt.formats.tokenizers import read_tokenizers
 from sd35_trt.store.replacement import replacement
 from sd35_trt.store.stages import stage_files
@@ -34,6 +35,7 @@ def assemble(
     tokenizers: Path,
     facts: Manifest,
     calibration: Calibration | None = None,
+    step_cache: StepCache | None = None,
 ) -> None:
     """Write the bundle.
 
@@ -43,6 +45,7 @@ def assemble(
         tokenizers: stage directory of the tokenizers.
         facts: the manifest without components, tokenizers, files and calibration.
         calibration: what was built with; the bundle keeps it as ``calibration.json``.
+        step_cache: of its short steps, for this model.
     """
     with replacement(out, MANIFEST) as work:
         entries, in_arena = [], builder.backend.allocation == "arena"
@@ -84,6 +87,9 @@ def assemble(
         if calibration:
             files.append(CALIBRATION)
             (work / CALIBRATION).write_bytes(CalibrationExtract(calibration).encode())
+        if step_cache:
+            files.append(STEP_CACHE)
+            (work / STEP_CACHE).write_bytes(step_cache.encode())
         now = datetime.datetime.now(datetime.timezone.utc)
         manifest = replace(
             facts,

@@ -42,6 +42,10 @@ class Branches:
         """For the tail: as many samples in each branch."""
         return samples
 
+    def both(self, samples: ir.Value) -> ir.Value:
+        """Those without and with text alone."""
+        return samples
+
     def of_both(self, residual: ir.Value) -> ir.Value:
         """Of all branches, what is given of the two with and without text, or for all alike."""
         return residual
@@ -80,6 +84,9 @@ class SkippingBranches(Branches):
     def complete(self, samples: ir.Value) -> ir.Value:
         rest = self._link.between(samples, self._computed, self._both)
         return self._link.node("Concat", samples, rest, axis=0)
+
+    def both(self, samples: ir.Value) -> ir.Value:
+        return self._link.between(samples, self._link.constant([0]), self._both)
 
     def of_both(self, residual: ir.Value) -> ir.Value:
         one = self._link.constant([1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,13 @@ from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode
-from sd35_trt.components import CONTROLNET, component_row, part_kind
+from sd35_trt.components import (
+    CONTROLNET,
+    SHORT_DENOISER,
+    component_row,
+    layer_holder,
+    part_kind,
+)
 from sd35_trt.dialects import DIALECTS, ONNX, Dialect
 from sd35_trt.errors import CheckpointError, UsageError
 from sd35_trt.features import PLAIN, Features
@@ -47,7 +53,13 @@ from .modules import (
     build_transformer,
     build_vae,
 )
-from .part_layers import StoredSize, component_attentions, component_layers, part_layers
+from .part_layers import (
+    StoredSize,
+    component_attentions,
+    component_layers,
+    is_within,
+    part_layers,
+)
 from .ports import ComponentModule
 from .program_writer import write_program
 from .quantized import WEIGHT_ONLY, weight_only_linear
@@ -107,6 +119,9 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "t5": lambda part, options: T5Encoder(part),
     "conditioner": lambda part, options: Conditioner(part, bool(options.features.adapter_ranks)),
     "denoiser": lambda part, options: Denoiser(part, options.guided, options.features),
+    SHORT_DENOISER: lambda part, options: Denoiser(
+        part, options.guided, options.features, short=True
+    ),
     "vae_decoder": lambda part, options: VaeDecoder(part),
     "vae_encoder": lambda part, options: VaeEncoder(part, bool(options.features.control_blocks)),
 }
@@ -131,6 +146,7 @@ def apply_policy(
     policy: Policy,
     scales: Scales | None = None,
     weights: Weights | None = None,
+    first_blocks: int = 0,
 ) -> dict[str, float]:
     """Give every layer of a component the precision that the policy asks for.
 
@@ -138,6 +154,7 @@ def apply_policy(
         scales: of the part, from a calibration; without, FP8 layers have the right shapes and
             types but cannot be written, and nothing guards FP16's range.
         weights: of the part: integer weights have scales that suit them; without, FP16's.
+        first_blocks: of a transformer's, those that the component computes; 0 is all.
 
     Returns:
         ``component/module`` → amax of what the range guard computes in FP32, of all the part.
@@ -145,7 +162,7 @@ def apply_policy(
     Raises:
         UsageError: a rule of the policy matches nothing, or no rule matches a layer.
     """
-    own = component_layers(part, component)
+    own = component_layers(part, component, first_blocks)
     attentions = component_attentions(part, component)
     policy.check(
         component, {name: isinstance(m, ExportLinear) for name, m in own.items()}, attentions
@@ -177,7 +194,7 @@ def apply_policy(
                 "an attention takes fp8 or half",
             )
         if rule and rule.precision == "fp8":
-            key = f"{component}/{name}"
+            key = f"{layer_holder(component)}/{name}"
             operands = None
             if scales is not None:
                 operands = {x: scales.bmm[f"{key}.{x}"] for x in ATTENTION_OPERANDS}
@@ -197,9 +214,11 @@ def use_dialect(part: nn.Module, options: ExportOptions) -> Dialect:
     return dialect
 
 
-def _precisions(part: nn.Module, component: str, policy: Policy) -> dict[str, int]:
+def _precisions(
+    part: nn.Module, component: str, policy: Policy, first_blocks: int
+) -> dict[str, int]:
     """How many of a component's layers have each precision; before the policy is applied."""
-    layers = component_layers(part, component).items()
+    layers = component_layers(part, component, first_blocks).items()
     rules = (
         policy.rule(component, name, isinstance(layer, ExportLinear)) for name, layer in layers
     )
@@ -283,12 +302,13 @@ def export_component(
     if weights is None:
         raise TypeError(f"{checkpoint.root} has no tensors")
     progress(0.0, "tracing")
+    first_blocks = options.features.first_blocks(name)
     with fake_tensors():
         part = build_part(folder, checkpoint)
-        precisions = _precisions(part, name, policy)
-        places = apply_policy(part, name, policy, scales, weights)
+        precisions = _precisions(part, name, policy, first_blocks)
+        places = apply_policy(part, name, policy, scales, weights, first_blocks)
         dialect = use_dialect(part, options)
-        size = StoredSize.of(part, name)
+        size = StoredSize.of(part, name, first_blocks)
         module = component_module(name, part, options).eval()
         if dialect.opset is None:
             program = graphs.program(name, module) if graphs else module.program()
@@ -312,6 +332,16 @@ def export_component(
         inputs=tuple(port for port in ports if port.name in module.inputs),
         outputs=tuple(port for port in ports if port.name in module.outputs),
         precisions=precisions,
-        fp32_places={k: v for k, v in places.items() if k.startswith(f"{name}/")},
+        fp32_places=_own_places(places, name, first_blocks),
         adapters=module.adapters,
     ).write(out)
+
+
+def _own_places(places: Mapping[str, float], component: str, first_blocks: int) -> dict[str, float]:
+    """Of a part's places that the range guard computes in FP32, a component's."""
+    prefix = f"{layer_holder(component)}/"
+    return {
+        key: amax
+        for key, amax in places.items()
+        if key.startswith(prefix) and is_within(f"{key.removeprefix(prefix)}.", first_blocks)
+    }

@@ -5,6 +5,8 @@
 (a, b, c), all in FP32. Sigma, guidance and coefficients are per sample, so that samples at
 different steps can share a batch.
 
+Where steps can be short, there are two denoisers; see :mod:`.short_steps`.
+
 It is traced in segments, of which the blocks repeat: 38 blocks cost what one costs, and the graph
 is put together from copies.
 """
@@ -28,6 +30,15 @@ from .linker import Linker
 from .modules import modulated_norms, modulation_dtype, modulation_rows
 from .ports import ComponentModule
 from .program_writer import traced_graph
+from .range_guard import carries_fp32
+from .short_steps import (
+    CHANGE,
+    COEFFICIENTS,
+    REMEMBERED,
+    Change,
+    Extrapolation,
+    change_dtype,
+)
 from .trace import empty_model, trace
 
 
@@ -37,17 +48,28 @@ class Denoiser(ComponentModule):
     ControlNets' ``residuals`` are of both branches, or one token of zeros that is added to all.
     With layer skipping, the first images of a batch have a third branch: as many as its layer mask
     has rows, which may be none.
+
+    Args:
+        short: whether it is the denoiser of short steps, which computes the first blocks.
+
+    Attributes:
+        first_blocks: of a short step; 0 where all steps are full ones.
+        short: as given.
     """
 
-    def __init__(self, transformer: Any, guided: bool, features: Features = PLAIN) -> None:
+    def __init__(
+        self, transformer: Any, guided: bool, features: Features = PLAIN, short: bool = False
+    ) -> None:
         super().__init__()
         self.part = transformer
         self.guided = guided
+        self.short = short
+        self.first_blocks = features.short_steps
         self.dtype = transformer.context_embedder.dtype
         context_dtype = transformer.context_embedder.output_dtype
         modulated = modulation_dtype(transformer)
         config, width = transformer.config, transformer.inner_dim
-        rows = sum(map(modulation_rows, modulated_norms(transformer)))
+        self.rows = sum(map(modulation_rows, modulated_norms(transformer)))
         latents = (torch.float32, ("batch", config.in_channels, "height", "width"))
         per_sample = (torch.float32, ("batch",))
         self.inputs = {
@@ -56,7 +78,7 @@ class Denoiser(ComponentModule):
             "coefficients": (torch.float32, ("batch", 3)),
             "previous_denoised": latents,
             "context": (context_dtype, ("batch", "tokens", config.caption_projection_dim)),
-            "modulation": (modulated, ("batch", rows, width)),
+            "modulation": (modulated, ("batch", self.rows, width)),
         }
         if guided:
             self.inputs["uncond_context"] = self.inputs["context"]
@@ -76,9 +98,20 @@ class Denoiser(ComponentModule):
             residuals = (self.controls, "residual_samples", "residual_pixels", width)
             self.inputs[RESIDUALS] = (self.dtype, residuals)
         self.outputs = {"next_latents": latents, "denoised": latents}
-        tail_inputs = self.inputs
+        tail_ports = self.inputs, self.outputs
+        if self.first_blocks:
+            tokens = ("samples", "pixels", width)
+            changed = change_dtype(transformer, self.first_blocks, self.dtype), tokens
+            if short:
+                coefficients = torch.float32, ("batch", 2)
+                remembered = dict.fromkeys(REMEMBERED, changed)
+                self.inputs = {**self.inputs, COEFFICIENTS: coefficients, **remembered}
+            else:
+                self.outputs = {**self.outputs, CHANGE: changed}
         adapters = bool(features.adapter_ranks)
         groups = adapter_groups(transformer, "denoiser") if adapters else []
+        count = self.first_blocks if short else len(transformer.transformer_blocks)
+        groups = [group for group in groups if min(group.blocks) < count]
         if adapters:
             take_adapters(self, groups, self.dtype, "batch")
         self.head = Head(transformer, self.dtype, latents)
@@ -88,13 +121,21 @@ class Denoiser(ComponentModule):
             "modulation": modulated,
         }
         self.blocks = []
-        for number, layers in enumerate(transformer.transformer_blocks):
+        last = transformer.transformer_blocks[-1]
+        for number, layers in enumerate(transformer.transformer_blocks[:count]):
             block = Block(layers, dtypes, self.dtype, width)
             if adapters:
                 block.take_adapters(groups, number, self.dtype)
             dtypes = {"image": block.stream, "context": block.stream, "modulation": modulated}
             self.blocks.append(block)
-        self.tail = Tail(transformer, dtypes, self.dtype, tail_inputs, self.outputs, guided)
+        if self.first_blocks:
+            stream = torch.float32 if carries_fp32(last) else self.dtype
+            kept = self.blocks[self.first_blocks - 1].stream
+            change = change_dtype(transformer, self.first_blocks, self.dtype)
+            self.change = Change(stream, kept, change, width)
+            self.extrapolation = Extrapolation(kept, change, stream, width, guided)
+            dtypes = {**dtypes, "image": stream, "context": stream}
+        self.tail = Tail(transformer, dtypes, self.dtype, *tail_ports, guided)
         if self.skipping:
             rows_of_blocks = [block.rows for block in self.blocks]
             self.masked_rows = MaskedRows(rows_of_blocks, self.inputs["modulation"])
@@ -119,7 +160,7 @@ class Denoiser(ComponentModule):
         grid = link.node("Shape", image)
         image = link.node("Reshape", image, link.constant([0, -1, int(self.part.inner_dim)]))  # type: ignore[arg-type]
         traced: dict[tuple[object, ...], ir.Graph] = {}
-        first = 0
+        kept, first = image, 0
         for k, block in enumerate(self.blocks):
             signature = block.signature()
             if signature not in traced:
@@ -142,12 +183,27 @@ class Denoiser(ComponentModule):
                 if self.skipping:
                     residual = branches.of_both(residual)
                 image = link.node("Add", image, link.cast(residual, block.stream))
+            if k + 1 == self.first_blocks:
+                kept = image
+        changes: list[ir.Value] = []
+        if self.short:
+            remembered = {name: values[name] for name in (COEFFICIENTS, *REMEMBERED)}
+            extrapolation = trace(self.extrapolation, dialect).graph
+            (image,) = link.segment(
+                extrapolation, {"image": image, **remembered}, "extrapolation", ""
+            )
+        elif self.first_blocks:
+            ends = {"image": image, "kept": kept}
+            if self.guided:
+                ends = {name: branches.both(value) for name, value in ends.items()}
+            changes = link.segment(trace(self.change, dialect).graph, ends, "change", "")
         image = link.node("Reshape", image, grid)
-        modulation = link.rows(modulation, first, self.tail.rows)
+        modulation = link.rows(modulation, self.rows - self.tail.rows, self.tail.rows)
         if self.guided:
             image, modulation = branches.complete(image), branches.complete(modulation)
         inputs = {**values, "image": image, "modulation": modulation}
         outputs = link.segment(trace(self.tail, dialect).graph, inputs, "tail", "part.")
+        outputs += changes
         for value, port in zip(outputs, self.declared_ports()[-len(outputs) :], strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)
@@ -162,7 +218,7 @@ class Denoiser(ComponentModule):
 
     def _residual(self, link: Linker, residuals: ir.Value, block: int) -> ir.Value:
         """What ControlNets add to the image after a block, by diffusers' arithmetic."""
-        interval = len(self.blocks) / self.controls
+        interval = len(self.part.transformer_blocks) / self.controls  # type: ignore[arg-type]
         own = link.rows(residuals, int(block / interval), 1, axis=0)
         return link.node("Squeeze", own, link.constant([0]))
 
@@ -180,20 +236,26 @@ class Denoiser(ComponentModule):
             graph = graphs[name]
             tensors = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
             inputs = tuple(renamed.get(port, port) for port in graph.inputs)
-            steps.append(Call(name, tensors, inputs, tuple(module.outputs)))
+            outputs = tuple(renamed.get(f"to_{port}", port) for port in module.outputs)
+            steps.append(Call(name, tensors, inputs, outputs))
 
         head = GuidedHead(self.head, self.inputs) if self.guided else PlainHead(self.head)
         call("head", head, "part.", "head.")
         modulation = "branches_modulation" if self.guided else "modulation"
         steps.append(View("tokens", "grid", "image"))
-        first = 0
+        first, image = 0, "image"
         for k, block in enumerate(self.blocks):
             steps.append(View("rows", modulation, "rows", first, block.rows))
             name = names.setdefault(block.signature(), f"block{len(names)}")
             weights = f"part.transformer_blocks.{k}."
-            call(name, block, weights, "block.", modulation="rows")
-            first += block.rows
-        steps.append(View("rows", modulation, "rows", first, self.tail.rows))
+            following = "kept" if k + 1 == self.first_blocks and not self.short else "image"
+            call(name, block, weights, "block.", modulation="rows", image=image, to_image=following)
+            first, image = first + block.rows, following
+        if self.short:
+            call("extrapolation", self.extrapolation, "")
+        elif self.first_blocks:
+            call("change", self.change, "")
+        steps.append(View("rows", modulation, "rows", self.rows - self.tail.rows, self.tail.rows))
         steps.append(View("grid", "image", "image", like="grid"))
         call("tail", self.tail, "part.", modulation="rows")
         return Program(str(torch.__version__), graphs, tuple(steps))

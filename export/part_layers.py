@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import chain
 
 import onnx_ir as ir
 from torch import nn
 
-from sd35_trt.components import component_row, layer_owner
+from sd35_trt.components import component_row, layer_holder, layer_owner
 
 from .arena import allocated_bytes
+
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
 def part_layers(part: nn.Module, folder: str) -> dict[str, tuple[str, nn.Module]]:
@@ -27,10 +30,30 @@ def part_layers(part: nn.Module, folder: str) -> dict[str, tuple[str, nn.Module]
     }
 
 
-def component_layers(part: nn.Module, component: str) -> dict[str, nn.Module]:
-    """The component's layers that have parameters of their own, by name in the part."""
-    layers = part_layers(part, component_row(component).part)
-    return {name: module for name, (owner, module) in layers.items() if owner == component}
+def component_layers(
+    part: nn.Module, component: str, first_blocks: int = 0
+) -> dict[str, nn.Module]:
+    """The component's layers that have parameters of their own, by name in the part.
+
+    Args:
+        first_blocks: of a transformer's, those that it computes; 0 is all.
+    """
+    layers, holder = part_layers(part, component_row(component).part), layer_holder(component)
+    return {
+        name: module
+        for name, (owner, module) in layers.items()
+        if owner == holder and is_within(name, first_blocks)
+    }
+
+
+def is_within(layer: str, first_blocks: int) -> bool:
+    """Whether a layer is in one of a transformer's first blocks, or in none.
+
+    Args:
+        first_blocks: how many; 0 is all.
+    """
+    block = _BLOCK.match(layer)
+    return not first_blocks or block is None or int(block[1]) < first_blocks
 
 
 def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module]:
@@ -43,7 +66,7 @@ def component_attentions(part: nn.Module, component: str) -> dict[str, nn.Module
         for name, module in part.named_modules()
         if folder == "transformer"
         and isinstance(module, Attention)
-        and layer_owner(folder, f"{name}.to_q") == component
+        and layer_owner(folder, f"{name}.to_q") == layer_holder(component)
     }
 
 
@@ -71,8 +94,9 @@ class StoredSize:
     allocated: int
 
     @classmethod
-    def of(cls, part: nn.Module, component: str) -> StoredSize:
-        """Of a part whose policy is applied."""
-        layers = [stored_bytes(layer) for layer in component_layers(part, component).values()]
+    def of(cls, part: nn.Module, component: str, first_blocks: int = 0) -> StoredSize:
+        """Of a part whose policy is applied; see :func:`component_layers`."""
+        own = component_layers(part, component, first_blocks)
+        layers = [stored_bytes(layer) for layer in own.values()]
         totals = [sum(tensors) for tensors in layers]
         return cls(sum(totals), max(totals), allocated_bytes(chain.from_iterable(layers)))

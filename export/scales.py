@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd35_trt.components import CONTROLNET, part_kind, part_rows
+from sd35_trt.components import CONTROLNET, layer_holder, part_kind, part_rows
 from sd35_trt.formats.calibration import Calibration
 
 #: The largest finite FP16.
@@ -69,8 +69,10 @@ class Scales:
         Scales are the component's own; places in FP32 change what its part's others hand to it.
         """
 
+        holder = layer_holder(component)
+
         def own(values: Mapping[str, float]) -> dict[str, float]:
-            return {k: v for k, v in values.items() if k.partition("/")[0] == component}
+            return {k: v for k, v in values.items() if k.partition("/")[0] == holder}
 
         values = {"inputs": own(self.inputs), "bmm": own(self.bmm), "wide": self.wide}
         described: dict[str, Any] = {k: dict(sorted(v.items())) for k, v in values.items() if v}

@@ -33,6 +33,7 @@ from .component import (
 from .denoiser import Denoiser
 from .part_layers import StoredSize
 from .ports import ComponentModule, Ports
+from .short_steps import COEFFICIENTS, REMEMBERED
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def component_sizes(
     with fake_tensors():
         part = build_part(component_row(name).part, source)
         apply_policy(part, name, policy)
-        size = StoredSize.of(part, name)
+        size = StoredSize.of(part, name, options.features.first_blocks(name))
         module = component_module(name, part, options).eval()
         fixed = {storage_key(p) for p in part.parameters()}
         inputs = _tensors(module.inputs, dims)
@@ -139,10 +140,12 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
         modulation = torch.cat([inputs["uncond_modulation"], modulation, modulation[:third]])
         image = torch.cat([image, image, image[:third]])
     grid = image.shape
-    image = image.flatten(1, 2)
+    kept = image = image.flatten(1, 2)
     signatures = set()
-    for block in denoiser.blocks:
+    for number, block in enumerate(denoiser.blocks):
         signature = block.signature()
+        if number == denoiser.first_blocks:
+            kept = image
         if signature in signatures:
             continue
         signatures.add(signature)
@@ -152,6 +155,14 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
         *texts, image = block(**_together(block, {**streams, **adapters}))
         del streams, adapters
         context = texts[0] if texts else context
+    changes: tuple[torch.Tensor, ...] = ()
+    if denoiser.short:
+        remembered = {name: inputs[name] for name in (COEFFICIENTS, *REMEMBERED)}
+        (image,) = denoiser.extrapolation(image=image, **remembered)
+    elif denoiser.first_blocks:
+        both = 2 * dims["batch"] if denoiser.guided else dims["batch"]
+        changes = denoiser.change(image=image[:both], kept=kept[:both])
+    del kept
     image, modulation = image.view(grid), modulation[:, -denoiser.tail.rows :]
     if denoiser.skipping:
         rest = slice(dims["batch"] + third, 2 * dims["batch"])
@@ -161,7 +172,7 @@ def _run_denoiser(denoiser: Denoiser, dims: Mapping[str, int]) -> tuple[torch.Te
     outputs: tuple[torch.Tensor, ...] = denoiser.tail(
         **{name: tail[name] for name in denoiser.tail.inputs}
     )
-    return outputs
+    return outputs + changes
 
 
 class _Tracker(TorchDispatchMode):

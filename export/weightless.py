@@ -8,6 +8,7 @@ the beginning of a large weight is a hole in the file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def export_weightless(
         apply_policy(part, name, policy)
         rows = _rows(part, folder)
         _leave_out_blocks(part, folder)
+        options = _fewer_first_blocks(part, options)
         dialect = use_dialect(part, options)
         rows -= _rows(part, folder)
         module = component_module(name, part, options).eval()
@@ -119,6 +121,15 @@ def _leave_out_blocks(part: nn.Module, folder: str) -> None:
     blocks: Any = part.get_submodule(path)
     indices = np.linspace(0, len(blocks) - 1, min(count, len(blocks))).round().astype(int)
     setattr(part.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in indices))
+
+
+def _fewer_first_blocks(part: Any, options: ExportOptions) -> ExportOptions:
+    """Short steps of the blocks that are left, of which one is behind them."""
+    first = options.features.short_steps
+    if not first:
+        return options
+    first = min(first, len(part.transformer_blocks) - 1)
+    return replace(options, features=replace(options.features, short_steps=first))
 
 
 def _write_weights(model: ir.Model, module: nn.Module, ports: int, out: Path) -> int:

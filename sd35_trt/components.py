@@ -1,14 +1,15 @@
 """The components of the ONNX contract and where in a checkpoint each comes from.
 
 Those of :data:`COMPONENTS` are in every model. A ControlNet is a part that a build adds, with two
-components of its own.
+components of its own. The denoiser of short steps is a component that a build adds, of a part that
+is there.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ COMPONENTS = {
 }
 
 
+#: The denoiser of short steps, which a build adds: it computes the first blocks of the other's.
+SHORT_DENOISER = "denoiser_short"
+
+# Components that a build adds, which compute with the layers of another.
+_BORROWERS = {SHORT_DENOISER: "denoiser"}
+
+
+def layer_holder(component: str) -> str:
+    """The component by whose name a component's layers go: itself, mostly."""
+    return _BORROWERS.get(component, component)
+
+
 #: The kind of part that a ControlNet is; its own part is ``control_NAME``.
 CONTROLNET = "controlnet"
 
@@ -94,8 +107,8 @@ def control_name(component: str) -> str | None:
 
 
 def runs_every_step(component: str) -> bool:
-    """Whether a component runs in every step of a picture: the denoiser and ControlNets."""
-    return component == "denoiser" or (
+    """Whether a component runs in the steps of a picture: denoisers and ControlNets."""
+    return layer_holder(component) == "denoiser" or (
         control_name(component) is not None and not component.endswith(_CONDITIONER)
     )
 
@@ -106,7 +119,7 @@ def policy_names(component: str) -> tuple[str, ...]:
     A ControlNet's blocks are the transformer's, and what is said of these holds for them too.
     """
     if control_name(component) is None:
-        return (component,)
+        return (layer_holder(component),)
     role = "conditioner" if component.endswith(_CONDITIONER) else "denoiser"
     return component, role
 
@@ -124,7 +137,7 @@ def component_row(name: str) -> ComponentRow:
     """
     net = control_name(name)
     if net is None:
-        return COMPONENTS[name]
+        return replace(COMPONENTS[layer_holder(name)], name=name)
     layers = _CONDITIONING if name.endswith(_CONDITIONER) else _CONTROL_STEP
     return ComponentRow(name, control_part(net), layers=layers)
 
@@ -159,7 +172,7 @@ def module_owner(part: str, module: str) -> str | None:
 
 
 #: Components whose linears take adapters as inputs, where a bundle has them.
-ADAPTED = ("clip_l", "clip_g", "conditioner", "denoiser")
+ADAPTED = ("clip_l", "clip_g", "conditioner", "denoiser", SHORT_DENOISER)
 
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8
@@ -171,4 +184,4 @@ OPTIONAL_PARTS = ("text_encoder_3",)
 NO_T5 = "no T5: prompts are read by CLIP alone"
 
 #: Components that are compiled: the step. All else runs once per picture, operator by operator.
-COMPILED = ("denoiser",)
+COMPILED = ("denoiser", SHORT_DENOISER)

@@ -182,17 +182,22 @@ def dimension_bounds(
         "image_width": width,
         **({"rank": (1, ranks[0], ranks[-1])} if (ranks := features.adapter_ranks) else {}),
         **({"skipped": (0, 0, most_images)} if features.skip_layer_guidance else {}),
+        **({"pixels": _patches(width, height)} if features.has_tokens else {}),
         **(_control_bounds(texts, width, height) if features.control_blocks else {}),
     }
 
 
-def _control_bounds(samples: Bounds, width: Bounds, height: Bounds) -> dict[str, Bounds]:
-    """Of what ControlNets make: it is one token of zeros for all samples where there is none."""
+def _patches(width: Bounds, height: Bounds) -> Bounds:
     low, usual, high = (
         across * down // _PATCH_PIXELS for across, down in zip(width, height, strict=True)
     )
+    return low, usual, high
+
+
+def _control_bounds(samples: Bounds, width: Bounds, height: Bounds) -> dict[str, Bounds]:
+    """Of what ControlNets make: it is one token of zeros for all samples where there is none."""
+    _, usual, high = _patches(width, height)
     return {
-        "pixels": (low, usual, high),
         "residual_samples": (1, samples[1], samples[2]),
         "residual_pixels": (1, usual, high),
     }

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .components import ADAPTED
+from .components import ADAPTED, SHORT_DENOISER
 
 #: What a manifest requires of its reader, by the feature.
 ADAPTERS = "adapters"
@@ -66,17 +66,28 @@ class Features:
         }
         return tuple(name for name, there in named.items() if there)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a port of a step has a row for each token of the image."""
+        return bool(self.control_blocks or self.short_steps)
+
     def of_component(self, name: str) -> Features:
         """Those that a component has."""
         own = self if name == "denoiser" else Features(self.adapter_ranks)
+        if name == SHORT_DENOISER:
+            own = replace(self, skip_layer_guidance=False)
         if name == "vae_encoder":
             own = replace(own, control_blocks=self.control_blocks)
         return own if name in ADAPTED else replace(own, adapter_ranks=())
 
     def describe(self) -> dict[str, Any]:
         """What a graph depends on, for the key of its stage: how large ranks may be is no part."""
-        blocks = {CONTROL: self.control_blocks} if self.control_blocks else {}
-        return {**dict.fromkeys(self.requires, True), **blocks}
+        counts = {CONTROL: self.control_blocks, STEP_CACHE: self.short_steps}
+        return {**dict.fromkeys(self.requires, True), **{k: v for k, v in counts.items() if v}}
+
+    def first_blocks(self, component: str) -> int:
+        """How many blocks a component computes, where it leaves the later ones out; 0 for all."""
+        return self.short_steps if component == SHORT_DENOISER else 0
 
 
 #: A bundle without any.

@@ -9,14 +9,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .components import control_name, runs_every_step
+from .components import SHORT_DENOISER, control_name, runs_every_step
 
 #: Phases of a picture in their order → their components.
 PHASES = {
     "text": ("clip_l", "clip_g", "t5"),
     "image to image": ("vae_encoder",),
     "conditioning": ("conditioner",),
-    "denoising": ("denoiser",),
+    "denoising": ("denoiser", SHORT_DENOISER),
     "decoding": ("vae_decoder",),
 }
 

@@ -81,7 +81,7 @@ def export_model(
     clip_tokens = texts["clip_l"].length
     stages = [
         component_stage(inputs, name, decision, calibration, clip_tokens, dialect)
-        for name in model.components
+        for name in decision.components
     ]
     files = {name: digest for stage in stages for name, digest in stage.inputs["files"].items()}
     # What is in the cache was made with a calibration that was checked.

@@ -55,6 +55,7 @@ def manifest_facts(
         defaults=decision.defaults(export.t5_tokens),
         adapter_ranks=decision.features.adapter_ranks,
         requires=decision.features.requires,
+        short_steps=decision.features.short_steps,
         controls=tuple(ControlRecord(net.name, net.kind, net.encoding) for net in model.nets),
         # What follows is known when the bundle is assembled.
         tokenizers={},

@@ -27,6 +27,9 @@ class BuildOptions(ModelOptions):
         adapters: the largest rank of adapters that a run takes as inputs; None builds without.
         inpainting: a denoiser that keeps what a mask leaves of a picture.
         skip_layer_guidance: a denoiser for skip-layer guidance.
+        short_steps: blocks that a short step computes; None takes the step cache's, or builds
+            without short steps.
+        step_cache: what ``sd35-trt calibrate --step-cache`` wrote: which steps are short.
         builder: one of those that serve the target; None takes the preferred one.
         weight_streaming: engines that can keep part of their weights in the host's memory.
         refit: engines whose weights can be exchanged.
@@ -50,6 +53,8 @@ class BuildOptions(ModelOptions):
     adapters: int | None = None
     inpainting: bool = False
     skip_layer_guidance: bool = False
+    short_steps: int | None = None
+    step_cache: Path | None = None
     builder: str | None = None
     weight_streaming: bool = False
     refit: bool = False

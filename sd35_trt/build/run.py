@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sd35_trt.checkpoints.identity import file_hashes
 from sd35_trt.checkpoints.look import look
 from sd35_trt.compat.requirement import requirement
 from sd35_trt.dialects import DIALECTS
@@ -12,6 +13,7 @@ from sd35_trt.engines.assemble import assemble
 from sd35_trt.engines.builder import EngineOptions, load_builder
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import MANIFEST
+from sd35_trt.formats.step_cache import read_step_cache
 from sd35_trt.planning.calibration import decide_calibration
 from sd35_trt.planning.decide import (
     check_controlnets,
@@ -20,6 +22,7 @@ from sd35_trt.planning.decide import (
     decide,
     decide_features,
     decide_policy,
+    decide_short_steps,
 )
 from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
@@ -55,7 +58,13 @@ def build(
     target = find_target(options.target)
     policy = decide_policy(target, options.policy)
     backend = choose_builder(target, options.builder)
-    features = decide_features(options.adapters, options.inpainting, options.skip_layer_guidance)
+    step_cache = None if options.step_cache is None else read_step_cache(options.step_cache)
+    features = decide_features(
+        options.adapters,
+        options.inpainting,
+        options.skip_layer_guidance,
+        decide_short_steps(options.short_steps, step_cache),
+    )
     cache = open_cache(options.cache_dir)
     with requirement("building", "build"):
         wishes = EngineOptions(
@@ -91,6 +100,9 @@ def build(
                 f"--policy {options.policy or policy.name} --out DIR, and give it as "
                 "--calibration DIR"
             )
+            if step_cache is not None:
+                files = file_hashes(model.checkpoint, ["transformer"], cache)
+                step_cache.check_model(files, options.step_cache)
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
             for line in describe(decision):
                 tell(line)
@@ -101,6 +113,6 @@ def build(
             facts = manifest_facts(decision, export, builder, versions, options.command)
             # Large files of the bundle are links to stages', and so are those of one in its place.
             with cache.relinked(out, *(engine.folder for engine in engines)):
-                assemble(out, builder, engines, export.tokenizers, facts, calibration)
+                assemble(out, builder, engines, export.tokenizers, facts, calibration, step_cache)
             progress("bundle", 1, 1, "written")
     return out

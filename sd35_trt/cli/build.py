@@ -83,6 +83,21 @@ from .output import print_json
 )
 @click.option("--skip-layer-guidance", is_flag=True, help="A denoiser for skip-layer guidance.")
 @click.option(
+    "--short-steps",
+    type=int,
+    default=None,
+    metavar="K",
+    help="Steps that compute the first K blocks alone, where a step cache says so: see "
+    "generate --step-cache. Default: none.",
+)
+@click.option(
+    "--step-cache",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="What sd35-trt calibrate --step-cache wrote: which steps are short.",
+)
+@click.option(
     "--builder",
     default=None,
     metavar="NAME",

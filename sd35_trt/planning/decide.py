@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.model_options import ControlNet
+from sd35_trt.components import SHORT_DENOISER
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import UsageError
 from sd35_trt.features import PLAIN, Features
+from sd35_trt.formats.step_cache import StepCache
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
@@ -93,19 +95,45 @@ def check_controlnets(nets: Sequence[ControlNet], dialect: Dialect, library: str
 
 
 def decide_features(
-    adapters: int | None = None, inpainting: bool = False, skip_layer_guidance: bool = False
+    adapters: int | None = None,
+    inpainting: bool = False,
+    skip_layer_guidance: bool = False,
+    short_steps: int | None = None,
 ) -> Features:
     """The features that were asked for.
 
     Args:
         adapters: the largest rank of adapters together; None is without.
+        short_steps: blocks that a short step computes; None is without.
 
     Raises:
-        UsageError: a rank that is none of adapters.
+        UsageError: a rank that is none of adapters, or no number of blocks.
     """
+    if short_steps is not None and short_steps < 1:
+        raise UsageError(f"--short-steps {short_steps} computes nothing", "use 1 or more")
     return Features(
-        () if adapters is None else _adapter_ranks(adapters), inpainting, skip_layer_guidance
+        () if adapters is None else _adapter_ranks(adapters),
+        inpainting,
+        skip_layer_guidance,
+        short_steps=short_steps or 0,
     )
+
+
+def decide_short_steps(wish: int | None, cache: StepCache | None) -> int | None:
+    """Blocks that a short step computes: as wished, else as the step cache says; None is without.
+
+    Raises:
+        UsageError: the two differ.
+    """
+    if cache is None:
+        return wish
+    if wish not in (None, cache.short_blocks):
+        raise UsageError(
+            f"--short-steps {wish}, and the step cache is of short steps of {cache.short_blocks} "
+            "blocks",
+            "leave out --short-steps",
+        )
+    return cache.short_blocks
 
 
 def decide_guidance(variant: Variant, wish: bool | None) -> bool:
@@ -148,6 +176,12 @@ class Decision:
         """
         tokens = (min(77, t5_tokens), max(512, t5_tokens))
         return Ranges(self.batch, self.size, self.size_step, tokens)
+
+    @property
+    def components(self) -> list[str]:
+        """Those of the bundle: the model's, and what features add."""
+        names = self.model.components
+        return [*names, SHORT_DENOISER] if self.features.short_steps else names
 
     @property
     def steps_and_guidance(self) -> tuple[int, float]:
@@ -196,6 +230,7 @@ def decide(
             "--skip-layer-guidance steers guidance, and this bundle has none",
             "leave it out, or build with: --guidance",
         )
+    _check_short_steps(features.short_steps, whole_number(transformer, "num_layers"))
     return Decision(
         model=model,
         target=target,
@@ -207,6 +242,14 @@ def decide(
         latent_channels=whole_number(transformer, "in_channels"),
         features=replace(features, control_blocks=model.control_blocks),
     )
+
+
+def _check_short_steps(first: int, blocks: int) -> None:
+    if first >= blocks:
+        raise UsageError(
+            f"--short-steps {first}: a full step of this model computes {blocks} blocks",
+            f"use less, for example --short-steps {max(1, blocks // 4)}",
+        )
 
 
 def _adapter_ranks(most: int) -> tuple[int, ...]:
