@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from .denoise_steps import (
 from .devices.device import Buffer, Device, Fetch
 from .host_slots import SLOT_BYTES, HostSlots
 from .job import Step
-from .sessions.session import Session
+from .short_steps import COEFFICIENTS, PlannedStep, StepEngines, step_coefficients
 from .timing import Clock
 
 # Shapes whose buffers and graphs are kept.
@@ -40,12 +40,14 @@ class Schedule:
         skip_guidance: float32 [S, B], how much of the third branch each image has; None where the
             engine has none.
         next_sigmas: whether the engine is told the noise after each step, too.
+        planned: which steps are short; empty where none is. None where the bundle has no such.
     """
 
     sigmas: np.ndarray
     coefficients: np.ndarray
     skip_guidance: np.ndarray | None = None
     next_sigmas: bool = False
+    planned: Sequence[PlannedStep] | None = None
 
     def constants(self, count: int) -> dict[str, np.ndarray]:
         """Of each step and of ``count`` images, by the engine's port: [S, B], or [S, B, n]."""
@@ -61,7 +63,20 @@ class Schedule:
             constants["next_sigma"] = of_each(self.sigmas[1:])
         if self.skip_guidance is not None:
             constants["skip_guidance"] = self.skip_guidance
+        if self.planned is not None:
+            steps = len(self.coefficients)
+            constants[COEFFICIENTS] = step_coefficients(self.planned, steps, count)
         return constants
+
+    def kind(self, step: int, controlled: bool) -> StepKind:
+        """What a step computes.
+
+        Args:
+            controlled: whether ControlNets make something for it.
+        """
+        planned = self.planned[step] if self.planned else PlannedStep()
+        short = planned.coefficients is not None
+        return StepKind(self.skips(step), controlled, short, planned.slot)
 
     def skips(self, step: int) -> bool:
         """Whether a step has a third branch."""
@@ -77,16 +92,18 @@ class DenoiseLoop:
 
     Args:
         device: that the engine runs on.
+        limited: whether its memory is kept within a budget.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, limited: bool = False) -> None:
         self._device = device
+        self._limited = limited
         self._slots = HostSlots(device)
         self._recorded: OrderedDict[tuple[int, ...], RecordedSteps] = OrderedDict()
 
     def run(
         self,
-        session: Session,
+        engines: StepEngines,
         latents: np.ndarray,
         schedule: Schedule,
         conditioning: Iterator[StepConditioning],
@@ -99,7 +116,7 @@ class DenoiseLoop:
         """Denoise a batch.
 
         Args:
-            session: the ``denoiser``.
+            engines: which are open.
             latents: float32 [B, C, h, w], noise or what it was mixed with.
             conditioning: of each step context [N, T, D] and modulation [N, R, D]; with guidance
                 N is 2 B, the unconditional branch first.
@@ -118,7 +135,7 @@ class DenoiseLoop:
         device, total = self._device, len(schedule.coefficients)
         values = schedule.constants(len(latents))
         constants = device.upload(step_constants(values))
-        steps = self._steps(session, latents, run_inputs, values)
+        steps = self._steps(engines, latents, run_inputs, values)
         depth = _depth(device, latents.nbytes, total, watched)
         slots = self._slots.take(latents.shape, depth)
         pending: deque[tuple[int, Fetch, Buffer]] = deque()
@@ -145,7 +162,7 @@ class DenoiseLoop:
                 inputs = StepInputs(constants[i], context, modulation)
                 if i >= 2:
                     fetches[i - 2].fence()  # this step overwrites what was copied then
-                kind = StepKind(schedule.skips(i), controls is not None and controls.counts(i))
+                kind = schedule.kind(i, controls is not None and controls.counts(i))
                 if controls is not None and kind.controlled:
                     made = steps.residuals(controls.shape, controls.dtype)
                     controls.run(i, steps.latents(i), made)
@@ -169,22 +186,24 @@ class DenoiseLoop:
 
     def _steps(
         self,
-        session: Session,
+        engines: StepEngines,
         latents: np.ndarray,
         run: RunInputs,
         constants: Collection[str],
     ) -> DirectSteps | RecordedSteps:
-        if not (self._device.queues and session.recordable):
-            return DirectSteps(self._device, session, latents, run, constants)
+        if not (self._device.queues and engines.full.recordable):
+            return DirectSteps(self._device, engines, latents, run, constants)
         # Graphs read what is shared where it is.
         key = (*latents.shape, *map(self._device.pointer, run.shared.values()))
         steps = self._recorded.pop(key, None)
-        if steps is None or steps.session is not session:
+        if steps is None or not steps.is_of(engines):
             if steps is not None:
                 steps.close()
-            steps = RecordedSteps(self._device, session, latents, run, constants)
+            steps = RecordedSteps(self._device, engines, latents, run, constants)
         self._recorded[key] = steps
-        while len(self._recorded) > _SHAPES:
+        # Changes are large, and a budget has room for those of one run.
+        most = 1 if self._limited and engines.remembers else _SHAPES
+        while len(self._recorded) > most:
             self._recorded.popitem(last=False)[1].close()
         steps.begin(latents, run)
         return steps

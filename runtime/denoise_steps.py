@@ -11,10 +11,16 @@ import numpy as np
 from sd35_trt.formats.bundle import RESIDUALS
 
 from .devices.device import Buffer, Device, RecordedGraph
-from .sessions.session import Session
+from .short_steps import COEFFICIENTS, SCRATCH, StepEngines
 
 # Inputs that differ from step to step and have so many values for each image.
-_CONSTANTS = {"sigma": 1, "coefficients": 3, "next_sigma": 1, "skip_guidance": 1}
+_CONSTANTS = {
+    "sigma": 1,
+    "coefficients": 3,
+    "next_sigma": 1,
+    "skip_guidance": 1,
+    COEFFICIENTS: 2,
+}
 
 _LAYER_MASK = "layer_mask"
 
@@ -42,10 +48,14 @@ class StepKind(NamedTuple):
     Attributes:
         skipping: whether it has a third branch.
         controlled: whether ControlNets made something for it.
+        short: whether it computes the first blocks alone.
+        slot: see :class:`sd35_trt.runtime.short_steps.PlannedStep`.
     """
 
     skipping: bool = False
     controlled: bool = False
+    short: bool = False
+    slot: int = SCRATCH
 
 
 class StepInputs(NamedTuple):
@@ -137,12 +147,13 @@ class DirectSteps:
     def __init__(
         self,
         device: Device,
-        session: Session,
+        engines: StepEngines,
         latents: np.ndarray,
         run: RunInputs,
         constants: Collection[str],
     ) -> None:
-        self._session = session
+        self._engines = engines
+        self._changes = engines.changes(device, latents.shape)
         self._fixed = {**run.own, **run.shared}
         self._feeder = StepFeeder(device, len(latents), run, constants)
         # Two buffers of each, used in turn: what a step reads, the next one overwrites.
@@ -168,7 +179,7 @@ class DirectSteps:
             "previous_denoised": self._denoised[write],
         }
         outputs = {"next_latents": self._latents[write], "denoised": self._denoised[read]}
-        self._session.run(feed, outputs)
+        self._engines.run((kind.short, kind.slot), feed, outputs, self._changes)
         return StepOutputs(self._latents[write], self._denoised[read])
 
 
@@ -182,13 +193,14 @@ class RecordedSteps:
     def __init__(
         self,
         device: Device,
-        session: Session,
+        engines: StepEngines,
         latents: np.ndarray,
         run: RunInputs,
         constants: Collection[str],
     ) -> None:
-        self.session = session
+        self.engines = engines
         self._device = device
+        self._changes = engines.changes(device, latents.shape)
         self._own = {name: device.empty(b.shape, b.dtype) for name, b in run.own.items()}
         mask = run.layer_mask
         self._layer_mask = None if mask is None else device.empty(mask.shape, mask.dtype)
@@ -202,6 +214,17 @@ class RecordedSteps:
         self._graphs: dict[tuple[int, StepKind], RecordedGraph] = {}
         self._ran: set[tuple[int, StepKind]] = set()
         self._scratch_version = device.scratch_version
+
+    def is_of(self, engines: StepEngines) -> bool:
+        """Whether the graphs are of these engines; of full steps alone, they may have more."""
+        mine = self.engines
+        if mine.full is not engines.full:
+            return False
+        if engines.short is not None:
+            if mine.short not in (None, engines.short):
+                return False
+            self.engines = engines
+        return True
 
     def begin(self, latents: np.ndarray, run: RunInputs) -> None:
         """Take a new batch of the same shape."""
@@ -267,7 +290,7 @@ class RecordedSteps:
             "next_latents": self._latents[1 - turn],
             "denoised": self._denoised[turn],
         }
-        self.session.run(feed, outputs)
+        self.engines.run((kind.short, kind.slot), feed, outputs, self._changes)
 
     def _forget(self) -> None:
         for graph in self._graphs.values():

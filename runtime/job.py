@@ -68,6 +68,7 @@ class Result:
             run have its stages in common.
         notes: what the user should know, such as a prompt that was cut.
         anomalies: images whose latents were unlike those of calibration.
+        short_steps: how many of the steps computed the first blocks alone.
     """
 
     images: np.ndarray
@@ -77,6 +78,7 @@ class Result:
     timings: dict[str, float]
     notes: tuple[str, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
+    short_steps: int = 0
 
     def pil(self) -> list[Image.Image]:
         """The images as PIL images."""

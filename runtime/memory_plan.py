@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.components import control_name, runs_every_step
+from sd35_trt.components import SHORT_DENOISER, control_name, runs_every_step
 from sd35_trt.errors import OutOfMemory
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import PHASES, STREAM_BUFFERS, Footprint, Residency, plan_residency
 from sd35_trt.units import format_memory
 
 from .sessions.session import can_stream, working_bytes
+from .short_steps import SLOTS, change_bytes
 
 
 class MemoryPlanner:
@@ -39,25 +40,31 @@ class MemoryPlanner:
         self._budget = budget
         self._backend = BACKENDS[bundle.manifest.builder]
 
-    def plan(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> Residency:
+    def plan(
+        self, dims: Mapping[str, int], nets: Collection[str] = (), short: bool = False
+    ) -> Residency:
         """Which engines stay and which come and go; within the budget where that can be.
 
         Args:
             dims: sizes of dynamic dimensions of the components; those left out count as least.
             nets: ControlNets that run; what the others take is not planned.
+            short: whether steps are short; else what these take is not planned.
         """
-        return plan_residency(self._engines(dims, nets), self._budget, self._reserve(dims))
+        engines, reserve = self._engines(dims, nets, short), self._reserve(dims, short)
+        return plan_residency(engines, self._budget, reserve)
 
-    def plan_within_budget(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> Residency:
+    def plan_within_budget(
+        self, dims: Mapping[str, int], nets: Collection[str] = (), short: bool = False
+    ) -> Residency:
         """As :meth:`plan`.
 
         Raises:
             OutOfMemory: the budget is too small; names the smallest that is enough.
         """
-        plan = self.plan(dims, nets)
+        plan = self.plan(dims, nets, short)
         if self._budget is not None and not plan.fits:
-            engines = self._engines(dims, nets)
-            smallest = plan_residency(engines, 0, self._reserve(dims)).peak_bytes
+            engines = self._engines(dims, nets, short)
+            smallest = plan_residency(engines, 0, self._reserve(dims, short)).peak_bytes
             raise OutOfMemory(
                 f"{self._bundle.root} does not fit in {format_memory(self._budget)} at this size",
                 f"the smallest vram_budget for it is {format_memory(_round_up(smallest))}"
@@ -69,12 +76,19 @@ class MemoryPlanner:
         """Memory that a component's weights take as a whole."""
         return (self._on_gpu and component.allocated_bytes) or component.weight_bytes
 
-    def _reserve(self, dims: Mapping[str, int]) -> int:
-        """What is in memory besides engines: the backend's own, and adapters."""
-        adapters = sum(adapter_bytes(c, dims.get("rank", 1)) for c in self._components.values())
-        return adapters + (self._backend.context_bytes if self._on_gpu else 0)
+    def _reserve(self, dims: Mapping[str, int], short: bool) -> int:
+        """What is in memory besides engines: the backend's own, adapters, and changes."""
+        changes = change_bytes(self._bundle.manifest, dims) * (SLOTS if short else 1)
+        adapters = sum(
+            adapter_bytes(c, dims.get("rank", 1))
+            for c in self._components.values()
+            if c.name != SHORT_DENOISER  # it is given the other's
+        )
+        return adapters + changes + (self._backend.context_bytes if self._on_gpu else 0)
 
-    def _engines(self, dims: Mapping[str, int], nets: Collection[str]) -> list[Footprint]:
+    def _engines(
+        self, dims: Mapping[str, int], nets: Collection[str], short: bool
+    ) -> list[Footprint]:
         steps = self._bundle.manifest.defaults.steps
         # A text encoder's batch is of texts.
         texts = {**dims, "batch": dims["samples"]} if "samples" in dims else dims
@@ -90,7 +104,8 @@ class MemoryPlanner:
                 runs_every_step(name),
             )
             for name, component in self._components.items()
-            if (net := control_name(name)) is None or net in nets
+            if ((net := control_name(name)) is None or net in nets)
+            and (short or name != SHORT_DENOISER)
         ]
 
     def _stream_bytes(self, component: Component) -> int | None:

@@ -17,7 +17,7 @@ from .fallback import Fallback, check_fallback
 from .job import Job, Result, Step
 from .process import HomeProcess, leave_at_exit
 from .renderer import Renderer
-from .request import MAX_PROMPT_CHARS, Request, make_request
+from .request import EXACT, MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
 from .sessions.session import device_of, open_session
 from .sizes import check_count, check_latents
@@ -299,6 +299,7 @@ class Pipeline:
         latents: np.ndarray | None = None,
         decode: bool = True,
         controls: Mapping[str, PictureLike | Control] | None = None,
+        step_cache: str = EXACT,
     ) -> Request:
         """Check what is to be drawn, without drawing it.
 
@@ -342,6 +343,9 @@ class Pipeline:
             decode: False leaves out the result's images: its latents are what is wanted.
             controls: name of a ControlNet of the bundle → the picture that it follows, or a
                 :class:`~sd35_trt.runtime.Control` with its scale and the steps that it runs in.
+            step_cache: ``exact``, or ``fast``: steps that the bundle's step cache calls short
+                compute the first blocks alone. A request that it has no plan for is drawn exactly,
+                with a note. Needs a bundle that was built with short steps.
 
         Raises:
             UsageError: an argument out of range; names the nearest that works.
@@ -377,6 +381,8 @@ class Pipeline:
             latents=latents,
             decode=decode,
             controls=controls,
+            step_cache=step_cache,
+            plans=self._renderers[0].step_cache,
         )
 
     def encode(

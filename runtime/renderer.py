@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from sd35_trt.components import control_part
+from sd35_trt.components import SHORT_DENOISER, control_part
 from sd35_trt.errors import Cancelled, NotFinite
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.contract import check_contract
+from sd35_trt.formats.step_cache import StepCache
 
 from .adapters import AdapterFeeder, AdapterInputs
 from .autoencoder import Autoencoder
@@ -31,6 +33,7 @@ from .run_inputs import Source, run_inputs
 from .runner import ComponentRunner
 from .schedule import coefficients, make_sigmas, mix
 from .sessions.session import device_of
+from .short_steps import PlannedStep, StepEngines
 from .skip_layers import skip_scales
 from .text_features import TextEncoder, TextFeatures
 from .timing import Clock, now_ns
@@ -49,6 +52,7 @@ class Renderer:
         bundle: as given.
         engines: the bundle's.
         anomalies: how many anomalous images there were.
+        step_cache: the bundle's; None where it has none.
         stopping: True cancels what is drawn, after its step.
 
     Raises:
@@ -73,6 +77,7 @@ class Renderer:
         self.stopping = False
         self._manifest = bundle.manifest
         self._band = Band.of(bundle)
+        self.step_cache = StepCache.of(bundle)
         self._train_timesteps = int(self._manifest.scheduler.num_train_timesteps)
         with ExitStack() as opened:
             self._device = open_device(device_of(bundle, device))
@@ -81,9 +86,10 @@ class Renderer:
             self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
             opened.callback(self.engines.release)
             self._runner = ComponentRunner(bundle, self._device, self.engines)
-            self._loop = DenoiseLoop(self._device)
+            self._loop = DenoiseLoop(self._device, limited=vram_budget is not None)
             opened.callback(self._loop.close)
-            self.engines.before_close("denoiser", self._loop.forget)
+            for name in ("denoiser", SHORT_DENOISER):
+                self.engines.before_close(name, self._loop.forget)
             within = None if vram_budget is None else self._loop.forget
             self._feeder = AdapterFeeder(bundle, self._device, within)
             opened.callback(self._feeder.clear)
@@ -118,6 +124,7 @@ class Renderer:
         self.engines.fit(
             {**request.dims, "samples": texts, "rank": rank, "skipped": skipped},
             [use.name for use in request.controls],
+            bool(self._planned(request)),
         )
 
     def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
@@ -212,12 +219,14 @@ class Renderer:
             return
         images = self._images(request, last)
         clock.lap("decode")
+        short = sum(step.coefficients is not None for step in self._planned(request))
         for job, part in parts:
             if job.outcome is None:
                 count = len(request.seeds)
                 branches = [features[i : i + count][part] for i in range(0, len(texts), count)]
                 notes = _text_notes(job.request, branches)
-                job.outcome = _result(job, images[part], latents[part], notes, clock)
+                result = _result(job, images[part], latents[part], notes, clock)
+                job.outcome = replace(result, short_steps=short)
 
     def _noise(self, request: Request) -> np.ndarray:
         shape = (1, self._manifest.latent_channels, *request.latent_size)
@@ -255,7 +264,8 @@ class Renderer:
         schedule = self._schedule(request, sigmas)
         adapters = AdapterInputs.of(self._manifest, request.adapters)
         mixes = request.adapters * (len(features) // len(request.seeds))
-        loop = ("denoiser", *(control_part(use.name) for use in request.controls))
+        nets = (control_part(use.name) for use in request.controls)
+        loop = ("denoiser", *([SHORT_DENOISER] if schedule.planned else []), *nets)
         conditioning = self._conditioning.begin(
             "conditioner", features, sigmas[:-1],
             self._feeder.ports("conditioner", adapters, mixes), loop,
@@ -263,7 +273,8 @@ class Renderer:
         if controls is not None:
             controls.condition(self._conditioning, features, sigmas)
         # Conditioners may be closed for it.
-        denoiser = self.engines.use("denoiser")
+        short = self.engines.use(SHORT_DENOISER) if schedule.planned else None
+        denoiser = StepEngines(self._manifest, self.engines.use("denoiser"), short)
         if controls is not None:
             controls.open(self.engines)
         if request.decode:
@@ -283,7 +294,15 @@ class Renderer:
             if features.skip_layer_guidance
             else None,
             features.inpainting,
+            self._planned(request) if features.short_steps else None,
         )
+
+    def _planned(self, request: Request) -> tuple[PlannedStep, ...]:
+        """The steps of a request that has short ones; of another bundle's plan, there are none."""
+        plan = request.plan
+        if plan is None or self.step_cache is None or plan != self.step_cache.plan(*plan.key):
+            return ()
+        return request.planned_steps
 
     def close(self) -> None:
         """Release engines and device, all that there is also when a part of it fails to. A second
@@ -312,6 +331,17 @@ def _text_notes(request: Request, branches: Sequence[Sequence[TextFeatures]]) ->
             name = f"the {kind}" if len(unique) == 1 else f"{kind} {number}"
             notes += [f"{name} {note}" for note in features.notes]
     return notes
+
+
+def _step_cache_notes(request: Request) -> list[str]:
+    if not request.fast:
+        return []
+    if request.plan is None:
+        about = f"{request.steps} steps of {request.sampler} with shift {request.shift:g}"
+        return [f"the step cache has no plan for {about}: every step was a full one"]
+    if not request.planned_steps:
+        return [f"none of {request.drawn_steps} steps could be short: every step was a full one"]
+    return []
 
 
 def _control_notes(request: Request) -> list[str]:
@@ -343,7 +373,7 @@ def _result(
     unique = list(dict.fromkeys(notes))
     if not all(negative.empty for negative in request.negatives) and request.guidance[0] == 1.0:
         unique.append("without guidance, the negative prompt has no effect")
-    unique += [*_skip_notes(request), *_control_notes(request)]
+    unique += [*_skip_notes(request), *_control_notes(request), *_step_cache_notes(request)]
     for note in unique:
         logger.warning(note)
     waited = (clock.start_ns - job.created_ns) / 1e9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,16 @@ import numpy as np
 
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Manifest
+from sd35_trt.formats.step_cache import StepCache, StepPlan
 
 from .adapters import AdapterShelf, Mix, parameters_of
 from .arguments import flag, number, several, shown, text, whole
 from .controls import ControlUse, control_uses, join_controls
 from .prompts import Prompt, make_prompts, parameters_of_prompts
 from .schedule import SAMPLERS
+from .short_steps import PlannedStep, StepKinds, planned_steps
 from .sizes import check_count, check_latents, check_size
-from .skip_layers import SkipLayers, skip_layers
+from .skip_layers import SkipLayers, skip_layers, skip_scales
 from .source_pictures import latent_mask, mask_of, pixels_of
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 1000
 MAX_PROMPT_CHARS = 10_000
+
+#: How steps are computed: as the step cache says, or all of them in full.
+FAST, EXACT = "fast", "exact"
 
 _LARGEST = 2**31 - 1
 # Of torch.Generator.manual_seed.
@@ -46,6 +52,8 @@ class Request:
         latents: of a picture to start from, in place of ``image``: float32 [B, C, h, w].
         decode: whether the result has images.
         controls: ControlNets, which all images have.
+        fast: whether steps may be short.
+        plan: of the step cache, of a fast one; None where it has none for the request.
     """
 
     prompts: tuple[Prompt, ...]
@@ -68,6 +76,8 @@ class Request:
     latents: np.ndarray | None = None
     decode: bool = True
     controls: tuple[ControlUse, ...] = ()
+    fast: bool = False
+    plan: StepPlan | None = None
 
     @property
     def from_noise(self) -> bool:
@@ -107,7 +117,18 @@ class Request:
         if not self.from_noise:
             return None
         kind = self.width, self.height, self.steps, self.shift, self.sampler, self.t5_tokens
-        return *kind, self.decode, *(use.key for use in self.controls)
+        return *kind, self.decode, self.planned_steps, *(use.key for use in self.controls)
+
+    @cached_property
+    def planned_steps(self) -> tuple[PlannedStep, ...]:
+        """The steps, where some of them are short; else empty."""
+        if self.plan is None:
+            return ()
+        steps = range(count := self.drawn_steps)
+        scales = skip_scales(self.skips, self.guidance, count)
+        nets = [tuple(use.counts(step, count) for use in self.controls) for step in steps]
+        kinds = StepKinds([bool(row.any()) for row in scales], nets)
+        return planned_steps(self.plan.coefficients, kinds)
 
     def parameters(self) -> dict[str, Any]:
         """What would draw the same images again, except the picture started from.
@@ -135,6 +156,8 @@ class Request:
             parameters["adapters"] = parameters_of(self.adapters)
         if self.skips and self.skips[0] is not None:
             parameters |= self.skips[0].parameters()
+        if self.fast:
+            parameters["step_cache"] = FAST
         if self.controls:
             parameters["controls"] = {use.name: use.parameters() for use in self.controls}
         return parameters
@@ -172,6 +195,8 @@ def make_request(
     latents: np.ndarray | None = None,
     decode: bool = True,
     controls: Mapping[str, PictureLike | Control] | None = None,
+    step_cache: str = EXACT,
+    plans: StepCache | None = None,
 ) -> Request:
     """Check the arguments of :meth:`sd35_trt.runtime.Pipeline.generate` against a bundle.
 
@@ -179,6 +204,7 @@ def make_request(
         max_prompt_chars: of a prompt; longer texts take long to be cut into tokens, of which few
             are read.
         shelf: the adapters that there are; None where ``adapters`` is.
+        plans: of the bundle; None where it has none.
 
     Raises:
         UsageError: names the argument and the nearest value that works.
@@ -247,6 +273,7 @@ def make_request(
         skip_layer_guidance_start,
         skip_layer_guidance_stop,
     )
+    fast = _is_fast(manifest, step_cache)
     return Request(
         prompts=tuple(p for p in prompts for _ in range(batch)),
         negatives=tuple(n for n in negatives for _ in range(batch)),
@@ -268,6 +295,8 @@ def make_request(
         latents=source,
         decode=decode,
         controls=control_uses(manifest, controls, (width, height), count),
+        fast=fast,
+        plan=plans.plan(steps, sampler, shift) if fast and plans is not None else None,
     )
 
 
@@ -290,6 +319,17 @@ def join(requests: Sequence[Request]) -> Request:
         skips=tuple(chain.from_iterable(r.skips for r in requests)),
         controls=join_controls([r.controls for r in requests]),
     )
+
+
+def _is_fast(manifest: Manifest, step_cache: str) -> bool:
+    if step_cache not in (FAST, EXACT):
+        raise UsageError(f"unknown step_cache {shown(step_cache)}", f"use one of: {FAST}, {EXACT}")
+    if step_cache == FAST and not manifest.features.short_steps:
+        raise UsageError(
+            "this bundle was built without short steps",
+            f"leave out step_cache={FAST}, or build with: --short-steps",
+        )
+    return step_cache == FAST
 
 
 def _mask(

@@ -91,7 +91,7 @@ class EngineSet:
         self._held: dict[str, int | None] = {}
         self._ahead: dict[str, Opening] = {}
         self._before_close: dict[str, Callable[[], None]] = {}
-        self._fitted: tuple[dict[str, int], frozenset[str]] | None = None
+        self._fitted: tuple[dict[str, int], frozenset[str], bool] | None = None
         unknown = any(c.activation_bytes is None for c in self._components.values())
         if budget is not None and device.kind != "cpu" and unknown:
             logger.warning(
@@ -102,17 +102,18 @@ class EngineSet:
         self._plan = self._planner.plan({})
         self._most = 0
 
-    def fit(self, dims: Mapping[str, int], nets: Collection[str] = ()) -> None:
+    def fit(self, dims: Mapping[str, int], nets: Collection[str] = (), short: bool = False) -> None:
         """Make room for requests of this size.
 
         Args:
             dims: sizes of dynamic dimensions of the components; those left out count as least.
             nets: ControlNets that they run. Without a budget, the others' engines stay too.
+            short: whether they have short steps. Without a budget, their engine stays if not.
 
         Raises:
             OutOfMemory: the budget is too small; names the smallest that is enough.
         """
-        wanted = dict(dims), frozenset(nets)
+        wanted = dict(dims), frozenset(nets), short
         if wanted != self._fitted:
             self._plan, self._fitted = self._planner.plan_within_budget(*wanted), wanted
             self._most = max(self._most, self._plan.peak_bytes)

@@ -21,6 +21,7 @@ from .options import (
     guidance_option,
     json_option,
     size_option,
+    step_cache_option,
     steps_option,
 )
 from .output import print_json
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Fraction of the steps before which it ends.",
 )
+@step_cache_option
 @click.option(
     "--adapter",
     "adapters",
@@ -226,6 +228,7 @@ def command(
             "files": files,
             "parameters": result.parameters,
             "seconds": {k: round(v, 4) for k, v in result.timings.items()},
+            "short_steps": result.short_steps,
             "notes": result.notes,
             "memory": memory,
         }

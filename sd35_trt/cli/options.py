@@ -345,6 +345,14 @@ def engine_options(command: _Command) -> _Command:
 steps_option = click.option(
     "--steps", type=int, default=None, help="Denoising steps. Default: the model's."
 )
+step_cache_option = click.option(
+    "--step-cache",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="fast: steps that the bundle's step cache calls short compute the first blocks alone. "
+    "For bundles built with --short-steps.",
+)
 guidance_option = click.option(
     "--guidance",
     type=float,

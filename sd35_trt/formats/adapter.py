@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sd35_trt.components import component_row
+from sd35_trt.components import component_row, layer_holder
 from sd35_trt.errors import UsageError
 
 from .bundle import AdapterGroup, Bundle, Manifest
@@ -177,6 +177,8 @@ def adapter_slots(manifest: Manifest) -> dict[str, Slot]:
     """The linears that a bundle takes adapters of: ``<part>/<layer>`` → where."""
     slots = {}
     for component in manifest.components:
+        if layer_holder(component.name) != component.name:
+            continue  # it is given the other's
         for group in component.adapters:
             rows, columns = component.input(group.down).shape[1], component.input(group.up).shape[3]
             shape = int(rows), int(columns)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sd35_trt.components import ADAPTED, control_name
+from sd35_trt.components import ADAPTED, SHORT_DENOISER, control_name, layer_holder
 from sd35_trt.errors import BundleError
 
 from .bundle import ADAPTER_SCALES, RESIDUALS, Component, Manifest, Port, Tokenizer
 from .control_contract import CONTROL_RESIDUALS, LATENTS, control_faults, control_ports
+from .short_step_contract import short_step_faults
 
 _REBUILD = "build it again with: sd35-trt build"
 
@@ -27,7 +28,7 @@ _DTYPES = {
     **dict.fromkeys(
         ("timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
          "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
-         "skip_guidance", "hint", "scale", "encoding"),
+         "skip_guidance", "hint", "scale", "encoding", "change_coefficients"),
         ("float32",),
     ),
 }  # fmt: skip
@@ -80,6 +81,14 @@ _INPAINTING = {
 
 _SKIP_LAYER_GUIDANCE = {"layer_mask": "skipped layers", "skip_guidance": "batch"}
 
+_CHANGE = "samples pixels modulation"
+
+_SHORT_STEP = {
+    "change_coefficients": "batch 2",
+    "last_change": _CHANGE,
+    "earlier_change": _CHANGE,
+}
+
 _ENCODING = {"encoding": "batch 3"}
 
 _CONTRACT = {
@@ -115,6 +124,8 @@ _CONTRACT = {
     "vae_encoder": _Ports({"image": "batch image_height image_width 3"}, {"latents": LATENTS}),
 }
 
+_CONTRACT[SHORT_DENOISER] = _CONTRACT["denoiser"]
+
 _REQUIRED = ("clip_l", "clip_g", "conditioner", "denoiser", "vae_decoder")
 _TEXT_ENCODERS = ("clip_l", "clip_g", "t5")
 
@@ -140,15 +151,17 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for component in manifest.components:
         if (ports := _ports(component)) is None:
             continue  # a later version's; the manifest would require it
-        inputs = dict(ports.inputs)
-        if component.name == "denoiser" and manifest.guided:
+        inputs, outputs = dict(ports.inputs), dict(ports.outputs)
+        if layer_holder(component.name) == "denoiser" and manifest.guided:
             inputs |= _GUIDANCE
+        if component.name == "denoiser" and manifest.features.short_steps:
+            outputs["change"] = _CHANGE
         inputs |= _feature_ports(component.name, manifest)
         if component.adapters:
             yield from _adapter_faults(component, manifest)
             inputs |= _adapter_ports(component)
         yield from _port_faults(component, "input", component.inputs, inputs, sizes)
-        yield from _port_faults(component, "output", component.outputs, ports.outputs, sizes)
+        yield from _port_faults(component, "output", component.outputs, outputs, sizes)
         yield from _bound_faults(component)
         # Inputs that nobody would feed; further outputs may be left out.
         yield from (
@@ -157,6 +170,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             if port.name not in inputs
         )
     yield from control_faults(manifest)
+    yield from short_step_faults(manifest)
     if manifest.features.skip_layer_guidance and not manifest.guided:
         yield "it has skip-layer guidance without guidance"
     if (together := sizes["clip_l_pooled"] + sizes["clip_g_pooled"]) != sizes["pooled"]:
@@ -172,6 +186,8 @@ def _feature_ports(component: str, manifest: Manifest) -> dict[str, str]:
     """Inputs of a component for features besides adapters, and their dimensions."""
     features = manifest.features.of_component(component)
     ports = dict(_INPAINTING) if features.inpainting else {}
+    if features.first_blocks(component):
+        ports |= _SHORT_STEP
     if features.control_blocks:
         ports |= _ENCODING if component == "vae_encoder" else {RESIDUALS: CONTROL_RESIDUALS}
     return ports | (_SKIP_LAYER_GUIDANCE if features.skip_layer_guidance else {})

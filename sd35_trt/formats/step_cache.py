@@ -154,7 +154,7 @@ class StepCache(Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: names what differs and the fix.
         """
-        if not manifest.short_steps:
+        if not manifest.features.short_steps:
             raise UsageError(
                 f"{name}: the bundle has no short steps",
                 f"build it with: --short-steps {self.short_blocks}",
