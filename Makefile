@@ -44,7 +44,7 @@ test-lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install -q --upgrade pip uv
 	VIRTUAL_ENV=$(abspath $(LOWEST)) $(LOWEST)/bin/uv pip install -q --resolution lowest-direct -e "$(LOWEST_PACKAGE)"
-	VIRTUAL_ENV=$(abspath $(LOWEST)) $(LOWEST)/bin/uv pip install -q accelerate hypothesis psutil pytest pytest-xdist pyyaml
+	VIRTUAL_ENV=$(abspath $(LOWEST)) $(LOWEST)/bin/uv pip install -q accelerate hypothesis peft psutil pytest pytest-xdist pyyaml
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not nightly" $(LOWEST_TESTS)
 
 # The checks keep one processor busy: beside the tests, they take little time of their own.

@@ -108,6 +108,8 @@ def compare(
         path = loras[name]
         peer.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
     peer.set_adapters(list(mix), list(mix.values()))
+    if not all(p.any() for n, p in peer.text_encoder.named_parameters() if "lora_B" in n):
+        pytest.skip("this version of transformers leaves out what a LoRA has of CLIP")
     options: dict[str, Any] = {"steps": 4, "guidance": 3.0, "size": (128, 128)}
     result = pipe.generate(PROMPT, seed=11, t5_tokens=tokens, adapters=mix, **options)
     without = pipe.generate(PROMPT, seed=11, t5_tokens=tokens, **options)
