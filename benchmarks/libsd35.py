@@ -1,4 +1,4 @@
-"""libsd35 beside Python's runtime on a GPU, with one bundle of mini: pictures, time, memory.
+"""libsd35 beside Python's runtime on a GPU, with one bundle: pictures, time, memory.
 
     sd35-trt build --gpu auto --builder tensorrt --out bundles/mini
     TENSORRT_ROOT=DIR make cpp
@@ -6,6 +6,8 @@
 
 Each side draws in a process of its own: two ONNX Runtimes in one would share their CUDA provider.
 Every check is a line with its figure and its bound; the exit status is 1 where a bound is missed.
+What a bundle does not accept, such as another size, is left out. ``libsd35_gpu.py`` does it for
+several bundles, which it builds.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -25,19 +27,10 @@ from conformance_bench import Check, holds
 from libsd35_sides import Request, Side, Work, by_libsd35, by_python
 
 from sd35_trt.bench.meters import describe_host
+from sd35_trt.formats.bundle import Bundle, Manifest
 from sd35_trt.quality.metrics import psnr, squared_error
 
 _STAR: Request = {"prompt": "a red star", "seed": 3}
-_REQUESTS: dict[str, Request] = {
-    "all default steps": _STAR,
-    "without guidance": {**_STAR, "guidance": 1.0, "steps": 8},
-    "negative prompt, shift": {**_STAR, "negative": "blue", "shift": 2.0, "steps": 8},
-    "batch 2": {**_STAR, "batch": 2, "steps": 8},
-    "192×64": {**_STAR, "size": (192, 64), "steps": 8},
-    "DPM-Solver++": {**_STAR, "sampler": "dpmpp-2m", "steps": 7},
-    "a long text": {**_STAR, "prompt": "a red star " * 40, "t5_tokens": 77, "steps": 8},
-    "image to image": {**_STAR, "strength": 0.6, "steps": 8},
-}
 
 _SHARES = (0.5, 0.0)
 
@@ -48,11 +41,28 @@ _NOISE = 8 << 20
 _SLOWER = 1.05
 
 
-def _requests() -> list[Request]:
-    y, x, channel = np.indices((128, 128, 3))
+def requests_of(manifest: Manifest) -> dict[str, Request]:
+    """What is drawn from a bundle, of what it accepts."""
+    width, height = manifest.defaults.size
+    y, x, channel = np.indices((height, width, 3))
     picture = ((x * (channel + 1) + 2 * y) % 256).astype(np.uint8)
-    last = {**_REQUESTS["image to image"], "image": picture}
-    return [*list(_REQUESTS.values())[:-1], last]
+    ranges = manifest.ranges
+    wide = min(ranges.size[1], 3 * ranges.size[0]), ranges.size[0]
+    least = ranges.t5_tokens[0]
+    requests: dict[str, Request] = {
+        "all default steps": _STAR,
+        "negative prompt, shift": {**_STAR, "negative": "blue", "shift": 2.0, "steps": 8},
+        "DPM-Solver++": {**_STAR, "sampler": "dpmpp-2m", "steps": 7},
+        "a long text": {**_STAR, "prompt": "a red star " * 40, "t5_tokens": least, "steps": 8},
+        "image to image": {**_STAR, "strength": 0.6, "steps": 8, "image": picture},
+    }
+    if manifest.guided:
+        requests["without guidance"] = {**_STAR, "guidance": 1.0, "steps": 8}
+    if ranges.batch[1] > 1:
+        requests["batch 2"] = {**_STAR, "batch": 2, "steps": 8}
+    if wide != manifest.defaults.size:
+        requests[f"{wide[0]}×{wide[1]}"] = {**_STAR, "size": wide, "steps": 8}
+    return requests
 
 
 def _apart(work: Work, side: Callable[[Work], Side]) -> Side:
@@ -85,7 +95,7 @@ def _times(ours: Side, its: Side) -> Iterator[Check]:
 
 def compare(ours: Side, its: Side, work: Work) -> Iterator[Check]:
     """Checks of libsd35's side against Python's."""
-    for what, one, other in zip(_REQUESTS, ours.pictures, its.pictures, strict=True):
+    for what, one, other in zip(work.requests, ours.pictures, its.pictures, strict=True):
         yield _pictures(what, one, other)
     yield from _times(ours, its)
     yield Check("loading", ours.load_seconds, " s", note=f"Python's {its.load_seconds:.3g} s")
@@ -103,14 +113,25 @@ def compare(ours: Side, its: Side, work: Work) -> Iterator[Check]:
             yield holds(f"{what}: as Python plans", False, f"its: {list(its.budgets)}")
             continue
         expected, _, *python = its.budgets[budget]
-        count = len(set(kinds.values()) - {"resident"})
-        yield holds(f"{what}: as Python plans", kinds == expected, f"{count} kinds but resident")
+        moving = [name for name, kind in kinds.items() if kind != "resident"]
+        yield holds(f"{what}: as Python plans", kinds == expected, f"come and go: {moving}")
+        yield Check(f"{what}: engines that come and go", len(moving), least=1)
         yield Check(f"{what}: peak, of the budget", peak / budget, most=1.0)
         yield _pictures(what, tuple(drawn), tuple(python))
-    if ours.device_bytes:
-        after = ours.device_bytes[len(ours.device_bytes) // 10 :]
-        what = f"{work.loads} loads and closes: device memory"
-        yield Check(what, (max(after) - after[0]) / 1e6, " MB", most=_NOISE / 1e6)
+
+
+def flatness(held: Sequence[int]) -> Iterator[Check]:
+    """Checks of the bytes that a process held after each load and close."""
+    after = held[len(held) // 10 :]
+    first, last = (value / 1e6 for value in (held[0], held[-1]))
+    what = f"{len(held)} loads and closes: memory"
+    note = f"after the first {first:.1f} MB, the last {last:.1f} MB"
+    yield Check(
+        f"{what} grew by", (max(after) - after[0]) / 1e6, " MB", most=_NOISE / 1e6, note=note
+    )
+    if len(after) > 1:
+        slope = float(np.polyfit(np.arange(len(after)), np.array(after, np.float64), 1)[0])
+        yield Check(f"{what}, slope", slope / 1e3, " kB a load", most=_NOISE / len(after) / 1e3)
 
 
 @click.command()
@@ -124,19 +145,25 @@ def compare(ours: Side, its: Side, work: Work) -> Iterator[Check]:
     help="Where libsd35 and its tests were built.",
 )
 @click.option("--runs", default=20, show_default=True, help="Pictures that are timed.")
-@click.option("--loads", default=200, show_default=True, help="Loads and closes.")
+@click.option("--loads", default=200, show_default=True, help="Loads and closes of libsd35.")
+@click.option("--compare/--no-compare", "compares", default=True, show_default=True)
 @click.option("--budgets/--no-budgets", default=True, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON.")
 def main(
-    bundle: Path, device: str, build: Path, runs: int, loads: int, budgets: bool, out: Path
+    bundle: Path, device: str, build: Path, runs: int, loads: int, compares: bool, budgets: bool,
+    out: Path,
 ) -> None:  # fmt: skip
     """Draw with both, print the checks, and write them."""
     shares = _SHARES if budgets else ()
-    work = Work(bundle, device, build, _requests(), runs, shares, loads)
-    # Python's loads and closes are conformance.py's to count.
-    its = _apart(Work(bundle, device, build, work.requests, runs, shares, 0), by_python)
-    ours = _apart(work, by_libsd35)
-    checks = list(compare(ours, its, work))
+    requests = requests_of(Bundle.open(bundle).manifest)
+    work = Work(bundle, device, build, requests, runs, shares)
+    checks = []
+    if compares:
+        its, ours = _apart(work, by_python), _apart(work, by_libsd35)
+        checks += compare(ours, its, work)
+    if loads:
+        # Python's loads and closes are conformance.py's to count.
+        checks += flatness(_apart(replace(work, loads=loads), by_libsd35).held_bytes)
     for check in checks:
         print(f"  {check}", flush=True)
     rows = [{**asdict(check), "passed": check.passed} for check in checks]

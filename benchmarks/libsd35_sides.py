@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import psutil
 from conformance_bench import process_bytes, unrecorded
 
 # The library's functions in Python, which its tests have.
@@ -34,19 +35,24 @@ class Work:
 
     Attributes:
         build: of libsd35: a build directory of CMake.
-        requests: each drawn once.
+        requests: by what they are, each drawn once; the first is timed.
         runs: pictures that are timed, of the first request.
         shares: budgets between the smallest and what the bundle takes without one.
-        loads: how many times it is loaded, drawn from and closed.
+        loads: how many times it is loaded, drawn from and closed; then it does nothing else.
     """
 
     bundle: Path
     device: str
     build: Path
-    requests: Sequence[Request]
+    requests: Mapping[str, Request]
     runs: int
     shares: Sequence[float]
-    loads: int
+    loads: int = 0
+
+    @property
+    def first(self) -> Request:
+        """The request that is timed."""
+        return next(iter(self.requests.values()))
 
     @property
     def builder(self) -> str:
@@ -70,7 +76,7 @@ class Side:
         direct: latents and images of the first request, no step being recorded, and its seconds
             of a step.
         budgets: bytes → kinds of residence by component, peak, latents and images.
-        device_bytes: NVML's figure after each load and close.
+        held_bytes: of the device by NVML, or of the host, after each load and close.
     """
 
     load_seconds: float = 0.0
@@ -83,7 +89,7 @@ class Side:
     budgets: dict[int, tuple[dict[str, str], int, np.ndarray, np.ndarray]] = field(
         default_factory=dict
     )
-    device_bytes: list[int] = field(default_factory=list)
+    held_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,14 @@ class _Means:
 
 def _do(work: Work, means: _Means) -> Side:
     side = Side()
-    first, *_ = work.requests
+    first = work.first
+    if work.loads:
+        side.held_bytes += _loads(work, means)
+        return side
     start = time.perf_counter()
     with means.load() as pipe:
         side.load_seconds = time.perf_counter() - start
-        for request in work.requests:
+        for request in work.requests.values():
             drawn = pipe.generate(**request)
             side.pictures.append((drawn.latents, drawn.images))
         for _ in range(work.runs):
@@ -139,12 +148,30 @@ def _do(work: Work, means: _Means) -> Side:
             drawn = pipe.generate(**first)
             _, kinds, peak = means.report(pipe)
             side.budgets[budget] = (kinds, peak, drawn.latents, drawn.images)
+    return side
+
+
+def _loads(work: Work, means: _Means) -> Iterator[int]:
+    """Bytes that this process holds after each load, picture and close."""
     for _ in range(work.loads):
         with means.load() as pipe:
-            pipe.generate(**{**first, "steps": 2})
+            pipe.generate(**{**work.first, "steps": 2})
         gc.collect()
-        side.device_bytes.append(process_bytes())
-    return side
+        if work.device == "cpu":
+            yield psutil.Process().memory_info().rss
+        else:
+            # Where NVML does not tell processes apart, that of all of them.
+            yield process_bytes() or _used_bytes()
+
+
+def _used_bytes() -> int:
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).used)
+    finally:
+        nvml.nvmlShutdown()
 
 
 def _smallest_budget(means: _Means, request: Request) -> int:

@@ -120,7 +120,8 @@ class AdapterShelf:
             mixes = several("adapters", value, self._mix, what)
             if len(mixes) != count:
                 raise UsageError(
-                    f"{len(mixes)} mixes of adapters for {count} images", "give one, or one each"
+                    f"{len(mixes)} mixes of adapters for {count} images",
+                    "give a mapping, which is for all images, or a list of one for each",
                 )
         if any(mixes):
             rank, most = total_rank(mixes), self._bundle.manifest.adapter_ranks[-1]

@@ -222,7 +222,8 @@ def make_request(
         negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise UsageError(
-            f"{len(negatives)} negative prompts for {len(prompts)} prompts", "give one, or one each"
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts",
+            "give a text, which is for all prompts, or a list of one for each",
         )
     batch = whole("batch", batch, 1, _LARGEST)
     count = len(prompts) * batch
@@ -402,7 +403,10 @@ def _seeds(seed: Any, count: int) -> list[int]:
     if isinstance(seed, list | tuple | np.ndarray):
         seeds = several("seed", seed, one_seed, "a whole number, or one for each image")
         if len(seeds) != count:
-            raise UsageError(f"{len(seeds)} seeds for {count} images", "give one, or one each")
+            raise UsageError(
+                f"{len(seeds)} seeds for {count} images",
+                "give a number, which counts up, or a list of one for each",
+            )
         return seeds
     first = one_seed("seed", seed)
     one_seed("seed of the last image", first + count - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,33 @@ def random_net(checkpoint: Path, joint: bool, seed: int = 0, **settings: Any) ->
     return net.eval()
 
 
+#: Nets for mini: name → whether it is as Medium's, and its seed.
+MINI_NETS = {"canny": (True, 1), "depth": (True, 2), "edges": (False, 3)}
+
+
 def write_net(folder: Path, checkpoint: Path, joint: bool, seed: int = 0, **settings: Any) -> Path:
     """The folder of :func:`random_net`."""
     random_net(checkpoint, joint, seed, **settings).save_pretrained(folder)
     return folder
 
 
+def write_mini_nets(folder: Path, names: Iterable[str] = tuple(MINI_NETS)) -> dict[str, Path]:
+    """Nets for mini by name: as Medium's, two of them, and as Large's, of edges."""
+    root = checkpoint_path()
+    files = {"edges": "large-canny"}
+    return {
+        name: write_net(folder / files.get(name, name), root, *MINI_NETS[name]) for name in names
+    }
+
+
+def net_options(nets: Mapping[str, Path]) -> dict[str, Any]:
+    """Nets by name, as ``BuildOptions`` takes them."""
+    return {"controlnets": tuple(ControlNet(name, str(path)) for name, path in nets.items())}
+
+
 def every_feature(folder: Path) -> dict[str, Any]:
     """Options of ``make_bundle`` for mini with all features, and the nets ``canny`` and ``depth``,
     which are written to a folder.
     """
-    nets = {
-        name: write_net(folder / name, checkpoint_path(), True, seed)
-        for seed, name in enumerate(("canny", "depth"), 1)
-    }
-    return {
-        "skip_layer_guidance": True, "inpainting": True, "adapters": 16,
-        "controlnets": tuple(ControlNet(name, str(path)) for name, path in nets.items()),
-    }  # fmt: skip
+    features = {"skip_layer_guidance": True, "inpainting": True, "adapters": 16}
+    return {**features, **net_options(write_mini_nets(folder, ("canny", "depth")))}

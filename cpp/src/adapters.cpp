@@ -152,7 +152,7 @@ std::vector<Mix> AdapterShelf::mixes(const sd35_request& asked, std::size_t coun
     if (mixes.size() != count) {
         throw usage_error(std::to_string(mixes.size()) + " mixes of adapters for " +
                               std::to_string(count) + " images",
-                          "give one, or one each");
+                          "give a mapping, which is for all images, or a list of one for each");
     }
     check_total_rank(bundle_, mixes);
     return mixes;

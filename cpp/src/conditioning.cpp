@@ -3,25 +3,52 @@
 #include <algorithm>
 #include <cstring>
 
+#include "half.hpp"
+
 namespace libsd35 {
 namespace {
 
-// Modulation of at most so many bytes is computed in one run of the conditioner.
+// Modulation of at most so many bytes is computed in one run of a conditioner.
 constexpr std::size_t chunk_bytes = 256 << 20;
+
+// Rows of texts as one array of a type.
+Buffer stack(const std::vector<SharedFeatures>& features, Buffer TextFeatures::*part, DType dtype) {
+    const Buffer& first = (*features.front()).*part;
+    Shape shape{static_cast<std::int64_t>(features.size())};
+    shape.insert(shape.end(), first.shape().begin(), first.shape().end());
+    Buffer all = host_buffer(dtype, std::move(shape));
+    std::byte* place = all.address();
+    for (const SharedFeatures& text : features) {
+        const Buffer& one = (*text).*part;
+        if (one.dtype() == dtype) {
+            std::memcpy(place, one.address(), one.bytes());
+        } else {
+            // A ControlNet may take another.
+            convert(one.address(), one.dtype(), place, dtype, element_count(one.shape()));
+        }
+        place += all.bytes() / features.size();
+    }
+    return all;
+}
+
+std::vector<std::string> with(const std::string& name, std::vector<std::string> names) {
+    names.push_back(name);
+    return names;
+}
 
 }  // namespace
 
-ConditioningSteps::ConditioningSteps(Device& device, EngineSet& engines, ComponentRunner& runner,
-                                     const Buffer& hidden, const Buffer& pooled,
-                                     std::vector<float> timesteps, Feed adapters)
-    : device_(device),
-      runner_(runner),
-      hidden_(device.upload(hidden)),
-      pooled_(device.upload(pooled)),
-      timesteps_(std::move(timesteps)),
-      adapters_(std::move(adapters)),
-      chunk_(chunk_steps(hidden.shape()[0])),
-      waits_on_host_(timesteps_.size() > chunk_ && !engines.keeps({"conditioner", "denoiser"})) {
+ConditioningSteps::ConditioningSteps(const ConditioningMeans& means, const ConditioningTask& task)
+    : device_(means.device),
+      runner_(means.runner),
+      component_(task.component),
+      samples_(static_cast<std::int64_t>(task.features.size())),
+      tokens_(task.features.front()->hidden.shape()[0]),
+      timesteps_(task.timesteps),
+      inputs_(inputs_of(task)),
+      chunk_(chunk_steps()),
+      waits_on_host_(timesteps_.size() > chunk_ &&
+                     !means.engines.keeps(with(component_, task.beside))) {
     do {
         compute_chunk();
     } while (waits_on_host_ && computed_ < timesteps_.size());
@@ -36,29 +63,41 @@ Conditioning ConditioningSteps::next() {
     return {context_, waits_on_host_ ? device_.upload(modulation) : modulation};
 }
 
+// What it reads of the text, and adapters.
+Feed ConditioningSteps::inputs_of(const ConditioningTask& task) const {
+    const Component& conditioner = runner_.component(component_);
+    Feed feed = task.adapters;
+    const auto add = [&](const char* name, Buffer TextFeatures::*part) {
+        const Port* port = conditioner.input(name);
+        if (port == nullptr) return;
+        feed.emplace_back(name, device_.upload(stack(task.features, part, port->dtype)));
+    };
+    add("prompt_embeds", &TextFeatures::hidden);
+    add("pooled", &TextFeatures::pooled);
+    return feed;
+}
+
 void ConditioningSteps::compute_chunk() {
     const std::size_t count = std::min(chunk_, timesteps_.size() - computed_);
     const auto steps = static_cast<std::int64_t>(count);
     const Buffer some = host_buffer(DType::float32, {steps});
     std::memcpy(some.address(), timesteps_.data() + computed_, some.bytes());
-    Feed feed = adapters_;
-    feed.emplace_back("prompt_embeds", hidden_);
-    feed.emplace_back("pooled", pooled_);
+    Feed feed = inputs_;
     feed.emplace_back("timesteps", device_.upload(some));
-    Outputs out = runner_.run(
-        "conditioner", feed,
-        {{"samples", hidden_.shape()[0]}, {"tokens", hidden_.shape()[1]}, {"steps", steps}});
+    Outputs out = runner_.run(component_, feed,
+                              {{"samples", samples_}, {"tokens", tokens_}, {"steps", steps}});
     computed_ += count;
-    context_ = out.find("context")->second;
+    const auto context = out.find("context");
+    if (context != out.end()) context_ = context->second;
     const Buffer& modulation = out.find("modulation")->second;
     if (!waits_on_host_) chunks_.clear();
     chunks_.push_back(waits_on_host_ ? device_.download(modulation) : modulation);
 }
 
-std::size_t ConditioningSteps::chunk_steps(std::int64_t samples) const {
-    const Component& conditioner = runner_.component("conditioner");
+std::size_t ConditioningSteps::chunk_steps() const {
+    const Component& conditioner = runner_.component(component_);
     const Port& port = *conditioner.output("modulation");
-    const Shape one_step = port.resolve({{"steps", 1}, {"samples", samples}});
+    const Shape one_step = port.resolve({{"steps", 1}, {"samples", samples_}});
     const std::size_t step_bytes = std::max<std::size_t>(byte_count(one_step, port.dtype), 1);
     std::size_t most = timesteps_.size();
     if (const auto bounds = conditioner.bounds.find("steps"); bounds != conditioner.bounds.end()) {

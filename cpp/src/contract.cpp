@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include "components.hpp"
+#include "control_contract.hpp"
 #include "dtype.hpp"
 #include "error.hpp"
 #include "text.hpp"
@@ -26,40 +28,26 @@ constexpr std::int64_t largest_token = std::int64_t{1} << 31;
 
 // Names of dynamic dimensions, which a builder may have pinned to a number. All other names are of
 // one number each, the same wherever the name stands.
-constexpr std::array<std::string_view, 10> dynamic{
-    "batch", "samples",      "tokens",      "steps", "height",
-    "width", "image_height", "image_width", "rank",  "skipped"};
-
-// A port and its dimensions, those that are not numbers by name.
-struct Expected {
-    std::string port;
-    std::vector<std::string> dims;
-};
-
-struct Ports {
-    std::vector<Expected> inputs;
-    std::vector<Expected> outputs;
-};
+constexpr std::array<std::string_view, 13> dynamic{
+    "batch",        "samples",     "tokens", "steps",   "height",           "width",
+    "image_height", "image_width", "rank",   "skipped", "residual_samples", "residual_pixels",
+    "pixels"};
 
 // What names of dimensions stand for.
 using Sizes = std::map<std::string, std::int64_t, std::less<>>;
-
-std::vector<std::string> latents() {
-    return {"batch", "channels", "height", "width"};
-}
 
 std::vector<std::string> image() {
     return {"batch", "image_height", "image_width", "3"};
 }
 
-Ports denoiser_ports(const Manifest& manifest) {
-    Ports ports{{{"latents", latents()},
-                 {"sigma", {"batch"}},
-                 {"coefficients", {"batch", "3"}},
-                 {"previous_denoised", latents()},
-                 {"context", {"batch", "tokens", "context"}},
-                 {"modulation", {"batch", "rows", "modulation"}}},
-                {{"next_latents", latents()}, {"denoised", latents()}}};
+ExpectedPorts denoiser_ports(const Manifest& manifest) {
+    ExpectedPorts ports{{{"latents", latent_dims()},
+                         {"sigma", {"batch"}},
+                         {"coefficients", {"batch", "3"}},
+                         {"previous_denoised", latent_dims()},
+                         {"context", {"batch", "tokens", "context"}},
+                         {"modulation", {"batch", "rows", "modulation"}}},
+                        {{"next_latents", latent_dims()}, {"denoised", latent_dims()}}};
     if (manifest.guided) {
         ports.inputs.push_back({"uncond_context", {"batch", "tokens", "context"}});
         ports.inputs.push_back({"uncond_modulation", {"batch", "rows", "modulation"}});
@@ -67,9 +55,12 @@ Ports denoiser_ports(const Manifest& manifest) {
     }
     if (manifest.inpainting) {
         ports.inputs.push_back({"mask", {"batch", "1", "height", "width"}});
-        ports.inputs.push_back({"source", latents()});
-        ports.inputs.push_back({"source_noise", latents()});
+        ports.inputs.push_back({"source", latent_dims()});
+        ports.inputs.push_back({"source_noise", latent_dims()});
         ports.inputs.push_back({"next_sigma", {"batch"}});
+    }
+    if (manifest.takes_controls) {
+        ports.inputs.push_back({std::string(residuals_port), residual_dims()});
     }
     if (manifest.skip_layer_guidance) {
         ports.inputs.push_back({"layer_mask", {"skipped", "layers"}});
@@ -79,38 +70,45 @@ Ports denoiser_ports(const Manifest& manifest) {
 }
 
 // Nothing where the component is a later version's; the manifest would require it.
-std::optional<Ports> ports_of(std::string_view component, const Manifest& manifest) {
+std::optional<ExpectedPorts> ports_of(const Component& of, const Manifest& manifest) {
+    const std::string& component = of.name;
+    if (const auto net = control_name(component)) return control_ports(of, *net);
     if (component == "clip_l") {
-        return Ports{
+        return ExpectedPorts{
             {{"input_ids", {"batch", "clip"}}},
             {{"hidden", {"batch", "clip", "clip_l"}}, {"pooled", {"batch", "clip_l_pooled"}}}};
     }
     if (component == "clip_g") {
-        return Ports{
+        return ExpectedPorts{
             {{"input_ids", {"batch", "clip"}}},
             {{"hidden", {"batch", "clip", "clip_g"}}, {"pooled", {"batch", "clip_g_pooled"}}}};
     }
     if (component == "t5") {
-        return Ports{{{"input_ids", {"batch", "tokens"}}},
-                     {{"hidden", {"batch", "tokens", "embeds"}}}};
+        return ExpectedPorts{{{"input_ids", {"batch", "tokens"}}},
+                             {{"hidden", {"batch", "tokens", "embeds"}}}};
     }
     if (component == "conditioner") {
-        return Ports{{{"prompt_embeds", {"samples", "tokens", "embeds"}},
-                      {"pooled", {"samples", "pooled"}},
-                      {"timesteps", {"steps"}}},
-                     {{"context", {"samples", "tokens", "context"}},
-                      {"modulation", {"steps", "samples", "rows", "modulation"}}}};
+        return ExpectedPorts{{{"prompt_embeds", {"samples", "tokens", "embeds"}},
+                              {"pooled", {"samples", "pooled"}},
+                              {"timesteps", {"steps"}}},
+                             {{"context", {"samples", "tokens", "context"}},
+                              {"modulation", {"steps", "samples", "rows", "modulation"}}}};
     }
     if (component == "denoiser") return denoiser_ports(manifest);
-    if (component == "vae_decoder") return Ports{{{"latents", latents()}}, {{"image", image()}}};
-    if (component == "vae_encoder") return Ports{{{"image", image()}}, {{"latents", latents()}}};
+    if (component == "vae_decoder")
+        return ExpectedPorts{{{"latents", latent_dims()}}, {{"image", image()}}};
+    if (component == "vae_encoder") {
+        ExpectedPorts ports{{{"image", image()}}, {{"latents", latent_dims()}}};
+        if (manifest.takes_controls) ports.inputs.push_back({"encoding", {"batch", "3"}});
+        return ports;
+    }
     return std::nullopt;
 }
 
 // Inputs of a component for adapters.
-std::vector<Expected> adapter_ports(const Component& component) {
+std::vector<ExpectedPort> adapter_ports(const Component& component) {
     const std::string samples = component.name == "conditioner" ? "samples" : "batch";
-    std::vector<Expected> ports{{"adapter_scales", {samples, "rank"}}};
+    std::vector<ExpectedPort> ports{{"adapter_scales", {samples, "rank"}}};
     for (const AdapterGroup& group : component.adapters) {
         const std::string blocks = std::to_string(group.layers.size());
         const std::string linears = std::to_string(group.layers.front().size());
@@ -146,7 +144,7 @@ std::vector<std::string> dtypes_of(std::string_view port) {
     for (const std::string_view exact :
          {"timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
           "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
-          "skip_guidance"}) {
+          "skip_guidance", "hint", "scale", "encoding"}) {
         if (port == exact) return {"float32"};
     }
     return {"float16", "float32"};
@@ -176,6 +174,7 @@ class Checker {
     void check() {
         check_names();
         for (const Component& component : manifest_.components) check_component(component);
+        if (const auto fault = control_fault(manifest_)) refuse(*fault);
         check_features();
         for (const char* name : {"clip_l", "clip_g", "t5"}) {
             if (manifest_.component(name) != nullptr) check_tokenizer(name);
@@ -198,11 +197,11 @@ class Checker {
     }
 
     void check_component(const Component& component) {
-        auto expected = ports_of(component.name, manifest_);
+        auto expected = ports_of(component, manifest_);
         if (!expected) return;
         if (!component.adapters.empty()) {
             check_adapters(component);
-            for (Expected& port : adapter_ports(component)) {
+            for (ExpectedPort& port : adapter_ports(component)) {
                 expected->inputs.push_back(std::move(port));
             }
         }
@@ -220,7 +219,7 @@ class Checker {
         if (component.inputs.size() == expected->inputs.size()) return;
         for (const Port& port : component.inputs) {
             if (std::none_of(expected->inputs.begin(), expected->inputs.end(),
-                             [&](const Expected& one) { return one.port == port.name; })) {
+                             [&](const ExpectedPort& one) { return one.port == port.name; })) {
                 refuse(component.name + " has an input " + port.name + ", which is unknown");
             }
         }
@@ -256,7 +255,7 @@ class Checker {
     }
 
     void check_ports(const std::string& component, const std::string& kind,
-                     const std::vector<Port>& found, const std::vector<Expected>& expected) {
+                     const std::vector<Port>& found, const std::vector<ExpectedPort>& expected) {
         for (const auto& [name, dims] : expected) {
             const std::string what = kind + " " + name;
             const auto port =

@@ -59,10 +59,10 @@ class DenoiseLoop::Run {
     }
 
     // Takes a step that was queued; false where the loop ends.
-    bool queued(std::size_t index, const Buffer& latents) {
+    bool queued(std::size_t index, const StepOutputs& outputs) {
         const Buffer slot = slots_.empty() ? Buffer() : slots_[index % depth_];
-        fetches_.push_back(device_.fetch(latents, slot));
-        pending_.push_back(index);
+        fetches_.push_back(device_.fetch(outputs.latents, slot));
+        pending_.emplace_back(index, outputs.denoised);
         while (pending_.size() >= depth_) {
             if (!look()) return false;
         }
@@ -79,17 +79,22 @@ class DenoiseLoop::Run {
     Buffer copy() const { return copy_; }
 
   private:
-    std::size_t take_oldest() {
-        const std::size_t index = pending_.front();
+    // A step, and the device's buffer of what it took for the finished latents.
+    using Pending = std::pair<std::size_t, Buffer>;
+
+    Pending take_oldest() {
+        Pending step = std::move(pending_.front());
         pending_.pop_front();
-        copy_ = fetches_[index]->wait();
-        return index;
+        copy_ = fetches_[step.first]->wait();
+        return step;
     }
 
     bool look() {
-        const std::size_t index = take_oldest();
+        const auto [index, denoised] = take_oldest();
+        // Only one step more was queued: it has not overwritten this one's.
+        const auto fetch = [this, from = denoised] { return device_.download(from); };
         return after_step_(
-            {index, schedule_.coefficients.size(), schedule_.sigmas[index + 1], copy_});
+            {index, schedule_.coefficients.size(), schedule_.sigmas[index + 1], copy_, fetch});
     }
 
     Device& device_;
@@ -99,13 +104,13 @@ class DenoiseLoop::Run {
     std::size_t depth_;
     Buffer copy_;
     std::vector<std::unique_ptr<Fetch>> fetches_;
-    std::deque<std::size_t> pending_;
+    std::deque<Pending> pending_;
 };
 
 Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedule& schedule,
                           ConditioningSteps& conditioning,
                           const std::function<bool(const Step&)>& after_step, bool watched,
-                          Clock& clock, const RunInputs& inputs) {
+                          Clock& clock, const RunInputs& inputs, ControlRun* controls) {
     const std::size_t total = schedule.coefficients.size();
     const auto images = static_cast<std::size_t>(latents.shape()[0]);
     const Buffer constants = device_.upload(step_constants(schedule, images));
@@ -115,7 +120,7 @@ Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedul
     if (!records) direct.emplace(device_, session, latents, inputs, ports);
     Steps& steps = records ? recorded_steps(session, latents, inputs, ports) : *direct;
     const std::size_t depth = queue_depth(device_, latents.bytes(), total, watched);
-    Buffer current;
+    StepOutputs current;
     Buffer last;
     {
         Run run(device_, schedule, latents, after_step, slots_.take(latents.shape(), depth), depth);
@@ -125,16 +130,21 @@ Denoised DenoiseLoop::run(Session& session, const Buffer& latents, const Schedul
             if (i == 0) device_.synchronize();  // tells conditioning from denoising
             clock.lap("conditioning");
             run.before(i);
+            const StepKind kind{schedule.skips(i), controls != nullptr && controls->counts(i)};
+            if (kind.controlled) {
+                const Buffer made = steps.residuals(controls->dtype(), controls->shape());
+                controls->run(i, steps.latents(i), made);
+            }
             current = steps.run(
                 i, {constants.row(static_cast<std::int64_t>(i)), told.context, told.modulation},
-                schedule.skips(i));
+                kind);
             going = run.queued(i, current);
             clock.lap("denoise");
         }
         last = going ? run.finish() : run.copy();
     }
     clock.lap("denoise");
-    return {current, last};
+    return {current.latents, last};
 }
 
 Steps& DenoiseLoop::recorded_steps(Session& session, const Buffer& latents, const RunInputs& inputs,

@@ -9,6 +9,7 @@
 
 #include "clock.hpp"
 #include "conditioning.hpp"
+#include "control_steps.hpp"
 #include "denoise_steps.hpp"
 #include "host_slots.hpp"
 #include "job.hpp"
@@ -34,12 +35,13 @@ class DenoiseLoop {
     //
     // `session` is the denoiser, `latents` float32 [B, C, h, w] on the host. `after_step` is called
     // once per step, in order; false ends the loop, and the latents are then some. `watched` says
-    // whether somebody acts on what it sees. `inputs` are those of every step. Throws Error where
-    // the engine fails.
+    // whether somebody acts on what it sees. `inputs` are those of every step, `controls` the
+    // ControlNets, whose engines are open; NULL where none runs. Throws Error where an engine
+    // fails.
     Denoised run(Session& session, const Buffer& latents, const Schedule& schedule,
                  ConditioningSteps& conditioning,
                  const std::function<bool(const Step&)>& after_step, bool watched, Clock& clock,
-                 const RunInputs& inputs);
+                 const RunInputs& inputs, ControlRun* controls);
 
     // Releases graphs and their buffers; called before an engine that was recorded closes.
     void forget() { recorded_.clear(); }

@@ -40,18 +40,25 @@ Buffer step_constants(const Schedule& schedule, std::size_t images) {
 
 StepFeeder::StepFeeder(Device& device, std::int64_t count, const RunInputs& run,
                        std::vector<ConstantPort> constants)
-    : count_(count),
+    : device_(&device),
+      count_(count),
       constants_(std::move(constants)),
       guided_(run.guided),
       fixed_(run.own),
-      layer_mask_(run.layer_mask) {
+      layer_mask_(run.layer_mask),
+      no_residuals_(run.no_residuals) {
     fixed_.insert(fixed_.end(), run.shared.begin(), run.shared.end());
     if (!layer_mask_) return;
     // A device need not give an address for nothing.
     no_layers_ = device.empty(DType::float32, {1, layer_mask_.shape()[1]}).rows(0, 0);
 }
 
-Feed StepFeeder::ports(const StepInputs& inputs, bool skipping) const {
+Buffer StepFeeder::residuals(DType dtype, const Shape& shape) {
+    if (residuals_.shape() != shape) residuals_ = device_->empty(dtype, shape);
+    return residuals_;
+}
+
+Feed StepFeeder::ports(const StepInputs& inputs, StepKind kind) const {
     const std::int64_t samples = inputs.context.shape()[0];
     Feed feed = fixed_;
     feed.emplace_back("context", inputs.context.rows(samples - count_, count_));
@@ -66,16 +73,18 @@ Feed StepFeeder::ports(const StepInputs& inputs, bool skipping) const {
         feed.emplace_back("uncond_context", inputs.context.rows(0, count_));
         feed.emplace_back("uncond_modulation", inputs.modulation.rows(0, count_));
     }
-    if (layer_mask_) feed.emplace_back("layer_mask", skipping ? layer_mask_ : no_layers_);
+    if (layer_mask_) feed.emplace_back("layer_mask", kind.skipping ? layer_mask_ : no_layers_);
+    if (no_residuals_) {
+        feed.emplace_back(residuals_port, kind.controlled ? residuals_ : no_residuals_);
+    }
     return feed;
 }
 
-Buffer PingPong::compute(Session& session, std::size_t turn, Feed feed) const {
+void PingPong::compute(Session& session, std::size_t turn, Feed feed) const {
     const std::size_t other = 1 - turn;
     feed.emplace_back("latents", latents[turn]);
     feed.emplace_back("previous_denoised", denoised[other]);
     session.run(feed, {{"next_latents", latents[other]}, {"denoised", denoised[turn]}});
-    return latents[other];
 }
 
 DirectSteps::DirectSteps(Device& device, Session& session, const Buffer& latents,
@@ -88,8 +97,9 @@ DirectSteps::DirectSteps(Device& device, Session& session, const Buffer& latents
                          device.upload(host_zeros(DType::float32, shape))};
 }
 
-Buffer DirectSteps::run(std::size_t index, const StepInputs& inputs, bool skipping) {
-    return buffers_.compute(session_, index % 2, feeder_.ports(inputs, skipping));
+StepOutputs DirectSteps::run(std::size_t index, const StepInputs& inputs, StepKind kind) {
+    buffers_.compute(session_, index % 2, feeder_.ports(inputs, kind));
+    return buffers_.outputs(index % 2);
 }
 
 RecordedSteps::RecordedSteps(Device& device, Session& session, const Shape& latents,
@@ -124,22 +134,20 @@ void RecordedSteps::begin(const Buffer& latents, const RunInputs& run) {
     if (run.layer_mask) device_.copy(run.layer_mask, copies_.layer_mask);
 }
 
-Buffer RecordedSteps::run(std::size_t index, const StepInputs& inputs, bool skipping) {
+StepOutputs RecordedSteps::run(std::size_t index, const StepInputs& inputs, StepKind kind) {
     place(inputs);
     const std::size_t turn = index % 2;
     if (device_.scratch_version() != scratch_version_) forget();
-    const auto compute = [&] {
-        buffers_.compute(session_, turn, feeder_.ports(*inputs_, skipping));
-    };
-    Kind& kind = kinds_[turn][skipping ? 1 : 0];
-    if (kind.graph == nullptr && kind.ran) kind.graph = device_.capture(compute);
-    if (kind.graph != nullptr) {
-        kind.graph->replay();
+    const auto compute = [&] { buffers_.compute(session_, turn, feeder_.ports(*inputs_, kind)); };
+    Recording& own = recordings_[turn][(kind.skipping ? 1U : 0U) + (kind.controlled ? 2U : 0U)];
+    if (own.graph == nullptr && own.ran) own.graph = device_.capture(compute);
+    if (own.graph != nullptr) {
+        own.graph->replay();
     } else {
         compute();
-        kind.ran = true;
+        own.ran = true;
     }
-    return buffers_.latents[1 - turn];
+    return buffers_.outputs(turn);
 }
 
 // Copies a step's inputs to where the graphs read them.
@@ -165,7 +173,7 @@ void RecordedSteps::place(const StepInputs& inputs) {
 }
 
 void RecordedSteps::forget() {
-    kinds_ = {};
+    recordings_ = {};
     scratch_version_ = device_.scratch_version();
 }
 

@@ -44,7 +44,20 @@ struct RunInputs {
     Feed own;           // of this run, such as the guidance of each image [B]; graphs read copies
     Feed shared;        // what graphs may read where it is: it stays while they do
     Buffer layer_mask;  // [B, layers] of the steps with a third branch; empty where there are none
+    Buffer no_residuals;  // of the steps without ControlNets; empty where it takes none
     bool guided = false;
+};
+
+// What a step computes.
+struct StepKind {
+    bool skipping = false;    // it has a third branch
+    bool controlled = false;  // ControlNets made something for it
+};
+
+// What it computes, float32 [B, C, h, w] each; the step after the next overwrites both.
+struct StepOutputs {
+    Buffer latents;
+    Buffer denoised;
 };
 
 // What differs from step to step, in as few buffers as can be: each is a copy before a replay.
@@ -62,25 +75,34 @@ class StepFeeder {
     StepFeeder(Device& device, std::int64_t count, const RunInputs& run,
                std::vector<ConstantPort> constants);
 
-    // All inputs but latents and the previous estimate; `skipping` says whether the step has a
-    // third branch.
-    Feed ports(const StepInputs& inputs, bool skipping) const;
+    // Where ControlNets put what they make: the same place in every step.
+    Buffer residuals(DType dtype, const Shape& shape);
+
+    // All inputs but latents and the previous estimate.
+    Feed ports(const StepInputs& inputs, StepKind kind) const;
 
   private:
+    Device* device_ = nullptr;
     std::int64_t count_ = 0;
     std::vector<ConstantPort> constants_;
     bool guided_ = false;
     Feed fixed_;
     Buffer no_layers_;
     Buffer layer_mask_;
+    Buffer no_residuals_;
+    Buffer residuals_;
 };
 
 class Steps {
   public:
     virtual ~Steps() = default;
 
-    // Queues a step; returns the buffer of its latents. `skipping`: it has a third branch.
-    virtual Buffer run(std::size_t index, const StepInputs& inputs, bool skipping) = 0;
+    // Queues a step.
+    virtual StepOutputs run(std::size_t index, const StepInputs& inputs, StepKind kind) = 0;
+    // What a step reads.
+    virtual Buffer latents(std::size_t index) const = 0;
+    // See StepFeeder.
+    virtual Buffer residuals(DType dtype, const Shape& shape) = 0;
 };
 
 // Two buffers of each, used in turn: what a step reads, the next one overwrites.
@@ -88,8 +110,10 @@ struct PingPong {
     std::array<Buffer, 2> latents;
     std::array<Buffer, 2> denoised;
 
-    // Computes a step on an engine; returns the buffer of its latents.
-    Buffer compute(Session& session, std::size_t turn, Feed feed) const;
+    // Computes a step on an engine.
+    void compute(Session& session, std::size_t turn, Feed feed) const;
+    // What that writes.
+    StepOutputs outputs(std::size_t turn) const { return {latents[1 - turn], denoised[turn]}; }
 };
 
 // Steps that the engine computes from where the inputs are.
@@ -99,7 +123,11 @@ class DirectSteps final : public Steps {
     DirectSteps(Device& device, Session& session, const Buffer& latents, const RunInputs& run,
                 std::vector<ConstantPort> constants);
 
-    Buffer run(std::size_t index, const StepInputs& inputs, bool skipping) override;
+    StepOutputs run(std::size_t index, const StepInputs& inputs, StepKind kind) override;
+    Buffer latents(std::size_t index) const override { return buffers_.latents[index % 2]; }
+    Buffer residuals(DType dtype, const Shape& shape) override {
+        return feeder_.residuals(dtype, shape);
+    }
 
   private:
     Session& session_;
@@ -122,14 +150,18 @@ class RecordedSteps final : public Steps {
     // Takes a new batch of the same shape, whose inputs are the same ones.
     void begin(const Buffer& latents, const RunInputs& run);
 
-    Buffer run(std::size_t index, const StepInputs& inputs, bool skipping) override;
+    StepOutputs run(std::size_t index, const StepInputs& inputs, StepKind kind) override;
+    Buffer latents(std::size_t index) const override { return buffers_.latents[index % 2]; }
+    Buffer residuals(DType dtype, const Shape& shape) override {
+        return feeder_.residuals(dtype, shape);
+    }
 
   private:
     void place(const StepInputs& inputs);
     void forget();
 
-    // Of one turn of the buffers, with a third branch or without.
-    struct Kind {
+    // Of one turn of the buffers, and a kind of step.
+    struct Recording {
         std::unique_ptr<RecordedGraph> graph;
         bool ran = false;
     };
@@ -141,7 +173,7 @@ class RecordedSteps final : public Steps {
     StepFeeder feeder_;
     std::optional<StepInputs> inputs_;
     std::array<const std::byte*, 3> sources_{};  // addresses of what they were copied from
-    std::array<std::array<Kind, 2>, 2> kinds_;
+    std::array<std::array<Recording, 4>, 2> recordings_;
     std::uint64_t scratch_version_;
 };
 

@@ -2,15 +2,15 @@
 
 #include <algorithm>
 
+#include "components.hpp"
 #include "error.hpp"
 
 namespace libsd35 {
 namespace {
 
-bool knows_working_memory(const Manifest& manifest) {
-    return std::all_of(component_order.begin(), component_order.end(), [&](std::string_view name) {
-        const Component* component = manifest.component(name);
-        return component == nullptr || component->activation_bytes.has_value();
+bool knows_working_memory(const std::vector<const Component*>& components) {
+    return std::all_of(components.begin(), components.end(), [](const Component* component) {
+        return component->activation_bytes.has_value();
     });
 }
 
@@ -22,8 +22,8 @@ EngineSet::EngineSet(const Bundle& bundle, Device& device, std::optional<std::ui
       device_(device),
       threads_(threads),
       planner_(bundle, device.is_gpu(), budget),
-      plan_(planner_.plan({})) {
-    if (budget && device.is_gpu() && !knows_working_memory(bundle.manifest())) {
+      plan_(planner_.plan({}, {})) {
+    if (budget && device.is_gpu() && !knows_working_memory(planner_.components())) {
         log.warn(bundle.root().string() +
                  " does not know what its engines work with: vram_budget counts their weights "
                  "alone, leave room for the rest");
@@ -38,22 +38,26 @@ EngineSet::~EngineSet() {
     }
 }
 
-void EngineSet::fit(const Dims& dims) {
-    if (dims_ != dims) {
-        MemoryPlan plan = planner_.plan_within_budget(dims);
+void EngineSet::fit(const Dims& dims, const Nets& nets) {
+    auto wanted = std::make_pair(dims, nets);
+    if (fitted_ != wanted) {
+        MemoryPlan plan = planner_.plan_within_budget(dims, nets);
         const std::lock_guard lock(mutex_);
         plan_ = std::move(plan);
-        dims_ = dims;
+        fitted_ = std::move(wanted);
         most_ = std::max(most_, plan_.peak_bytes);
     }
     for (const std::string& name : open_names()) {
-        if (held_[name] != held_bytes(name)) close(name);
+        const bool unused = !stays(name) && placement(name) == nullptr;
+        if (unused || held_[name] != held_bytes(name)) close(name);
     }
 }
 
 Session& EngineSet::use(std::string_view name) {
     for (const std::string& other : open_names()) {
-        if (other != name && !stays(other)) close(other);
+        // What runs in every step runs in turn with this.
+        const bool in_turn = runs_every_step(name) && runs_every_step(other);
+        if (other != name && !in_turn && !stays(other)) close(other);
     }
     if (const auto coming = ahead_.find(name); coming != ahead_.end()) {
         Ahead opening = std::move(coming->second);
@@ -81,9 +85,9 @@ void EngineSet::load_ahead(std::string_view name, std::string_view beside) {
 }
 
 void EngineSet::open_all() {
-    std::vector<std::string_view> staying;
-    for (const std::string_view name : component_order) {
-        if (bundle_.manifest().component(name) != nullptr && stays(name)) staying.push_back(name);
+    std::vector<std::string> staying;
+    for (const Component* component : planner_.components()) {
+        if (stays(component->name)) staying.push_back(component->name);
     }
     // The denoiser is waited for last, or what is behind it would be opened after it.
     const auto denoiser = std::find(staying.begin(), staying.end(), "denoiser");
@@ -91,12 +95,12 @@ void EngineSet::open_all() {
         load_ahead("denoiser", "denoiser");
         std::rotate(denoiser, denoiser + 1, staying.end());
     }
-    for (const std::string_view name : staying) use(name);
+    for (const std::string& name : staying) use(name);
 }
 
-bool EngineSet::keeps(std::initializer_list<std::string_view> names) const {
+bool EngineSet::keeps(const std::vector<std::string>& names) const {
     return std::all_of(names.begin(), names.end(),
-                       [this](std::string_view name) { return stays(name); });
+                       [this](const std::string& name) { return stays(name); });
 }
 
 void EngineSet::release() {
@@ -108,41 +112,46 @@ MemoryReport EngineSet::memory() {
     MemoryReport report{{}, device_.memory(), planner_.budget().value_or(0), 0};
     const std::lock_guard lock(mutex_);
     report.planned_peak = most_;
-    for (const std::string_view name : component_order) {
-        const Component* component = bundle_.manifest().component(name);
-        if (component == nullptr) continue;
-        const Placement& place = placement(name);
+    for (const Component* component : planner_.components()) {
+        const std::string& name = component->name;
+        const Placement* place = placement(name);
         const bool open = sessions_.find(name) != sessions_.end();
-        report.engines.push_back({std::string(name), place.kind, open,
-                                  open ? place.device_bytes : planner_.weight_bytes(*component)});
+        const Residence kind = place == nullptr ? Residence::loaded : place->kind;
+        report.engines.push_back(
+            {name, stays(name) ? Residence::resident : kind, open,
+             open && place != nullptr ? place->device_bytes : planner_.weight_bytes(*component)});
     }
     return report;
 }
 
-const Placement& EngineSet::placement(std::string_view name) const {
+// Nothing of what requests of the last size do not run.
+const Placement* EngineSet::placement(std::string_view name) const {
     const auto found = plan_.placements.find(name);
-    if (found == plan_.placements.end()) {
-        throw bundle_error(bundle_.root().string() + " has no " + std::string(name),
-                           "build it again");
-    }
-    return found->second;
+    return found == plan_.placements.end() ? nullptr : &found->second;
 }
 
 bool EngineSet::stays(std::string_view name) const {
-    return placement(name).kind == Residence::resident;
+    const Placement* place = placement(name);
+    return place == nullptr ? !limited() : place->kind == Residence::resident;
 }
 
 // Bytes of weights that an engine holds where it streams, by the plan.
 std::optional<std::uint64_t> EngineSet::held_bytes(std::string_view name) const {
-    const Placement& place = placement(name);
-    return place.kind == Residence::streamed ? std::optional(place.device_bytes) : std::nullopt;
+    const Placement* place = placement(name);
+    const bool streams = place != nullptr && place->kind == Residence::streamed;
+    return streams ? std::optional(place->device_bytes) : std::nullopt;
 }
 
 bool EngineSet::have_room(std::string_view coming, std::string_view running) const {
-    const Placement& next = placement(coming);
-    const Placement& now = placement(running);
-    const std::uint64_t extra = stays(running) ? 0 : now.device_bytes;
-    return std::max(next.peak_bytes + extra, now.peak_bytes + next.device_bytes) <=
+    const Placement* next = placement(coming);
+    const Placement* now = placement(running);
+    if (next == nullptr || now == nullptr) return false;
+    std::uint64_t extra = 0;
+    for (const auto& [name, place] : plan_.placements) {
+        const bool in_turn = runs_every_step(running) && runs_every_step(name);
+        if ((name == running || in_turn) && !stays(name)) extra += place.device_bytes;
+    }
+    return std::max(next->peak_bytes + extra, now->peak_bytes + next->device_bytes) <=
            *planner_.budget();
 }
 
@@ -163,8 +172,12 @@ std::vector<std::string> EngineSet::open_names() const {
 // Runs in a thread of its own, too: it reads what does not change.
 std::unique_ptr<Session> EngineSet::open(const std::string& name,
                                          std::optional<std::uint64_t> held) const {
+    const Component* component = bundle_.manifest().component(name);
+    if (component == nullptr) {
+        throw bundle_error(bundle_.root().string() + " has no " + name, "build it again");
+    }
     device_.activate();
-    return open_session(bundle_, *bundle_.manifest().component(name), device_, {threads_, held});
+    return open_session(bundle_, *component, device_, {threads_, held});
 }
 
 void EngineSet::keep(std::string_view name, std::unique_ptr<Session> session) {

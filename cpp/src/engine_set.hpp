@@ -3,11 +3,11 @@
 
 #include <functional>
 #include <future>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device.hpp"
@@ -44,14 +44,16 @@ class EngineSet {
 
     bool limited() const noexcept { return planner_.budget().has_value(); }
 
-    // Makes room for requests of this size; dimensions that are left out count as least. Throws
-    // Error where the budget is too small.
-    void fit(const Dims& dims);
+    // Makes room for requests of this size, which run these ControlNets; dimensions that are left
+    // out count as least. Without a budget, the engines of other nets stay, too. Throws Error where
+    // the budget is too small.
+    void fit(const Dims& dims, const Nets& nets = {});
 
     // Has something called before the denoiser closes: what others hold of it is released.
     void before_denoiser_closes(std::function<void()> call) { forget_denoiser_ = std::move(call); }
 
-    // The engine of a component, in memory until another is used that needs its room. Throws Error.
+    // The engine of a component, in memory until another is used that needs its room; those that
+    // run in every step are in memory together. Throws Error.
     Session& use(std::string_view name);
 
     // Begins to open an engine while another runs, if both have room.
@@ -61,7 +63,7 @@ class EngineSet {
     void open_all();
 
     // Whether all of these stay in memory.
-    bool keeps(std::initializer_list<std::string_view> names) const;
+    bool keeps(const std::vector<std::string>& names) const;
 
     // Closes every engine; they open again when they are used.
     void release();
@@ -72,7 +74,7 @@ class EngineSet {
   private:
     using Ahead = std::future<std::unique_ptr<Session>>;
 
-    const Placement& placement(std::string_view name) const;
+    const Placement* placement(std::string_view name) const;
     bool stays(std::string_view name) const;
     std::optional<std::uint64_t> held_bytes(std::string_view name) const;
     bool have_room(std::string_view coming, std::string_view running) const;
@@ -87,7 +89,7 @@ class EngineSet {
     std::uint32_t threads_;
     MemoryPlanner planner_;
     std::function<void()> forget_denoiser_;
-    std::optional<Dims> dims_;
+    std::optional<std::pair<Dims, Nets>> fitted_;
     std::map<std::string, std::optional<std::uint64_t>, std::less<>> held_;
     std::map<std::string, Ahead, std::less<>> ahead_;
 

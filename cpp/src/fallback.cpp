@@ -30,6 +30,16 @@ std::vector<std::string> lacking(const Manifest& its, const Manifest& mine) {
     return names;
 }
 
+// Names of ControlNets that one bundle has, and another lacks.
+std::vector<std::string> lacking_nets(const Manifest& its, const Manifest& mine) {
+    std::vector<std::string> names;
+    for (const ControlRecord& control : mine.controls) {
+        if (its.control(control.name) == nullptr) names.push_back(control.name);
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
 bool is_not_finite(const Job& job) {
     return job.error() != nullptr && job.error()->status() == SD35_NOT_FINITE;
 }
@@ -49,6 +59,8 @@ void check_fallback(const Bundle& bundle, const Bundle& fallback) {
         difference = "accepts fewer batches, sizes or text lengths than " + own;
     } else if (most_rank(its) < most_rank(mine)) {
         difference = "takes adapters of a lower rank than " + own;
+    } else if (const auto nets = lacking_nets(its, mine); !nets.empty()) {
+        difference = "has no ControlNet " + join(nets) + ", " + own + " has";
     } else if (const auto names = lacking(its, mine); !names.empty()) {
         difference = "was built without " + join(names) + ", " + own + " with it";
     }
@@ -88,6 +100,8 @@ void Fallback::count(const std::vector<Job*>& jobs) {
         // Cancelled: nothing is known of its images.
         if (job->result() == nullptr && !is_not_finite(*job)) continue;
         for (std::size_t image = 0; image < job->request.count(); ++image) {
+            // What one asks for moves nobody else.
+            if (!is_usual(first_.bundle().manifest(), job->request, image)) continue;
             count_image(std::any_of(job->anomalies.begin(), job->anomalies.end(),
                                     [&](const Anomaly& one) { return one.image == image; }));
         }

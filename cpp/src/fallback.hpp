@@ -13,7 +13,8 @@ namespace libsd35 {
 void check_fallback(const Bundle& bundle, const Bundle& fallback);
 
 // Draws with the first of two renderers until two anomalous images in a row, then with the second.
-// A request with an image that is not finite is drawn again with the second at once.
+// Images whose guidance or shift is unusual do not count. A request with an image that is not
+// finite is drawn again with the second at once.
 class Fallback {
   public:
     // Of bundles that check_fallback lets pass.

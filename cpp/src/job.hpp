@@ -3,6 +3,7 @@
 
 #include <sd35/sd35.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <variant>
@@ -22,11 +23,20 @@ struct Step {
     std::size_t total;
     float sigma;     // noise level after it
     Buffer latents;  // float32 [B, C, h, w] on the host, the loop's own
+    // Fetches its estimate of the finished latents, of the same shape.
+    std::function<Buffer()> denoised;
+
+    // The same step as images of a part see it.
+    Step part(const Part& images) const;
 };
+
+// What a callback's step took for the finished latents, fetched when it is first asked for. Throws
+// Error.
+const float* denoised_of(sd35_step_source* source);
 
 // Images and how they came about; see sd35.h.
 struct Result {
-    Buffer images;   // uint8 [B, H, W, 3]
+    Buffer images;   // uint8 [B, H, W, 3]; of a request that leaves them out [0, H, W, 3]
     Buffer latents;  // float32 [B, C, h, w]
     std::vector<std::uint64_t> seeds;
     std::string parameters;

@@ -12,6 +12,10 @@ namespace {
 
 constexpr std::int64_t fewest_steps = 4;
 
+// What the margins were measured for; see runtime/latent_guard.py.
+constexpr double most_guidance = 7.0;
+constexpr Extent usual_shifts{1.0, 6.0};
+
 // Side by side, so that the compiler can use vectors.
 constexpr std::size_t lanes = 8;
 
@@ -59,9 +63,21 @@ std::string Anomaly::text() const {
            "), seed " + std::to_string(seed) + ", prompt " + prompt + ": " + what;
 }
 
-LatentGuard::LatentGuard(const std::optional<LatentBand>& band, const Request& request)
-    : band_(band && !request.image && request.steps >= fewest_steps ? &*band : nullptr),
-      request_(request) {}
+bool is_usual(const Manifest& manifest, const Request& request, std::size_t image) {
+    const Extent shifts{std::min(manifest.shift, usual_shifts.low),
+                        std::max(manifest.shift, usual_shifts.high)};
+    return lies_in(request.shift, shifts) &&
+           request.guidance[image] <= std::max(manifest.defaults.guidance, most_guidance);
+}
+
+LatentGuard::LatentGuard(const std::optional<LatentBand>& band, const Manifest& manifest,
+                         const Request& request)
+    : band_(band && request.from_noise() && request.steps >= fewest_steps ? &*band : nullptr),
+      request_(request) {
+    for (std::size_t image = 0; image < request.count(); ++image) {
+        usual_.push_back(is_usual(manifest, request, image));
+    }
+}
 
 void LatentGuard::look(std::size_t step, double sigma, const Buffer& latents) {
     const auto images = static_cast<std::size_t>(latents.shape()[0]);
@@ -78,7 +94,7 @@ void LatentGuard::look(std::size_t step, double sigma, const Buffer& latents) {
                 note(i, step, sigma, "latents are not finite", false);
             continue;
         }
-        if (!expected || known) continue;
+        if (!expected || known || !usual_[i]) continue;
         const double mean = sums.values / static_cast<double>(count);
         const double variance = sums.squares / static_cast<double>(count) - mean * mean;
         const double deviation = std::sqrt(std::max(variance, 0.0));

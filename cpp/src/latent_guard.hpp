@@ -33,13 +33,18 @@ struct Part {
     std::size_t count;
 };
 
+// Whether guidance and shift of an image are such as the guard's margins were measured for, or the
+// bundle's own: whether an anomaly is the engine's rather than the request's.
+bool is_usual(const Manifest& manifest, const Request& request, std::size_t image);
+
 // Looks at the latents after every step and finds each image's first anomaly.
 //
 // Statistics are compared where there is a band and the run is like calibration's: from noise, in
-// 4 steps or more. Values that are not finite are found in every run.
+// 4 steps or more, and usual. Values that are not finite are found in every run.
 class LatentGuard {
   public:
-    LatentGuard(const std::optional<LatentBand>& band, const Request& request);
+    LatentGuard(const std::optional<LatentBand>& band, const Manifest& manifest,
+                const Request& request);
 
     // Checks one step; float32 latents [B, C, h, w] after it.
     void look(std::size_t step, double sigma, const Buffer& latents);
@@ -55,6 +60,7 @@ class LatentGuard {
 
     const LatentBand* band_;
     const Request& request_;
+    std::vector<bool> usual_;  // of each image
     std::map<std::size_t, Anomaly> anomalies_;
 };
 

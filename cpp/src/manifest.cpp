@@ -20,7 +20,8 @@ constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
 constexpr std::uint64_t largest_manifest = 16 << 20;
 
 // What a manifest may require, and this version knows.
-constexpr std::array<std::string_view, 3> known{"adapters", "inpainting", "skip-layer-guidance"};
+constexpr std::array<std::string_view, 4> known{"adapters", "inpainting", "skip-layer-guidance",
+                                                "control"};
 
 constexpr const char* rebuild = "build it again with: sd35-trt build";
 
@@ -197,6 +198,24 @@ void read_engine_options(const JsonReader& reader, Manifest& manifest) {
     }
 }
 
+ControlRecord read_control(const JsonReader& reader) {
+    ControlRecord control{reader.field("name").name(), reader.field("kind").name(), {}};
+    const auto encoding = reader.field("encoding").items(3, 3);
+    for (std::size_t i = 0; i < encoding.size(); ++i) {
+        control.encoding[i] = static_cast<float>(encoding[i].number());
+    }
+    return control;
+}
+
+// Whether the denoiser takes what ControlNets make, of one block or more.
+bool takes_residuals(const Manifest& manifest) {
+    const Component* denoiser = manifest.component("denoiser");
+    const Port* port = denoiser == nullptr ? nullptr : denoiser->input(residuals_port);
+    if (port == nullptr || port->shape.empty()) return true;  // for the contract to refuse
+    const auto* blocks = std::get_if<std::int64_t>(&port->shape.front());
+    return blocks == nullptr || *blocks != 0;
+}
+
 void read_features(const JsonReader& reader, Manifest& manifest) {
     if (const auto required = reader.find("requires")) {
         for (const JsonReader& name : required->items(0, 64)) manifest.required.insert(name.name());
@@ -209,6 +228,12 @@ void read_features(const JsonReader& reader, Manifest& manifest) {
                 rank.integer(1, std::numeric_limits<std::int64_t>::max()));
         }
     }
+    if (const auto controls = reader.find("controls")) {
+        for (const JsonReader& control : controls->items(0, 64)) {
+            manifest.controls.push_back(read_control(control));
+        }
+    }
+    manifest.takes_controls = manifest.required.count("control") != 0 && takes_residuals(manifest);
 }
 
 Manifest read_fields(const JsonReader& reader) {
@@ -322,6 +347,12 @@ const Component* Manifest::component(std::string_view name) const {
     const auto found = std::find_if(components.begin(), components.end(),
                                     [&](const Component& one) { return one.name == name; });
     return found == components.end() ? nullptr : &*found;
+}
+
+const ControlRecord* Manifest::control(std::string_view name) const {
+    const auto found = std::find_if(controls.begin(), controls.end(),
+                                    [&](const ControlRecord& one) { return one.name == name; });
+    return found == controls.end() ? nullptr : &*found;
 }
 
 Manifest read_manifest(const std::filesystem::path& root) {

@@ -1,6 +1,7 @@
 // The manifest of a bundle, as docs/bundle-format.md specifies it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -66,6 +67,13 @@ struct Component {
     const Port* output(std::string_view port) const;
 };
 
+// A ControlNet of the bundle.
+struct ControlRecord {
+    std::string name;
+    std::string kind;               // of its pictures, such as "canny"
+    std::array<float, 3> encoding;  // what vae_encoder is given for them
+};
+
 struct TokenizerRecord {
     std::string path;
     std::int64_t length;
@@ -116,10 +124,17 @@ struct Manifest {
     bool inpainting;           // whether a step keeps what a mask leaves of a picture
     bool skip_layer_guidance;  // whether a step can compute a third branch
     std::vector<std::int64_t> adapter_ranks;  // that adapters are padded to, ascending
+    std::vector<ControlRecord> controls;
+    bool takes_controls;  // whether a step takes what ControlNets make
 
     // NULL where the model has none: a checkpoint without T5.
     const Component* component(std::string_view name) const;
+    // NULL where there is no such ControlNet.
+    const ControlRecord* control(std::string_view name) const;
 };
+
+// The input of a component with what ControlNets make.
+inline constexpr std::string_view residuals_port = "residuals";
 
 // Reads and checks the manifest of the bundle in a directory. Throws Error.
 Manifest read_manifest(const std::filesystem::path& root);

@@ -1,7 +1,9 @@
 #include "memory_plan.hpp"
 
 #include <algorithm>
+#include <array>
 
+#include "components.hpp"
 #include "error.hpp"
 #include "text.hpp"
 
@@ -11,6 +13,9 @@ namespace {
 // Dimensions that every tensor of a component grows with, texts and steps excepted.
 constexpr std::array<std::string_view, 6> scaling{"batch", "samples",      "height",
                                                   "width", "image_height", "image_width"};
+
+constexpr std::array<std::string_view, 7> usual_order{
+    "clip_l", "clip_g", "t5", "vae_encoder", "conditioner", "denoiser", "vae_decoder"};
 
 // TensorRT streams through two buffers: a layer computes from one while the next fills the other.
 constexpr std::uint64_t stream_buffers = 2;
@@ -40,10 +45,26 @@ bool can_stream(const Bundle& bundle, const Component& component) {
 
 }  // namespace
 
+std::vector<const Component*> ordered_components(const Manifest& manifest) {
+    std::vector<const Component*> ordered;
+    for (const std::string_view name : usual_order) {
+        if (const Component* own = manifest.component(name)) ordered.push_back(own);
+        if (name != "conditioner" && name != "denoiser") continue;
+        for (const Component& one : manifest.components) {
+            const bool in_loop = runs_every_step(one.name);
+            if (control_name(one.name) && in_loop == (name == "denoiser")) ordered.push_back(&one);
+        }
+    }
+    return ordered;
+}
+
 std::uint64_t working_bytes(const Component& component, const Dims& dims) {
     double share = 1.0;
+    const bool batched = component.bounds.count("batch") != 0;
     for (const auto& [name, bounds] : component.bounds) {
         if (std::find(scaling.begin(), scaling.end(), name) == scaling.end()) continue;
+        // A ControlNet's samples are those of its batch.
+        if (name == "samples" && batched) continue;
         const auto found = dims.find(name);
         const std::int64_t size = found == dims.end() ? bounds.first : found->second;
         if (bounds.second > 0) {
@@ -67,23 +88,22 @@ std::uint64_t adapter_bytes(const Component& component, std::int64_t rank) {
 }
 
 MemoryPlanner::MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<std::uint64_t> budget)
-    : bundle_(bundle), backend_(backend_of(bundle)), on_gpu_(on_gpu), budget_(budget) {
-    for (const std::string_view name : component_order) {
-        if (const Component* component = bundle.manifest().component(name)) {
-            components_.push_back(component);
-        }
-    }
-}
+    : bundle_(bundle),
+      backend_(backend_of(bundle)),
+      on_gpu_(on_gpu),
+      budget_(budget),
+      components_(ordered_components(bundle.manifest())) {}
 
-MemoryPlan MemoryPlanner::plan(const Dims& dims) const {
-    const std::vector<Footprint> engines = footprints(dims);
+MemoryPlan MemoryPlanner::plan(const Dims& dims, const Nets& nets) const {
+    const std::vector<Footprint> engines = footprints(dims, nets);
     return by_component(engines, plan_residency(engines, budget_, reserve(dims)));
 }
 
-MemoryPlan MemoryPlanner::plan_within_budget(const Dims& dims) const {
-    MemoryPlan best = plan(dims);
+MemoryPlan MemoryPlanner::plan_within_budget(const Dims& dims, const Nets& nets) const {
+    MemoryPlan best = plan(dims, nets);
     if (!budget_ || best.fits) return best;
-    const std::uint64_t smallest = plan_residency(footprints(dims), 0, reserve(dims)).peak_bytes;
+    const std::uint64_t smallest =
+        plan_residency(footprints(dims, nets), 0, reserve(dims)).peak_bytes;
     throw Error(
         SD35_OUT_OF_MEMORY,
         bundle_.root().string() + " does not fit in " + format_memory(*budget_) + " at this size",
@@ -106,7 +126,7 @@ std::uint64_t MemoryPlanner::reserve(const Dims& dims) const {
     return bytes;
 }
 
-std::vector<Footprint> MemoryPlanner::footprints(const Dims& dims) const {
+std::vector<Footprint> MemoryPlanner::footprints(const Dims& dims, const Nets& nets) const {
     // A text encoder's batch is of texts.
     Dims texts = dims;
     if (const auto samples = dims.find("samples"); samples != dims.end()) {
@@ -115,13 +135,15 @@ std::vector<Footprint> MemoryPlanner::footprints(const Dims& dims) const {
     const auto steps = static_cast<std::uint64_t>(bundle_.manifest().defaults.steps);
     std::vector<Footprint> engines;
     for (const Component* component : components_) {
-        const bool steps_often = component->name == "denoiser";
+        const auto net = control_name(component->name);
+        if (net && nets.count(*net) == 0) continue;
+        const bool in_loop = runs_every_step(component->name);
         const BackendRow* row = find_backend(component->engine);
         engines.push_back(
             {component->name, weight_bytes(*component),
              working_bytes(*component, is_text_encoder(component->name) ? texts : dims),
-             steps_often ? steps : 1, stream_bytes(*component),
-             steps_often && row != nullptr && row->keeps_denoiser_room});
+             in_loop ? steps : 1, stream_bytes(*component),
+             component->name == "denoiser" && row != nullptr && row->keeps_denoiser_room, in_loop});
     }
     return engines;
 }

@@ -1,9 +1,9 @@
 // How a bundle's engines share a device's memory, by the bytes that the bundle states.
 #pragma once
 
-#include <array>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,9 +13,12 @@
 
 namespace libsd35 {
 
-// Components in the order in which a picture takes them.
-inline constexpr std::array<std::string_view, 7> component_order{
-    "clip_l", "clip_g", "t5", "vae_encoder", "conditioner", "denoiser", "vae_decoder"};
+// Those of a bundle in the order in which a picture takes them; ControlNets' come behind the
+// transformer's.
+std::vector<const Component*> ordered_components(const Manifest& manifest);
+
+// Names of ControlNets.
+using Nets = std::set<std::string, std::less<>>;
 
 // A plan by component.
 struct MemoryPlan {
@@ -29,20 +32,22 @@ class MemoryPlanner {
     // `budget` is bytes of device memory; nothing is without limit.
     MemoryPlanner(const Bundle& bundle, bool on_gpu, std::optional<std::uint64_t> budget);
 
-    // Which engines stay and which come and go; dimensions that are left out count as least.
-    MemoryPlan plan(const Dims& dims) const;
+    // Which engines stay and which come and go; dimensions that are left out count as least, and
+    // ControlNets that are not among `nets` not at all.
+    MemoryPlan plan(const Dims& dims, const Nets& nets) const;
 
     // Throws Error where the budget is too small; names the smallest that is enough.
-    MemoryPlan plan_within_budget(const Dims& dims) const;
+    MemoryPlan plan_within_budget(const Dims& dims, const Nets& nets) const;
 
     // Memory that a component's weights take as a whole.
     std::uint64_t weight_bytes(const Component& component) const;
 
     std::optional<std::uint64_t> budget() const noexcept { return budget_; }
+    const std::vector<const Component*>& components() const noexcept { return components_; }
 
   private:
     std::uint64_t reserve(const Dims& dims) const;
-    std::vector<Footprint> footprints(const Dims& dims) const;
+    std::vector<Footprint> footprints(const Dims& dims, const Nets& nets) const;
     std::optional<std::uint64_t> stream_bytes(const Component& component) const;
     std::string streaming_advice() const;
 

@@ -2,7 +2,10 @@
 
 #include <unistd.h>
 
+#include <cstring>
+
 #include "error.hpp"
+#include "sizes.hpp"
 
 namespace libsd35 {
 namespace {
@@ -95,6 +98,29 @@ bool Pipeline::joins(const Request& one, const Request& other) const {
     if (!one.joins(other)) return false;
     const std::vector<std::int64_t>& ranks = manifest_.adapter_ranks;
     return total_rank(join_requests({&one, &other}).adapters) <= (ranks.empty() ? 0 : ranks.back());
+}
+
+Buffer Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int64_t width,
+                        std::int64_t height) {
+    check_count(count, manifest_);
+    check_size(width, height, manifest_);
+    Buffer own = host_buffer(DType::uint8, {count, height, width, 3});
+    std::memcpy(own.address(), images, own.bytes());
+    check_process();
+    const Turn::Hold hold = turn_.take("encode");
+    check_open();
+    renderer_->activate();
+    return renderer_->encode(own);
+}
+
+Buffer Pipeline::decode(const float* latents, const std::uint64_t shape[4]) {
+    const Buffer own = check_latents(latents, shape, manifest_);
+    check_count(own.shape()[0], manifest_);
+    check_process();
+    const Turn::Hold hold = turn_.take("decode");
+    check_open();
+    renderer_->activate();
+    return renderer_->decode(own);
 }
 
 void Pipeline::draw(const std::vector<Job*>& jobs) {

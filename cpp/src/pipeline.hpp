@@ -44,6 +44,13 @@ class Pipeline {
     // Whether two requests can be drawn in one run.
     bool joins(const Request& one, const Request& other) const;
 
+    // Latents float32 [B, C, h, w] of pictures uint8 [count, height, width, 3].
+    Buffer encode(const std::uint8_t* images, std::int64_t count, std::int64_t width,
+                  std::int64_t height);
+
+    // Pictures uint8 [B, H, W, 3] of latents float32.
+    Buffer decode(const float* latents, const std::uint64_t shape[4]);
+
     // Draws several requests in one run and sets the outcome of each. They join, and have together
     // no more images than the bundle draws at once.
     void draw(const std::vector<Job*>& jobs);

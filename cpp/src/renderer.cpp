@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "components.hpp"
 #include "contract.hpp"
 #include "error.hpp"
 #include "noise.hpp"
@@ -18,19 +19,6 @@ Bundle checked(Bundle bundle) {
     check_engines(bundle);
     check_contract(bundle);
     return bundle;
-}
-
-// Rows of texts as one array.
-Buffer stack(const std::vector<SharedFeatures>& features, Buffer TextFeatures::*part) {
-    const Buffer& first = (*features.front()).*part;
-    Shape shape{static_cast<std::int64_t>(features.size())};
-    shape.insert(shape.end(), first.shape().begin(), first.shape().end());
-    Buffer all = host_buffer(first.dtype(), std::move(shape));
-    for (std::size_t i = 0; i < features.size(); ++i) {
-        const Buffer& one = (*features[i]).*part;
-        std::memcpy(all.address() + i * one.bytes(), one.address(), one.bytes());
-    }
-    return all;
 }
 
 Buffer rows_of(const Buffer& buffer, const Part& part) {
@@ -69,7 +57,8 @@ Renderer::Renderer(Bundle bundle, const RenderOptions& options)
       runner_(bundle_, *device_, engines_),
       feeder_(bundle_, *device_,
               options.vram_budget ? std::function<void()>([this] { loop_.forget(); }) : nullptr),
-      text_(bundle_, *device_, runner_, feeder_, options.prompt_cache) {
+      text_(bundle_, *device_, runner_, feeder_, options.prompt_cache),
+      vae_(*device_, runner_, manifest_) {
     engines_.before_denoiser_closes([this] { loop_.forget(); });
     fit(least_request(manifest_));
 }
@@ -84,7 +73,22 @@ void Renderer::fit(const Request& request) {
     const std::int64_t branches = manifest_.guided ? 2 : 1;
     dims["samples"] = branches * static_cast<std::int64_t>(request.count());
     dims["rank"] = AdapterInputs(manifest_, request.adapters).rank;
-    engines_.fit(dims);
+    Nets nets;
+    for (const ControlUse& use : request.controls) nets.insert(use.name);
+    engines_.fit(dims, nets);
+}
+
+Buffer Renderer::encode(const Buffer& images) {
+    const Shape& shape = images.shape();
+    const std::int64_t scale = manifest_.latent_scale;
+    engines_.fit(vae_.dims(shape[0], shape[1] / scale, shape[2] / scale));
+    return vae_.encode(images);
+}
+
+Buffer Renderer::decode(const Buffer& latents) {
+    const Shape& shape = latents.shape();
+    engines_.fit(vae_.dims(shape[0], shape[2], shape[3]));
+    return vae_.decode(device_->upload(latents));
 }
 
 void Renderer::draw(const std::vector<Job*>& jobs, Clock& clock) {
@@ -98,7 +102,7 @@ void Renderer::draw(const std::vector<Job*>& jobs, Clock& clock) {
     }
     const Request request = join_requests(requests);
     fit(request);
-    LatentGuard guard(band_, request);
+    LatentGuard guard(band_, manifest_, request);
     const auto report = [&] {
         anomalies_ += guard.anomalies().size();
         for (const auto& [_, anomaly] : guard.anomalies()) {
@@ -122,23 +126,23 @@ void Renderer::draw_parts(const Request& request, const std::vector<JobPart>& pa
     std::vector<float> sigmas = make_sigmas(request.steps, request.shift, train_timesteps_);
     Source source{{}, noise(request)};
     Buffer latents = source.noise;
-    if (request.image) {
+    if (!request.from_noise()) {
         // As diffusers' StableDiffusion3Img2ImgPipeline: the first steps are left out.
         sigmas.erase(sigmas.begin(), sigmas.begin() + first_step(request.steps, request.strength));
-        source.latents = encode(request);
+        source.latents = request.image ? vae_.encode(request.image) : request.latents;
         latents = mixed(source, sigmas.front());
-        clock.lap("encode");
     }
-    const Denoised last = denoise(request, sigmas, latents, source, features, parts, guard, clock);
+    std::optional<ControlRun> controls = controls_of(request, sigmas.size() - 1);
+    if (source.latents || controls) clock.lap("encode");
+    const Denoised last = denoise(request, sigmas, latents, source, features,
+                                  controls ? &*controls : nullptr, parts, guard, clock);
     bool wanted = false;
     for (const auto& [job, part] : parts) {
         for (Anomaly& anomaly : guard.within(part)) job->anomalies.push_back(std::move(anomaly));
         wanted = wanted || !job->ended();
     }
     if (!wanted) return;
-    const Outputs decoded = runner_.run("vae_decoder", {{"latents", last.device}}, request.dims());
-    Buffer images = device_->download(decoded.find("image")->second);
-    if (request.paste) images = pasted(images, request.image, request.mask);
+    const Buffer images = images_of(request, last.device);
     clock.lap("decode");
     for (const auto& [job, part] : parts) {
         if (job->ended()) continue;
@@ -171,20 +175,9 @@ Schedule Renderer::schedule_of(const Request& request, const std::vector<float>&
 
 Denoised Renderer::denoise(const Request& request, const std::vector<float>& sigmas,
                            const Buffer& latents, const Source& source,
-                           const std::vector<SharedFeatures>& features,
+                           const std::vector<SharedFeatures>& features, ControlRun* controls,
                            const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock) {
-    const auto after_step = [&](const Step& step) {
-        guard.look(step.index, double{step.sigma}, step.latents);
-        bool going = false;
-        for (const auto& [job, part] : parts) {
-            if (!job->ended()) check_finite(*job, part, guard);
-            if (!job->ended()) {
-                job->after_step({step.index, step.total, step.sigma, rows_of(step.latents, part)});
-            }
-            going = going || !job->ended();
-        }
-        return going;
-    };
+    const auto look = [&](const Step& step) { return after_step(step, parts, guard); };
     const bool watched = std::any_of(parts.begin(), parts.end(), [](const JobPart& one) {
         return one.job->callback != nullptr;
     });
@@ -194,17 +187,35 @@ Denoised Renderer::denoise(const Request& request, const std::vector<float>& sig
     while (mixes.size() < features.size()) {
         mixes.insert(mixes.end(), request.adapters.begin(), request.adapters.end());
     }
-    const std::vector<float> before(sigmas.begin(), sigmas.end() - 1);
-    ConditioningSteps conditioning(
-        *device_, engines_, runner_, stack(features, &TextFeatures::hidden),
-        stack(features, &TextFeatures::pooled), make_timesteps(before, train_timesteps_),
-        feeder_.ports("conditioner", adapters, mixes));
-    // The conditioner may be closed for it.
+    const std::vector<float> timesteps =
+        make_timesteps({sigmas.begin(), sigmas.end() - 1}, train_timesteps_);
+    std::vector<std::string> loop{"denoiser"};
+    for (const ControlUse& use : request.controls) loop.push_back(control_part(use.name));
+    const ConditioningMeans means{*device_, engines_, runner_};
+    ConditioningSteps conditioning(means, {"conditioner", features, timesteps,
+                                           feeder_.ports("conditioner", adapters, mixes), loop});
+    if (controls != nullptr) controls->condition(means, features, timesteps);
+    // Conditioners may be closed for it.
     Session& denoiser = engines_.use("denoiser");
-    engines_.load_ahead("vae_decoder", "denoiser");
+    if (controls != nullptr) controls->open(engines_);
+    if (request.decode) engines_.load_ahead("vae_decoder", "denoiser");
     const RunInputs inputs = run_inputs(*device_, manifest_, request, source,
                                         feeder_.ports("denoiser", adapters, request.adapters));
-    return loop_.run(denoiser, latents, schedule, conditioning, after_step, watched, clock, inputs);
+    return loop_.run(denoiser, latents, schedule, conditioning, look, watched, clock, inputs,
+                     controls);
+}
+
+// False where nobody waits any more.
+bool Renderer::after_step(const Step& step, const std::vector<JobPart>& parts,
+                          LatentGuard& guard) const {
+    guard.look(step.index, double{step.sigma}, step.latents);
+    bool going = false;
+    for (const auto& [job, part] : parts) {
+        if (!job->ended()) check_finite(*job, part, guard);
+        if (!job->ended()) job->after_step(step.part(part));
+        going = going || !job->ended();
+    }
+    return going;
 }
 
 Buffer Renderer::noise(const Request& request) const {
@@ -219,11 +230,25 @@ Buffer Renderer::noise(const Request& request) const {
     return latents;
 }
 
-// Latents of a request's picture.
-Buffer Renderer::encode(const Request& request) {
-    const Outputs out =
-        runner_.run("vae_encoder", {{"image", device_->upload(request.image)}}, request.dims());
-    return device_->download(out.find("latents")->second);
+// uint8 [B, H, W, 3]; [0, H, W, 3] where nobody wants them.
+Buffer Renderer::images_of(const Request& request, const Buffer& latents) {
+    if (!request.decode) {
+        return host_buffer(DType::uint8, {1, request.height, request.width, 3}).rows(0, 0);
+    }
+    const Buffer images = vae_.decode(latents);
+    return request.paste ? pasted(images, request.image, request.mask) : images;
+}
+
+// The ControlNets of a run of so many steps; none where none runs in any.
+std::optional<ControlRun> Renderer::controls_of(const Request& request, std::size_t steps) {
+    ControlUses uses;
+    for (const ControlUse& use : request.controls) {
+        if (use.counts_at_all(static_cast<std::int64_t>(steps))) uses.push_back(use);
+    }
+    if (uses.empty()) return std::nullopt;
+    std::vector<Buffer> hints;
+    for (const ControlUse& use : uses) hints.push_back(vae_.encode(use.pictures, use.name));
+    return std::optional<ControlRun>(std::in_place, *device_, manifest_, uses, hints, steps);
 }
 
 // Ends a job with an image that is not finite.
@@ -246,11 +271,11 @@ Result Renderer::result_of(const Job& job, const Part& part,
                            const std::vector<SharedFeatures>& features, const Buffer& images,
                            const Buffer& latents, const Clock& clock) const {
     const SharedFeatures* first = features.data() + part.first;
-    const auto run = static_cast<std::size_t>(images.shape()[0]);
+    const auto run = static_cast<std::size_t>(latents.shape()[0]);
     const TextBranches branches =
         manifest_.guided ? TextBranches{first, first + run} : TextBranches{nullptr, first};
     // Copies: a view would keep the other jobs' images in memory.
-    Result result{host_copy(rows_of(images, part)),
+    Result result{job.request.decode ? host_copy(rows_of(images, part)) : images,
                   host_copy(rows_of(latents, part)),
                   job.request.seeds,
                   job.request.parameters(),

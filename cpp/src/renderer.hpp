@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "autoencoder.hpp"
 #include "conditioning.hpp"
+#include "control_steps.hpp"
 #include "denoise.hpp"
 #include "engine_set.hpp"
 #include "job.hpp"
@@ -48,6 +50,10 @@ class Renderer {
     // engine fails.
     void draw(const std::vector<Job*>& jobs, Clock& clock);
 
+    // Latents of pictures, and pictures of latents, both on the host; see Pipeline.
+    Buffer encode(const Buffer& images);
+    Buffer decode(const Buffer& latents);
+
   private:
     // A job and its part of the images.
     struct JobPart {
@@ -60,12 +66,14 @@ class Renderer {
                     Clock& clock);
     std::vector<MixedText> texts_of(const Request& request) const;
     Schedule schedule_of(const Request& request, const std::vector<float>& sigmas) const;
+    std::optional<ControlRun> controls_of(const Request& request, std::size_t steps);
     Denoised denoise(const Request& request, const std::vector<float>& sigmas,
                      const Buffer& latents, const Source& source,
-                     const std::vector<SharedFeatures>& features, const std::vector<JobPart>& parts,
-                     LatentGuard& guard, Clock& clock);
+                     const std::vector<SharedFeatures>& features, ControlRun* controls,
+                     const std::vector<JobPart>& parts, LatentGuard& guard, Clock& clock);
+    bool after_step(const Step& step, const std::vector<JobPart>& parts, LatentGuard& guard) const;
     Buffer noise(const Request& request) const;
-    Buffer encode(const Request& request);
+    Buffer images_of(const Request& request, const Buffer& latents);
     void check_finite(Job& job, const Part& part, const LatentGuard& guard) const;
     Result result_of(const Job& job, const Part& part, const std::vector<SharedFeatures>& features,
                      const Buffer& images, const Buffer& latents, const Clock& clock) const;
@@ -82,6 +90,7 @@ class Renderer {
     ComponentRunner runner_;
     AdapterFeeder feeder_;
     TextEncoder text_;
+    Autoencoder vae_;
 };
 
 }  // namespace libsd35

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "arguments.hpp"
 #include "error.hpp"
 #include "schedule.hpp"
+#include "sizes.hpp"
 #include "source_pictures.hpp"
 #include "text.hpp"
 
@@ -15,6 +17,10 @@ namespace libsd35 {
 namespace {
 
 constexpr std::int64_t most_steps = 1000;
+// What to do where the negative prompts are not as many as the prompts.
+constexpr const char* negatives_advice =
+    "give a text, which is for all prompts, or a list of one for each";
+
 constexpr std::int64_t largest = std::numeric_limits<std::int32_t>::max();
 
 std::vector<Prompt> prompts_of(const sd35_request& asked, std::uint32_t limit) {
@@ -42,25 +48,18 @@ std::vector<Prompt> negatives_of(const sd35_request& asked, std::size_t prompts,
     if (negatives.size() != prompts) {
         throw usage_error(std::to_string(negatives.size()) + " negative prompts for " +
                               std::to_string(prompts) + " prompts",
-                          "give one, or one each");
+                          negatives_advice);
     }
     return negatives;
 }
 
-std::int64_t check_count(const Manifest& manifest, std::size_t prompts, std::int64_t batch) {
-    const auto [low, high] = manifest.ranges.batch;
+std::size_t count_of(const Manifest& manifest, std::size_t prompts, std::int64_t batch) {
     std::int64_t count = 0;
     if (__builtin_mul_overflow(static_cast<std::int64_t>(prompts), batch, &count)) {
         count = std::numeric_limits<std::int64_t>::max();
     }
-    if (count < low || count > high) {
-        throw usage_error(std::to_string(count) + " images at once, this bundle draws " +
-                              std::to_string(low) + " to " + std::to_string(high),
-                          "draw " + std::to_string(std::clamp(count, low, high)) +
-                              ", or build with: --batch " + std::to_string(low) + ":" +
-                              std::to_string(std::max(count, high)));
-    }
-    return count;
+    check_count(count, manifest);
+    return static_cast<std::size_t>(count);
 }
 
 std::vector<std::uint64_t> seeds_of(const sd35_request& asked, std::size_t count) {
@@ -68,7 +67,7 @@ std::vector<std::uint64_t> seeds_of(const sd35_request& asked, std::size_t count
         if (asked.seed_count != count) {
             throw usage_error(std::to_string(asked.seed_count) + " seeds for " +
                                   std::to_string(count) + " images",
-                              "give one, or one each");
+                              "give a number, which counts up, or a list of one for each");
         }
         return {asked.seeds, asked.seeds + count};
     }
@@ -105,30 +104,41 @@ std::string sampler_of(const Manifest& manifest, const char* asked) {
     return name;
 }
 
-void check_size(std::int64_t width, std::int64_t height, const Ranges& ranges) {
-    const auto [low, high] = ranges.size;
-    const auto nearest = [&, low = low, high = high](std::int64_t value) {
-        const auto step = static_cast<double>(ranges.size_step);
-        // Ties to even, as the usual rounding mode has it.
-        const double steps = std::nearbyint(static_cast<double>(value) / step);
-        return std::clamp(static_cast<std::int64_t>(steps) * ranges.size_step, low, high);
-    };
-    if (nearest(width) == width && nearest(height) == height) return;
-    const auto pair = [](std::int64_t a, std::int64_t b) {
-        return std::to_string(a) + "x" + std::to_string(b);
-    };
-    throw usage_error("size " + pair(width, height) + " is not in " + std::to_string(low) + " to " +
-                          std::to_string(high) + " in steps of " + std::to_string(ranges.size_step),
-                      "the nearest is " + pair(nearest(width), nearest(height)));
-}
-
 struct Size {
     std::int64_t width;
     std::int64_t height;
 };
 
-// Width and height are both set or neither; with a picture they are its.
-Size size_of(const Manifest& manifest, const sd35_request& asked) {
+// (128, 64)
+std::string pair_text(const Size& size) {
+    return "(" + std::to_string(size.width) + ", " + std::to_string(size.height) + ")";
+}
+
+// Latents that are started from, one for each image: float32 [B, C, h, w]; empty where there are
+// none.
+Buffer source_latents(const Manifest& manifest, const sd35_request& asked, std::size_t count) {
+    if (asked.latents == nullptr) return {};
+    if (asked.image != nullptr) {
+        throw usage_error("image and latents are both what to start from", "give one of them");
+    }
+    const Buffer given = check_latents(asked.latents, asked.latent_shape, manifest);
+    const auto own = static_cast<std::size_t>(given.shape()[0]);
+    if (own == count) return given;
+    if (own != 1) {
+        throw usage_error(std::to_string(own) + " latents for " + std::to_string(count) + " images",
+                          "give one, or one each");
+    }
+    Shape shape = given.shape();
+    shape[0] = static_cast<std::int64_t>(count);
+    Buffer latents = host_buffer(DType::float32, shape);
+    for (std::size_t i = 0; i < count; ++i) {
+        std::memcpy(latents.address() + i * given.bytes(), given.address(), given.bytes());
+    }
+    return latents;
+}
+
+// Width and height are both set or neither; with a picture, or latents of one, they are its.
+Size size_of(const Manifest& manifest, const sd35_request& asked, const Buffer& latents) {
     Size size{manifest.defaults.width, manifest.defaults.height};
     const bool given = is_set(asked.width) || is_set(asked.height);
     if (given) {
@@ -137,7 +147,7 @@ Size size_of(const Manifest& manifest, const sd35_request& asked) {
         }
         size = {whole("width", asked.width, -largest, largest),
                 whole("height", asked.height, -largest, largest)};
-        check_size(size.width, size.height, manifest.ranges);
+        check_size(size.width, size.height, manifest);
     }
     if (asked.image != nullptr) {
         const Size picture{asked.image_width, asked.image_height};
@@ -149,7 +159,17 @@ Size size_of(const Manifest& manifest, const sd35_request& asked) {
         }
         size = picture;
     }
-    check_size(size.width, size.height, manifest.ranges);
+    if (latents) {
+        const Size own{latents.shape()[3] * manifest.latent_scale,
+                       latents.shape()[2] * manifest.latent_scale};
+        if (given && (own.width != size.width || own.height != size.height)) {
+            throw usage_error(
+                "size is " + pair_text(size) + ", that of the latents " + pair_text(own),
+                "leave out the size");
+        }
+        size = own;
+    }
+    check_size(size.width, size.height, manifest);
     return size;
 }
 
@@ -203,13 +223,14 @@ Dims Request::dims() const {
 }
 
 std::int64_t Request::drawn_steps() const {
-    return image ? steps - first_step(steps, strength) : steps;
+    return from_noise() ? steps : steps - first_step(steps, strength);
 }
 
 bool Request::joins(const Request& other) const {
-    if (image || other.image) return false;
+    if (!from_noise() || !other.from_noise()) return false;
     return width == other.width && height == other.height && steps == other.steps &&
-           shift == other.shift && sampler == other.sampler && t5_tokens == other.t5_tokens;
+           shift == other.shift && sampler == other.sampler && t5_tokens == other.t5_tokens &&
+           decode == other.decode && libsd35::joins(controls, other.controls);
 }
 
 std::string Request::parameters() const {
@@ -223,7 +244,7 @@ std::string Request::parameters() const {
     json["size"] = {width, height};
     json["sampler"] = sampler;
     json["t5_tokens"] = t5_tokens;
-    if (image) json["strength"] = strength;
+    if (!from_noise()) json["strength"] = strength;
     if (prompts.front().weighted) json["weighting"] = true;
     if (paste) json["paste"] = true;
     if (std::any_of(adapters.begin(), adapters.end(),
@@ -236,6 +257,9 @@ std::string Request::parameters() const {
         json["skip_layer_guidance_start"] = skips.front()->start;
         json["skip_layer_guidance_stop"] = skips.front()->stop;
     }
+    for (const ControlUse& use : controls) {
+        json["controls"][use.name] = {{"scale", use.scale}, {"start", use.start}, {"end", use.end}};
+    }
     return json.dump();
 }
 
@@ -244,7 +268,7 @@ Request make_request(const Manifest& manifest, const sd35_request& asked,
     const std::vector<Prompt> prompts = prompts_of(asked, max_prompt_chars);
     const std::vector<Prompt> negatives = negatives_of(asked, prompts.size(), max_prompt_chars);
     const std::int64_t batch = whole("batch", asked.batch, 1, largest);
-    const auto count = static_cast<std::size_t>(check_count(manifest, prompts.size(), batch));
+    const std::size_t count = count_of(manifest, prompts.size(), batch);
     Request request{};
     request.seeds = seeds_of(asked, count);
     const Defaults& defaults = manifest.defaults;
@@ -258,8 +282,10 @@ Request make_request(const Manifest& manifest, const sd35_request& asked,
         whole("t5_tokens", is_set(asked.t5_tokens) ? asked.t5_tokens : defaults.t5_tokens, shortest,
               longest);
     request.strength = number("strength", asked.strength, 0, 1);
-    const Size size = size_of(manifest, asked);
-    if (asked.image != nullptr && first_step(request.steps, request.strength) == request.steps) {
+    request.latents = source_latents(manifest, asked, count);
+    const Size size = size_of(manifest, asked, request.latents);
+    const bool starts = asked.image != nullptr || asked.latents != nullptr;
+    if (starts && first_step(request.steps, request.strength) == request.steps) {
         throw usage_error("strength " + general(request.strength) + " of " +
                               std::to_string(request.steps) + " steps is none",
                           "give at least " + least_strength(request.steps));
@@ -268,11 +294,17 @@ Request make_request(const Manifest& manifest, const sd35_request& asked,
     request.height = size.height;
     request.latent_scale = manifest.latent_scale;
     request.image = pixels_of(asked, count);
-    request.mask = mask_of(manifest, asked);
     request.paste = asked.paste != 0;
+    request.decode = asked.decode != 0;
+    if (request.paste && (request.latents || !request.decode)) {
+        throw usage_error("paste is of pixels, and latents have none",
+                          "give the picture as image, and decode it");
+    }
+    request.mask = mask_of(manifest, asked, size.width, size.height);
     request.skips.assign(count, skip_layers_of(manifest, asked));
     if (shelf != nullptr) request.adapters = shelf->mixes(asked, count);
     request.adapters.resize(count);
+    request.controls = control_uses(manifest, asked, size.width, size.height, count);
     request.prompts = repeated(prompts, batch);
     request.negatives = repeated(negatives, batch);
     return request;
@@ -298,6 +330,9 @@ Request join_requests(const std::vector<const Request*>& requests) {
         append(all.skips, requests[i]->skips);
         append(all.adapters, requests[i]->adapters);
     }
+    std::vector<const ControlUses*> controls;
+    for (const Request* request : requests) controls.push_back(&request->controls);
+    all.controls = join_controls(controls);
     return all;
 }
 

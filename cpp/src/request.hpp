@@ -9,6 +9,7 @@
 
 #include "adapters.hpp"
 #include "buffer.hpp"
+#include "controls.hpp"
 #include "manifest.hpp"
 #include "prompts.hpp"
 #include "skip_layers.hpp"
@@ -30,14 +31,20 @@ struct Request {
     std::string sampler;
     std::int64_t t5_tokens;
     std::int64_t latent_scale;
-    Buffer image;  // uint8 [B, H, W, 3]; empty where it starts from noise alone
+    Buffer image;    // to start from, uint8 [B, H, W, 3]; empty where there is none
+    Buffer latents;  // in place of it, float32 [B, C, h, w]; empty where there are none
     double strength;
     Buffer mask;  // uint8 [H, W], 1 where the picture is drawn anew; empty where all is
     bool paste;   // whether the rest is the picture's own in the end
     Skips skips;
     std::vector<Mix> adapters;
+    ControlUses controls;  // which all images have
+    bool decode;           // whether the result has images
 
     std::size_t count() const noexcept { return seeds.size(); }
+
+    // Whether it starts from noise alone.
+    bool from_noise() const noexcept { return !image && !latents; }
 
     // Sizes of the dynamic dimensions of the VAE and the denoiser.
     Dims dims() const;

@@ -17,6 +17,7 @@ struct Footprint {
     std::uint64_t runs = 1;
     std::optional<std::uint64_t> stream_bytes;
     bool keeps_activations = false;
+    bool every_step = false;  // in turn with others that do: all of these are resident, or none
 };
 
 enum class Residence { resident, loaded, streamed };
@@ -40,7 +41,8 @@ struct Residency {
 };
 
 // The plan that moves the fewest bytes per picture within a budget; where none fits, the one with
-// the lowest peak. Engines run one after another, in the order given; at most 20.
+// the lowest peak. Engines run one after another, in the order given; at most 20 of them, those of
+// every step counted once.
 Residency plan_residency(const std::vector<Footprint>& engines, std::optional<std::uint64_t> budget,
                          std::uint64_t reserve);
 

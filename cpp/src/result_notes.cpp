@@ -47,6 +47,11 @@ std::optional<std::string> skip_note(const Request& request) {
            " and " + general(skip->stop) + ": no layer was skipped";
 }
 
+std::string control_note(const ControlUse& use, std::int64_t steps) {
+    return "none of " + std::to_string(steps) + " steps is between " + general(use.start) +
+           " and " + general(use.end) + ": the ControlNet " + use.name + " did not run";
+}
+
 }  // namespace
 
 std::vector<std::string> notes_of(const Request& request, const TextBranches& branches) {
@@ -62,6 +67,10 @@ std::vector<std::string> notes_of(const Request& request, const TextBranches& br
         add_once(notes, "without guidance, the negative prompt has no effect");
     }
     if (const auto note = skip_note(request)) add_once(notes, *note);
+    for (const ControlUse& use : request.controls) {
+        const std::int64_t steps = request.drawn_steps();
+        if (!use.counts_at_all(steps)) add_once(notes, control_note(use, steps));
+    }
     return notes;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "adapters.hpp"
+#include "control_steps.hpp"
 #include "skip_layers.hpp"
 #include "source_pictures.hpp"
 
@@ -49,6 +50,7 @@ RunInputs run_inputs(Device& device, const Manifest& manifest, const Request& re
     if (const auto layers = layer_count(manifest)) {
         run.layer_mask = device.upload(layer_masks(request.skips, *layers));
     }
+    run.no_residuals = no_residuals(manifest, device);
     run.guided = manifest.guided;
     return run;
 }

@@ -10,28 +10,31 @@ namespace {
 
 constexpr std::uint8_t half_light = 128;
 
-std::string size_text(std::int64_t width, std::int64_t height) {
-    return std::to_string(width) + "x" + std::to_string(height);
-}
-
 bool is_drawn(const Buffer& mask, std::int64_t y, std::int64_t x) {
     return mask.data<std::uint8_t>()[y * mask.shape()[1] + x] != 0;
 }
 
 }  // namespace
 
-Buffer pixels_of(const sd35_request& asked, std::size_t count) {
-    if (asked.image == nullptr) return {};
-    Buffer pixels = host_buffer(
-        DType::uint8, {static_cast<std::int64_t>(count), asked.image_height, asked.image_width, 3});
-    const std::size_t one = pixels.bytes() / count;
-    for (std::size_t i = 0; i < count; ++i) {
-        std::memcpy(pixels.address() + i * one, asked.image, one);
-    }
-    return pixels;
+std::string size_text(std::int64_t width, std::int64_t height) {
+    return std::to_string(width) + "x" + std::to_string(height);
 }
 
-Buffer mask_of(const Manifest& manifest, const sd35_request& asked) {
+Buffer repeated_picture(const std::uint8_t* pixels, std::int64_t width, std::int64_t height,
+                        std::size_t count) {
+    Buffer all = host_buffer(DType::uint8, {static_cast<std::int64_t>(count), height, width, 3});
+    const std::size_t one = all.bytes() / count;
+    for (std::size_t i = 0; i < count; ++i) std::memcpy(all.address() + i * one, pixels, one);
+    return all;
+}
+
+Buffer pixels_of(const sd35_request& asked, std::size_t count) {
+    if (asked.image == nullptr) return {};
+    return repeated_picture(asked.image, asked.image_width, asked.image_height, count);
+}
+
+Buffer mask_of(const Manifest& manifest, const sd35_request& asked, std::int64_t width,
+               std::int64_t height) {
     if (asked.mask == nullptr) {
         if (asked.paste != 0) {
             throw usage_error("paste keeps what a mask leaves, and there is none", "give a mask");
@@ -42,12 +45,12 @@ Buffer mask_of(const Manifest& manifest, const sd35_request& asked) {
         throw usage_error("this bundle was built without inpainting",
                           "leave out the mask, or build with: --inpainting");
     }
-    if (asked.image == nullptr) {
+    if (asked.image == nullptr && asked.latents == nullptr) {
         throw usage_error("a mask needs the picture that it is of", "give it as image, too");
     }
-    if (asked.mask_width != asked.image_width || asked.mask_height != asked.image_height) {
+    if (asked.mask_width != width || asked.mask_height != height) {
         throw usage_error("the mask is " + size_text(asked.mask_width, asked.mask_height) +
-                              ", the image is " + size_text(asked.image_width, asked.image_height),
+                              ", the image is " + size_text(width, height),
                           "give the mask at the size of the image");
     }
     Buffer mask = host_buffer(DType::uint8, {asked.mask_height, asked.mask_width});

@@ -5,7 +5,8 @@
 // An adapter is known by its file's name without the suffix.
 //
 // For each case of the bundle with this name, OUT/N-M.latents and OUT/N-M.images hold the bytes of
-// request M of case N, OUT/N-M.json its notes and parameters.
+// request M of case N, OUT/N-M.json its notes and parameters; OUT/N-0.denoised what each step of a
+// case with "watch" took for the finished latents. OUT/encoded and OUT/decoded are of two pictures.
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -40,6 +41,13 @@ sd35::Mask mask_of(const json& size, std::uint32_t offset) {
     return mask;
 }
 
+// [width, height] of the picture that is started from, or of what latents are of.
+json source_size(const json& fields) {
+    if (fields.contains("image")) return fields.at("image");
+    const json& sides = fields.at("latents");
+    return {8 * sides.at(3).get<int>(), 8 * sides.at(2).get<int>()};
+}
+
 sd35::SkipLayerGuidance skip_layers_of(const json& fields) {
     sd35::SkipLayerGuidance skip;
     skip.layers = fields.at("skip_guidance_layers").get<std::vector<std::int64_t>>();
@@ -47,6 +55,32 @@ sd35::SkipLayerGuidance skip_layers_of(const json& fields) {
     skip.start = fields.value("skip_layer_guidance_start", skip.start);
     skip.stop = fields.value("skip_layer_guidance_stop", skip.stop);
     return skip;
+}
+
+std::map<std::string, sd35::Control> controls_of(const json& fields) {
+    std::map<std::string, sd35::Control> controls;
+    for (const auto& [name, given] : fields.items()) {
+        sd35::Control control;
+        control.image = picture_of(given.at("image"));
+        control.scale = given.value("scale", control.scale);
+        control.start = given.value("start", control.start);
+        control.end = given.value("end", control.end);
+        controls.emplace(name, std::move(control));
+    }
+    return controls;
+}
+
+sd35::Latents latents_of(const json& sides) {
+    sd35::Latents latents{};
+    std::size_t count = 1;
+    for (std::size_t i = 0; i < 4; ++i) {
+        latents.shape[i] = sides.at(i);
+        count *= sides.at(i).get<std::size_t>();
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        latents.values.push_back(static_cast<float>(i * 7 % 64) / 32.0F - 1.0F);
+    }
+    return latents;
 }
 
 template <typename T>
@@ -78,10 +112,13 @@ sd35::Request request_of(const json& fields) {
     read(fields, "size", request.size);
     request.strength = fields.value("strength", request.strength);
     if (fields.contains("image")) request.image = picture_of(fields.at("image"));
-    if (fields.contains("mask")) request.mask = mask_of(fields.at("image"), fields.at("mask"));
+    if (fields.contains("mask")) request.mask = mask_of(source_size(fields), fields.at("mask"));
     request.paste = fields.value("paste", false);
     if (fields.contains("skip_guidance_layers")) request.skip_layers = skip_layers_of(fields);
     request.adapters = fields.value("adapters", std::vector<sd35::Mix>());
+    if (fields.contains("controls")) request.controls = controls_of(fields.at("controls"));
+    if (fields.contains("latents")) request.latents = latents_of(fields.at("latents"));
+    request.decode = fields.value("decode", true);
     return request;
 }
 
@@ -94,7 +131,9 @@ void write(const std::string& path, const sd35::Span<T>& values) {
 
 void write(const std::string& stem, const sd35::Result& result) {
     write(stem + ".latents", result.latents());
-    for (std::size_t i = 0; i < result.count(); ++i) write(stem + ".images", result.image(i));
+    for (std::size_t i = 0; result.decoded() && i < result.count(); ++i) {
+        write(stem + ".images", result.image(i));
+    }
     const json about{{"notes", result.notes()},
                      {"parameters", json::parse(result.parameters())},
                      {"seed", result.seed()}};
@@ -104,6 +143,12 @@ void write(const std::string& stem, const sd35::Result& result) {
 void draw(sd35::Pipeline& pipeline, const json& asked, const std::string& stem) {
     std::vector<sd35::Request> requests;
     for (const json& fields : asked) requests.push_back(request_of(fields));
+    if (asked.front().value("watch", false)) {
+        requests.front().callback = [path = stem + "-0.denoised"](const sd35::Step& step) {
+            write(path, step.denoised());
+            return true;
+        };
+    }
     if (requests.size() == 1) {
         write(stem + "-0", pipeline.generate(requests.front()));
         return;
@@ -112,6 +157,16 @@ void draw(sd35::Pipeline& pipeline, const json& asked, const std::string& stem) 
     const std::vector<sd35::Outcome> outcomes = pipeline.generate_joined(requests);
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
         write(stem + "-" + std::to_string(i), std::get<sd35::Result>(outcomes[i]));
+    }
+}
+
+// Two pictures to latents, and back.
+void encode(sd35::Pipeline& pipeline, const std::string& folder) {
+    const sd35::Picture picture = picture_of({128, 64});
+    const sd35::Latents latents = pipeline.encode({picture, picture});
+    write(folder + "/encoded", sd35::Span<float>(latents.values.data(), latents.values.size()));
+    for (const sd35::Picture& one : pipeline.decode(latents)) {
+        write(folder + "/decoded", sd35::Span<std::uint8_t>(one.pixels.data(), one.pixels.size()));
     }
 }
 
@@ -137,6 +192,7 @@ int main(int count, char** arguments) {
             if (cases[i].at("bundle") != name) continue;
             draw(pipeline, cases[i].at("requests"), arguments[4] + ("/" + std::to_string(i)));
         }
+        encode(pipeline, arguments[4]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << '\n';
         return 1;

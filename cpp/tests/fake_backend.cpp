@@ -69,6 +69,18 @@ std::size_t bytes_of(const Tensors& inputs, const char* name) {
     return found == end ? 0 : found->bytes;
 }
 
+std::size_t values_in(const sd35_plugin_tensor& tensor) {
+    return tensor.bytes / sizeof(float);
+}
+
+// Of what ControlNets made, that of a sample: [blocks, samples, pixels, D], of one sample for all
+// where no net ran.
+float residual_of(const sd35_plugin_tensor& residuals, std::size_t sample) {
+    const auto samples = static_cast<std::size_t>(residuals.shape[1]);
+    const std::size_t each = values_in(residuals) / static_cast<std::size_t>(residuals.shape[0]);
+    return floats(residuals)[samples == 1 ? 0 : sample * (each / samples)];
+}
+
 // A little of everything that the denoiser reads, so that nothing can be another's unseen.
 void denoise(const Tensors& inputs, const Tensors& outputs) {
     const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
@@ -91,6 +103,7 @@ void denoise(const Tensors& inputs, const Tensors& outputs) {
                                  "adapter_scales", "layer_mask"}) {
             if (bytes_of(inputs, name) != 0) change += 0.02F + 0.03F * first(name);
         }
+        if (bytes_of(inputs, "residuals") != 0) change += residual_of(in("residuals"), i);
         for (std::size_t k = 0; k < each; ++k) {
             next[i * each + k] = floats(latents)[i * each + k] + change;
         }
@@ -115,22 +128,54 @@ void encode_text(const Tensors& inputs, const Tensors& outputs) {
     }
 }
 
-// Context and modulation are told by text and time.
+// Context and modulation are told by text and time. A ControlNet may read no text.
 void condition(const Tensors& inputs, const Tensors& outputs) {
     const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
-    const sd35_plugin_tensor embeds = in("prompt_embeds");
-    const sd35_plugin_tensor context = port(outputs.data(), outputs.size(), "context");
     const sd35_plugin_tensor modulation = port(outputs.data(), outputs.size(), "modulation");
-    const auto samples = static_cast<std::size_t>(embeds.shape[0]);
-    const std::size_t from = embeds.bytes / sizeof(float) / samples;
-    const std::size_t to = context.bytes / sizeof(float) / samples;
-    for (std::size_t i = 0; i < samples * to; ++i) {
-        floats(context)[i] = floats(embeds)[i / to * from + i % from];
+    if (bytes_of(inputs, "prompt_embeds") != 0) {
+        const sd35_plugin_tensor embeds = in("prompt_embeds");
+        const sd35_plugin_tensor context = port(outputs.data(), outputs.size(), "context");
+        const auto samples = static_cast<std::size_t>(embeds.shape[0]);
+        const std::size_t from = values_in(embeds) / samples;
+        const std::size_t to = values_in(context) / samples;
+        for (std::size_t i = 0; i < samples * to; ++i) {
+            floats(context)[i] = floats(embeds)[i / to * from + i % from];
+        }
     }
     const auto steps = static_cast<std::size_t>(modulation.shape[0]);
     const std::size_t rows = modulation.bytes / sizeof(float) / steps;
     for (std::size_t i = 0; i < steps * rows; ++i) {
         floats(modulation)[i] = 0.001F * floats(in("timesteps"))[i / rows];
+    }
+}
+
+// What a net makes is told by its picture, its scale, latents and time, and what was made before.
+void control(const Tensors& inputs, const Tensors& outputs) {
+    const auto in = [&](const char* name) { return port(inputs.data(), inputs.size(), name); };
+    const sd35_plugin_tensor out = port(outputs.data(), outputs.size(), "next_residuals");
+    const auto images = static_cast<std::size_t>(in("scale").shape[0]);
+    const auto samples = static_cast<std::size_t>(out.shape[1]);
+    const std::size_t each = values_in(out) / static_cast<std::size_t>(out.shape[0]) / samples;
+    for (std::size_t i = 0; i < values_in(out) / each; ++i) {
+        const std::size_t sample = i % samples;
+        const auto first = [&](const char* name, std::size_t rows) {
+            return floats(in(name))[sample % rows * (values_in(in(name)) / rows)];
+        };
+        const float own =
+            first("scale", images) * (first("hint", images) + 0.1F * first("latents", images));
+        std::fill_n(floats(out) + i * each, each,
+                    own + first("modulation", samples) + residual_of(in("residuals"), sample));
+    }
+}
+
+// Latents are told by the first bytes of each picture.
+void encode(const sd35_plugin_tensor& image, const sd35_plugin_tensor& latents) {
+    const auto images = static_cast<std::size_t>(image.shape[0]);
+    const std::size_t bytes = image.bytes / images;
+    const std::size_t values = values_in(latents) / images;
+    const auto* pixels = static_cast<const unsigned char*>(image.address);
+    for (std::size_t i = 0; i < images * values; ++i) {
+        floats(latents)[i] = static_cast<float>(pixels[i / values * bytes + i % bytes]) / 255.0F;
     }
 }
 
@@ -153,12 +198,16 @@ int open(const sd35_plugin_engine* engine, void** session, sd35_plugin_message*)
 void compute(const std::string& component, const Tensors& inputs, const Tensors& outputs) {
     if (component == "denoiser") {
         denoise(inputs, outputs);
-    } else if (component == "conditioner") {
+    } else if (component.find("conditioner") != std::string::npos) {
         condition(inputs, outputs);
     } else if (component == "clip_l" || component == "clip_g" || component == "t5") {
         encode_text(inputs, outputs);
     } else if (component == "vae_decoder") {
         decode(inputs.data()[0], outputs.data()[0]);
+    } else if (component == "vae_encoder") {
+        encode(port(inputs.data(), inputs.size(), "image"), outputs.data()[0]);
+    } else if (component.rfind("control_", 0) == 0) {
+        control(inputs, outputs);
     } else {
         for (std::size_t i = 0; i < outputs.size(); ++i) {
             const sd35_plugin_tensor& one = outputs.data()[i];

@@ -39,6 +39,7 @@ libsd35::Footprint footprint_of(const json& fields) {
     engine.runs = fields.at("runs");
     if (!fields.at("stream_bytes").is_null()) engine.stream_bytes = fields.at("stream_bytes");
     engine.keeps_activations = fields.at("keeps_activations");
+    engine.every_step = fields.at("every_step");
     return engine;
 }
 

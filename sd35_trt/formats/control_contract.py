@@ -50,7 +50,7 @@ def control_faults(manifest: Manifest) -> Iterator[str]:
     yield from (f"it has two ControlNets {name}" for name in names if names.count(name) > 1)
     yield from (f"{name!r} is no ControlNet's name" for name in names if not is_net_name(name))
     if bool(names) is not bool(manifest.features.control_blocks):
-        yield f"it has the ControlNets {names} and requires {list(manifest.requires)}"
+        yield f"it has the ControlNets {names} and requires {sorted(manifest.requires)}"
     listed = [
         component(name) for name in names for component in (control_conditioner, control_part)
     ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from control_nets import net_options, write_mini_nets
 from sd35_ctypes import Library
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,18 @@ _DATA = json.loads((ROOT / "cpp/tests/cases.json").read_text("utf-8"))
 #: What both languages draw alike, and the bundles of it by their options.
 CASES: list[dict[str, Any]] = _DATA["cases"]
 BUNDLES: dict[str, dict[str, Any]] = _DATA["bundles"]
+
+
+def bundle_options(name: str, folder: Path) -> dict[str, Any]:
+    """Of a bundle of :data:`BUNDLES`, for ``BuildOptions``.
+
+    Args:
+        folder: where ControlNets of random values are written.
+    """
+    own = dict(BUNDLES[name])
+    nets = own.pop("nets", None)
+    return own if nets is None else {**own, **net_options(write_mini_nets(folder / "nets", nets))}
+
 
 # Of cpp/build.sh.
 _MISSING = 3

@@ -40,7 +40,7 @@ class Text(Structure):
 class StepView(Structure):
     _fields_ = (
         ("size", c_size_t), ("index", c_uint32), ("total", c_uint32), ("sigma", c_float),
-        ("latents", POINTER(c_float)), ("shape", c_uint64 * 4),
+        ("latents", POINTER(c_float)), ("shape", c_uint64 * 4), ("source", c_void_p),
     )  # fmt: skip
 
 
@@ -64,6 +64,18 @@ class Mix(Structure):
     _fields_ = (("uses", POINTER(AdapterUse)), ("count", c_size_t))
 
 
+class ControlFields(Structure):
+    _fields_ = (
+        ("size", c_size_t), ("name", c_char_p), ("image", POINTER(c_uint8)),
+        ("image_width", c_uint32), ("image_height", c_uint32), ("scale", c_double),
+        ("start", c_double), ("end", c_double),
+    )  # fmt: skip
+
+
+class ControlInfo(Structure):
+    _fields_ = (("size", c_size_t), ("name", c_char_p), ("kind", c_char_p))
+
+
 class RequestFields(Structure):
     _fields_ = (
         ("size", c_size_t),
@@ -83,6 +95,8 @@ class RequestFields(Structure):
         ("skip_guidance_layers", POINTER(c_int64)), ("skip_guidance_layer_count", c_size_t),
         ("skip_layer_guidance_scale", c_double), ("skip_layer_guidance_start", c_double),
         ("skip_layer_guidance_stop", c_double), ("mixes", POINTER(Mix)), ("mix_count", c_size_t),
+        ("controls", POINTER(POINTER(ControlFields))), ("control_count", c_size_t),
+        ("latents", POINTER(c_float)), ("latent_shape", c_uint64 * 4), ("decode", c_int64),
     )  # fmt: skip
 
 
@@ -151,6 +165,7 @@ class Library:
         lib.sd35_result_image.restype = POINTER(c_uint8)
         lib.sd35_result_latents.restype = POINTER(c_float)
         lib.sd35_result_seed.restype = lib.sd35_pipeline_anomalies.restype = c_uint64
+        lib.sd35_array_data.restype = c_void_p
         for name in ("result_width", "result_height"):
             getattr(lib, f"sd35_{name}").restype = c_uint32
 
@@ -176,17 +191,16 @@ class Library:
         height, width = self.result_height(handle), self.result_width(handle)
         shape = (c_uint64 * 4)()
         latents = self.result_latents(handle, shape)
-        images = [
-            np.ctypeslib.as_array(self.result_image(handle, c_size_t(i)), (height, width, 3)).copy()
-            for i in range(count)
-        ]
+        addresses = [self.result_image(handle, c_size_t(i)) for i in range(count)]
+        shape_of_one = (height, width, 3)
+        images = [np.ctypeslib.as_array(a, shape_of_one).copy() for a in addresses if a]
         seconds = c_double()
         timings = {}
         for i in range(self.result_timing_count(handle)):
             name = self.result_timing(handle, c_size_t(i), byref(seconds))
             timings[name.decode()] = seconds.value
         drawn = Drawn(
-            np.stack(images),
+            np.stack(images) if images else np.empty((0, *shape_of_one), np.uint8),
             np.ctypeslib.as_array(latents, tuple(shape)).copy(),
             tuple(self.result_seed(handle, c_size_t(i)) for i in range(count)),
             json.loads(self.result_parameters(handle)),
@@ -249,6 +263,8 @@ class Asked:
         mask: np.ndarray | None = None,
         skip_guidance_layers: Sequence[int] | None = None,
         adapters: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+        controls: Mapping[str, Any] | None = None,
+        latents: np.ndarray | None = None,
         callback: Callable[[StepView], bool | None] | None = None,
         **more: Any,
     ) -> None:
@@ -283,6 +299,12 @@ class Asked:
             fields.skip_guidance_layer_count = len(layers)
         if adapters is not None:
             fields.mixes, fields.mix_count = _mixes(adapters)
+        if controls is not None:
+            self._set_controls(library, controls)
+        if latents is not None:
+            self._latents = np.ascontiguousarray(latents)
+            fields.latents = self._latents.ctypes.data_as(POINTER(c_float))
+            fields.latent_shape[:] = latents.shape
         if sampler is not None:
             fields.sampler = sampler.encode()
         for name, value in more.items():
@@ -290,6 +312,24 @@ class Asked:
         if callback is not None:
             # A number other than 0 ends the request.
             fields.callback = CALLBACK(lambda step, _: int(callback(step.contents) is False))
+
+    def _set_controls(self, library: Library, controls: Mapping[str, Any]) -> None:
+        """Pictures, or what has them with scale, start and end."""
+        pointers = []
+        self._pictures = []
+        for name, control in controls.items():
+            own = ControlFields()
+            library.control_init(byref(own))
+            picture = control if isinstance(control, np.ndarray) else control.image
+            self._pictures.append(np.ascontiguousarray(picture))
+            own.name = name.encode()
+            own.image = self._pictures[-1].ctypes.data_as(POINTER(c_uint8))
+            own.image_height, own.image_width = picture.shape[:2]
+            if picture is not control:
+                own.scale, own.start, own.end = control.scale, control.start, control.end
+            pointers.append(ctypes.pointer(own))
+        self.fields.controls = (POINTER(ControlFields) * max(len(pointers), 1))(*pointers)
+        self.fields.control_count = len(pointers)
 
 
 class Pipe:
@@ -361,6 +401,31 @@ class Pipe:
             except Failure as failure:
                 outcomes.append(failure)
         return outcomes
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents of pictures [B, H, W, 3]."""
+        own = np.ascontiguousarray(images)
+        count, height, width, _ = own.shape
+        array = c_void_p()
+        self.call("encode", own.ctypes.data_as(POINTER(c_uint8)), c_size_t(count), c_uint32(width),
+                  c_uint32(height), byref(array))  # fmt: skip
+        return self._taken(array, c_float)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures of latents [B, C, h, w]."""
+        own = np.ascontiguousarray(latents)
+        array = c_void_p()
+        shape = (c_uint64 * 4)(*own.shape)
+        self.call("decode", own.ctypes.data_as(POINTER(c_float)), shape, byref(array))
+        return self._taken(array, c_uint8)
+
+    def _taken(self, array: c_void_p, kind: Any) -> np.ndarray:
+        shape = (c_uint64 * 4)()
+        address = self.library.array_data(array, shape)
+        values = ctypes.cast(address, POINTER(kind))
+        copy = np.ctypeslib.as_array(values, tuple(shape)).copy()
+        self.library.array_free(array)
+        return copy
 
     def memory(self) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
         """Of the device, and of each engine."""

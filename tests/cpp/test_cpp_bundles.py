@@ -145,13 +145,20 @@ def test_an_engine_of_other_shapes_than_the_manifest_says(
         pipe.generate("a", steps=1)
 
 
-def test_what_is_required_has_to_be_known(lib: Library, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("feature", ["step-cache", "branches", "something later"])
+def test_what_is_required_has_to_be_known(
+    feature: str, lib: Library, tiny_bundle: Path, tmp_path: Path
+) -> None:
     root = _copy(tiny_bundle, tmp_path / "bundle")
-    _change(root, lambda d: d.update(requires=["adapters", "control"]))
+    _change(root, lambda d: d.update(requires=["adapters", feature]))
     message = refusal(lib, root)
     assert message.endswith(
-        "requires 'control', which this version does not know — upgrade libsd35"
+        f"requires '{feature}', which this version does not know — upgrade libsd35"
     )
+
+
+def test_a_later_format_is_refused(lib: Library, tiny_bundle: Path, tmp_path: Path) -> None:
+    root = _copy(tiny_bundle, tmp_path / "bundle")
     _change(root, lambda d: d.update(format=3))
     assert "has format 3, this version reads 1 and 2 — upgrade libsd35" in refusal(lib, root)
 

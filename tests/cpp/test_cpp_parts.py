@@ -144,6 +144,7 @@ def test_plans_are_pythons() -> None:
             generator.choice((1, 1, 28)),
             min(weights, generator.randrange(1 << 30)) if streams else None,
             generator.random() < 0.2,
+            generator.random() < 0.3,
         )  # fmt: skip
 
     tables = []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from against_diffusers import SEED
 from conftest import psnr, relative_error
-from control_nets import write_net
+from control_nets import net_options, write_mini_nets, write_net
 from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from fake_gpu import QueuedSession, install_fake
@@ -41,16 +41,7 @@ QUICK: dict[str, Any] = {"steps": STEPS, "size": SIZE, "guidance": 3.0, "t5_toke
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """As Medium's, two of them, and as Large's."""
-    folder, root = tmp_path_factory.mktemp("nets"), checkpoint_path()
-    return {
-        "canny": write_net(folder / "canny", root, True, 1),
-        "depth": write_net(folder / "depth", root, True, 2),
-        "edges": write_net(folder / "large-canny", root, False, 3),
-    }
-
-
-def net_options(nets: dict[str, Path]) -> dict[str, Any]:
-    return {"controlnets": tuple(ControlNet(name, str(path)) for name, path in nets.items())}
+    return write_mini_nets(tmp_path_factory.mktemp("nets"))
 
 
 @pytest.fixture(scope="module")

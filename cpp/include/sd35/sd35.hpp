@@ -67,6 +67,7 @@ struct Free {
     void operator()(sd35_pipeline* handle) const noexcept { sd35_pipeline_free(handle); }
     void operator()(sd35_result* handle) const noexcept { sd35_result_free(handle); }
     void operator()(sd35_memory* handle) const noexcept { sd35_memory_free(handle); }
+    void operator()(sd35_array* handle) const noexcept { sd35_array_free(handle); }
     void operator()(sd35_error* handle) const noexcept { sd35_error_free(handle); }
 };
 
@@ -99,6 +100,15 @@ struct Step {
     float sigma;          // noise level after the step; 0 after the last
     Span<float> latents;  // of `shape`
     Shape shape;          // batch, channels, height, width
+    const sd35_step* own;
+
+    // Its estimate of the finished latents, of `shape`, which a preview shows; fetched from the
+    // device.
+    Span<float> denoised() const {
+        const float* values = nullptr;
+        detail::check([&](sd35_error** error) { return sd35_step_denoised(own, &values, error); });
+        return {values, latents.size()};
+    }
 };
 
 // Returns false to cancel the request. What it throws cancels, too, and is thrown again by
@@ -117,6 +127,27 @@ struct Mask {
     std::uint32_t width;
     std::uint32_t height;
     std::vector<std::uint8_t> pixels;
+};
+
+// Latents of pictures, as results have them: `values` are of `shape`, batch, channels, height and
+// width.
+struct Latents {
+    Shape shape;
+    std::vector<float> values;
+};
+
+// What a ControlNet of the bundle follows.
+struct Control {
+    Picture image;  // such as edges; of the size that is drawn
+    double scale = 1;
+    double start = 0;  // fractions of the steps between which it runs
+    double end = 1;
+};
+
+// A ControlNet of a bundle.
+struct ControlInfo {
+    std::string name;
+    std::string kind;  // of its pictures: canny (edges), depth, blur, other
 };
 
 // Away from what the model draws without some of its blocks.
@@ -158,7 +189,10 @@ struct Request {
     std::optional<Mask> mask;
     bool paste = false;  // pixels outside of the mask are the image's own in the end
     std::optional<SkipLayerGuidance> skip_layers;
-    std::vector<Mix> adapters;  // none, one mix for all, or one per image
+    std::vector<Mix> adapters;                // none, one mix for all, or one per image
+    std::map<std::string, Control> controls;  // by the ControlNet's name
+    std::optional<Latents> latents;           // to start from, in place of the image
+    bool decode = true;                       // false: the result has latents alone
 };
 
 struct Anomaly {
@@ -180,12 +214,15 @@ class Result {
     std::uint32_t width() const { return sd35_result_width(handle_.get()); }
     std::uint32_t height() const { return sd35_result_height(handle_.get()); }
 
-    // RGB [height, width, 3]; lives as long as the result.
+    // RGB [height, width, 3]; lives as long as the result. There is none where it was not decoded.
     Span<std::uint8_t> image(std::size_t index = 0) const {
         const std::uint8_t* data = sd35_result_image(handle_.get(), index);
         if (data == nullptr) throw std::out_of_range("sd35::Result::image");
         return {data, std::size_t{3} * width() * height()};
     }
+
+    // Whether it has images, not latents alone.
+    bool decoded() const { return sd35_result_image(handle_.get(), 0) != nullptr; }
 
     Shape latent_shape() const {
         Shape shape{};
@@ -195,6 +232,12 @@ class Result {
 
     Span<float> latents() const {
         return {sd35_result_latents(handle_.get(), nullptr), detail::elements(latent_shape())};
+    }
+
+    // Those of all images, to start from.
+    Latents copy_latents() const {
+        const Span<float> values = latents();
+        return {latent_shape(), {values.begin(), values.end()}};
     }
 
     std::uint64_t seed(std::size_t index = 0) const {
@@ -330,6 +373,68 @@ class Pipeline {
         });
     }
 
+    // Its ControlNets, in their order.
+    std::vector<ControlInfo> controls() const {
+        std::vector<ControlInfo> result;
+        for (std::size_t i = 0; i < info().controls; ++i) {
+            sd35_control_info one{};
+            one.size = sizeof one;
+            detail::check([&](sd35_error** error) {
+                return sd35_pipeline_control(handle_.get(), i, &one, error);
+            });
+            result.push_back({one.name, one.kind});
+        }
+        return result;
+    }
+
+    // Latents of pictures of one size, to start from.
+    Latents encode(const std::vector<Picture>& pictures) {
+        const std::uint32_t width = pictures.empty() ? 0 : pictures.front().width;
+        const std::uint32_t height = pictures.empty() ? 0 : pictures.front().height;
+        std::vector<std::uint8_t> pixels;
+        for (const Picture& picture : pictures) {
+            Asked::check_pixels(picture, "image");
+            if (picture.width != width || picture.height != height) {
+                throw Error(SD35_USAGE,
+                            "the pictures are of several sizes — encode each by itself");
+            }
+            pixels.insert(pixels.end(), picture.pixels.begin(), picture.pixels.end());
+        }
+        static constexpr std::uint8_t nothing = 0;  // no picture has an address, too
+        sd35_array* array = nullptr;
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_encode(handle_.get(), pixels.empty() ? &nothing : pixels.data(),
+                                        pictures.size(), width, height, &array, error);
+        });
+        const detail::Owner<sd35_array> owner(array);
+        Latents latents{};
+        const auto* values =
+            static_cast<const float*>(sd35_array_data(array, latents.shape.data()));
+        latents.values.assign(values, values + detail::elements(latents.shape));
+        return latents;
+    }
+
+    // Pictures of latents.
+    std::vector<Picture> decode(const Latents& latents) {
+        Asked::check_values(latents);
+        sd35_array* array = nullptr;
+        detail::check([&](sd35_error** error) {
+            return sd35_pipeline_decode(handle_.get(), latents.values.data(), latents.shape.data(),
+                                        &array, error);
+        });
+        const detail::Owner<sd35_array> owner(array);
+        Shape shape{};
+        const auto* pixels = static_cast<const std::uint8_t*>(sd35_array_data(array, shape.data()));
+        const std::size_t each = detail::elements(shape) / static_cast<std::size_t>(shape[0]);
+        std::vector<Picture> pictures;
+        for (std::size_t i = 0; i < shape[0]; ++i, pixels += each) {
+            pictures.push_back({static_cast<std::uint32_t>(shape[2]),
+                                static_cast<std::uint32_t>(shape[1]),
+                                {pixels, pixels + each}});
+        }
+        return pictures;
+    }
+
     // Checks a request without drawing it.
     void check(const Request& request) const {
         const Asked asked(request);
@@ -437,6 +542,9 @@ class Pipeline {
             if (request.mask) set_mask(*request.mask);
             if (request.skip_layers) set_skip_layers(*request.skip_layers);
             set_adapters();
+            set_controls();
+            if (request.latents) set_latents(*request.latents);
+            fields_.decode = request.decode ? 1 : 0;
             if (request.callback) {
                 fields_.callback = &Asked::after_step;
                 fields_.callback_user = this;
@@ -447,6 +555,16 @@ class Pipeline {
         Asked& operator=(const Asked&) = delete;
 
         const sd35_request* fields() const noexcept { return &fields_; }
+
+        static void check_pixels(const Picture& picture, const std::string& name) {
+            if (picture.pixels.size() == std::size_t{3} * picture.width * picture.height) return;
+            throw Error(SD35_USAGE, name + " has not three bytes for each of its pixels");
+        }
+
+        static void check_values(const Latents& latents) {
+            if (latents.values.size() == detail::elements(latents.shape)) return;
+            throw Error(SD35_USAGE, "latents have not as many values as their shape says");
+        }
 
         // Throws what the callback threw, if it did.
         void rethrow() const {
@@ -492,9 +610,7 @@ class Pipeline {
         }
 
         void set_image(const Picture& image) {
-            if (image.pixels.size() != std::size_t{3} * image.width * image.height) {
-                throw Error(SD35_USAGE, "image has not three bytes for each of its pixels");
-            }
+            check_pixels(image, "image");
             fields_.image = image.pixels.data();
             fields_.image_width = image.width;
             fields_.image_height = image.height;
@@ -529,6 +645,31 @@ class Pipeline {
             fields_.mix_count = mixes_.size();
         }
 
+        void set_controls() {
+            for (const auto& [name, control] : request_.controls) {
+                check_pixels(control.image, "the image of a control");
+                sd35_control own;
+                sd35_control_init(&own);
+                own.name = name.c_str();
+                own.image = control.image.pixels.data();
+                own.image_width = control.image.width;
+                own.image_height = control.image.height;
+                own.scale = control.scale;
+                own.start = control.start;
+                own.end = control.end;
+                controls_.push_back(own);
+            }
+            for (const sd35_control& control : controls_) control_pointers_.push_back(&control);
+            fields_.controls = control_pointers_.data();
+            fields_.control_count = control_pointers_.size();
+        }
+
+        void set_latents(const Latents& latents) {
+            check_values(latents);
+            fields_.latents = latents.values.data();
+            for (std::size_t i = 0; i < 4; ++i) fields_.latent_shape[i] = latents.shape[i];
+        }
+
         // An exception must not pass through C.
         static int after_step(const sd35_step* step, void* user) noexcept {
             auto* own = static_cast<Asked*>(user);
@@ -536,7 +677,7 @@ class Pipeline {
                 Shape shape{};
                 for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = step->shape[i];
                 const Span<float> latents(step->latents, detail::elements(shape));
-                const Step seen{step->index, step->total, step->sigma, latents, shape};
+                const Step seen{step->index, step->total, step->sigma, latents, shape, step};
                 return own->request_.callback(seen) ? 0 : 1;
             } catch (...) {
                 own->thrown_ = std::current_exception();
@@ -549,6 +690,8 @@ class Pipeline {
         std::vector<std::vector<sd35_text>> texts_;
         std::vector<std::vector<sd35_adapter_use>> uses_;
         std::vector<sd35_mix> mixes_;
+        std::vector<sd35_control> controls_;
+        std::vector<const sd35_control*> control_pointers_;
         std::exception_ptr thrown_;
         sd35_request fields_;
     };

@@ -86,7 +86,21 @@ sd35_status sd35_pipeline_info(const sd35_pipeline* pipeline, sd35_bundle_info* 
         own.skip_layers = narrow(libsd35::layer_count(manifest).value_or(0));
         const auto& ranks = manifest.adapter_ranks;
         own.adapter_rank = ranks.empty() ? 0 : narrow(ranks.back());
+        own.controls = static_cast<std::uint32_t>(manifest.controls.size());
         give(info, own, "info");
+    });
+}
+
+sd35_status sd35_pipeline_control(const sd35_pipeline* pipeline, size_t index,
+                                  sd35_control_info* info, sd35_error** error) {
+    return guarded(error, [&] {
+        require(pipeline, "pipeline");
+        const auto& controls = pipeline->pipeline.manifest().controls;
+        if (index >= controls.size()) {
+            throw libsd35::usage_error("there is no ControlNet " + std::to_string(index));
+        }
+        const libsd35::ControlRecord& control = controls[index];
+        give(info, {0, control.name.c_str(), control.kind.c_str()}, "info");
     });
 }
 

@@ -56,6 +56,22 @@ void sd35_request_init(sd35_request* request) {
     request->skip_layer_guidance_scale = 2.8;
     request->skip_layer_guidance_start = 0.01;
     request->skip_layer_guidance_stop = 0.2;
+    request->decode = 1;
+}
+
+void sd35_control_init(sd35_control* control) {
+    *control = {};
+    control->size = sizeof *control;
+    control->scale = 1;
+    control->end = 1;
+}
+
+sd35_status sd35_step_denoised(const sd35_step* step, const float** denoised, sd35_error** error) {
+    return guarded(error, [&] {
+        require(step, "step");
+        require(denoised, "denoised");
+        *denoised = libsd35::denoised_of(step->source);
+    });
 }
 
 sd35_status sd35_pipeline_check(const sd35_pipeline* pipeline, const sd35_request* request,

@@ -13,7 +13,7 @@ std::size_t side(const sd35_result* result, std::size_t axis) {
 }  // namespace
 
 size_t sd35_result_count(const sd35_result* result) {
-    return side(result, 0);
+    return result == nullptr ? 0 : result->result.seeds.size();
 }
 
 uint32_t sd35_result_width(const sd35_result* result) {
@@ -25,7 +25,7 @@ uint32_t sd35_result_height(const sd35_result* result) {
 }
 
 const uint8_t* sd35_result_image(const sd35_result* result, size_t index) {
-    const std::size_t count = sd35_result_count(result);
+    const std::size_t count = side(result, 0);
     if (index >= count) return nullptr;
     const libsd35::Buffer& images = result->result.images;
     return images.data<std::uint8_t>() + index * (images.bytes() / count);

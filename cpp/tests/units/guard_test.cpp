@@ -9,11 +9,23 @@
 namespace libsd35 {
 namespace {
 
+const Manifest& manifest_of() {
+    static const Manifest manifest = [] {
+        Manifest own{};
+        own.shift = 3.0;
+        own.defaults.guidance = 4.5;
+        return own;
+    }();
+    return manifest;
+}
+
 Request request_of(std::size_t images) {
     Request request{};
     request.prompts.assign(images, Prompt{"a star", "a star", "a star"});
     request.seeds.assign(images, 5);
+    request.guidance.assign(images, 4.5);
     request.steps = 28;
+    request.shift = 3.0;
     return request;
 }
 
@@ -26,7 +38,7 @@ Buffer noisy(std::int64_t images) {
 TEST(LatentGuard, ValuesThatAreNotFiniteAreFoundInEveryRun) {
     Request request = request_of(3);
     request.steps = 1;
-    LatentGuard guard(std::nullopt, request);
+    LatentGuard guard(std::nullopt, manifest_of(), request);
     const Buffer latents = noisy(3);
     guard.look(0, 0.5, latents);
     EXPECT_TRUE(guard.anomalies().empty());
@@ -44,16 +56,32 @@ TEST(LatentGuard, ValuesThatAreNotFiniteAreFoundInEveryRun) {
 
 TEST(LatentGuard, LargeValuesAreFinite) {
     const Request request = request_of(1);
-    LatentGuard guard(std::nullopt, request);
+    LatentGuard guard(std::nullopt, manifest_of(), request);
     const Buffer latents = noisy(1);
     latents.data<float>()[0] = std::numeric_limits<float>::max();
     guard.look(0, 0.5, latents);
     EXPECT_TRUE(guard.anomalies().empty());
 }
 
+TEST(LatentGuard, WhatIsUsualIsMeasuredOrTheBundlesOwn) {
+    Manifest manifest = manifest_of();
+    Request request = request_of(2);
+    request.guidance = {7.0, 7.1};
+    EXPECT_TRUE(is_usual(manifest, request, 0));
+    EXPECT_FALSE(is_usual(manifest, request, 1));
+    manifest.defaults.guidance = 8.0;
+    EXPECT_TRUE(is_usual(manifest, request, 1));
+    request.shift = 6.5;
+    EXPECT_FALSE(is_usual(manifest, request, 0));
+    manifest.shift = 6.5;
+    EXPECT_TRUE(is_usual(manifest, request, 0));
+    request.shift = 0.9;
+    EXPECT_FALSE(is_usual(manifest, request, 0));
+}
+
 TEST(LatentGuard, AnomaliesAreCountedFromThePartsFirstImage) {
     const Request request = request_of(3);
-    LatentGuard guard(std::nullopt, request);
+    LatentGuard guard(std::nullopt, manifest_of(), request);
     const Buffer latents = noisy(3);
     latents.row(2).data<float>()[0] = NAN;
     guard.look(0, 0.5, latents);
