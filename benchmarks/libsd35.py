@@ -166,7 +166,7 @@ def main(
     shares = _SHARES if budgets else ()
     requests = requests_of(Bundle.open(bundle).manifest)
     work = Work(bundle, device, build, requests, runs, shares)
-    checks = []
+    checks: list[Check] = []
     if compares:
         its, ours = _apart(work, by_python), _apart(work, by_libsd35)
         checks += compare(ours, its, work)
