@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.programs.attention import ATTENTION
 
 _CUDNN = ("cudnn", "math")
@@ -24,6 +25,10 @@ class Attempt:
         fast: whether FP8 products are summed with less than FP32's precision.
         fp8_attention: whether the operands of attentions are E4M3 too.
         level: optimization level of TensorRT's builder; None is what a build takes.
+        features: what the step can take besides.
+        rank: of the adapters that it is given; 0 where it is given none.
+        skips: whether it has a third branch, without three of the blocks.
+        controlled: whether a ControlNet's residuals are added.
     """
 
     name: str
@@ -37,6 +42,33 @@ class Attempt:
     fast: bool = True
     fp8_attention: bool = False
     level: int | None = None
+    features: Features = PLAIN
+    rank: int = 0
+    skips: bool = False
+    controlled: bool = False
+
+
+# Of Large's ControlNets, that Stability AI published.
+CONTROL_BLOCKS = 19
+
+_ADAPTERS = Features((16, 64))
+_SKIPS = Features(skip_layer_guidance=True)
+_CONTROLS = Features(control_blocks=CONTROL_BLOCKS)
+
+
+def _featured(policy: str) -> tuple[Attempt, ...]:
+    """A step of engines that can take more, given it and not."""
+    name = f"programs {policy}"
+    return (
+        *(
+            Attempt(f"{name}, adapters {rank}", "program", policy, features=_ADAPTERS, rank=rank)
+            for rank in (0, 16, 64)
+        ),
+        Attempt(f"{name}, control 0", "program", policy, features=_CONTROLS),
+        Attempt(f"{name}, control", "program", policy, features=_CONTROLS, controlled=True),
+        Attempt(f"{name}, skip-layers 0", "program", policy, features=_SKIPS),
+        Attempt(f"{name}, skip-layers", "program", policy, features=_SKIPS, skips=True),
+    )
 
 
 ATTEMPTS = (
@@ -62,4 +94,8 @@ ATTEMPTS = (
     Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),
     Attempt("diffusers BF16, max-autotune, graph", "diffusers", mode="max-autotune"),
     Attempt("programs fp8, max-autotune", "program", mode="max-autotune"),
+    *_featured("fp8"),
+    *_featured("half"),
+    Attempt("diffusers PEFT rank 16", "diffusers", mode="eager", record=False, rank=16),
+    Attempt("diffusers PEFT rank 16, blocks compiled", "diffusers", record=False, rank=16),
 )

@@ -49,17 +49,40 @@ def random_inputs(
     return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
 
 
-def diffusers_step(module: Any, latents: Any, prompts: Any, pooled: Any) -> torch.Tensor:
-    """The latents after the step, FP32."""
+def diffusers_step(
+    module: Any,
+    latents: Any,
+    prompts: Any,
+    pooled: Any,
+    residuals: list[torch.Tensor] | None = None,
+    skip_layers: list[int] | None = None,
+    skip_scale: float = 0.0,
+) -> torch.Tensor:
+    """The latents after the step, FP32.
+
+    Args:
+        residuals: of a ControlNet's blocks.
+        skip_layers: of a third branch, whose difference counts ``skip_scale``.
+    """
     dtype = module.dtype
-    velocity = module(
-        hidden_states=torch.cat([latents, latents]).to(dtype),
-        encoder_hidden_states=prompts.to(dtype),
-        pooled_projections=pooled.to(dtype),
-        timestep=torch.full((2 * len(latents),), 1000 * _SIGMA, device=latents.device),
-    ).sample.float()
-    uncond, cond = velocity.chunk(2)
-    return latents + (_NEXT - _SIGMA) * (uncond + _GUIDANCE * (cond - uncond))
+
+    def velocity(branches: slice, **options: Any) -> torch.Tensor:
+        samples = torch.cat([latents, latents])[branches]
+        return module(  # type: ignore[no-any-return]
+            hidden_states=samples.to(dtype),
+            encoder_hidden_states=prompts[branches].to(dtype),
+            pooled_projections=pooled[branches].to(dtype),
+            timestep=torch.full((len(samples),), 1000 * _SIGMA, device=latents.device),
+            **options,
+        ).sample.float()
+
+    controls = {} if residuals is None else {"block_controlnet_hidden_states": residuals}
+    uncond, cond = velocity(slice(None), **controls).chunk(2)
+    guided = uncond + _GUIDANCE * (cond - uncond)
+    if skip_layers:
+        skipped = velocity(slice(len(latents), None), skip_layers=skip_layers)
+        guided = guided + skip_scale * (cond - skipped)
+    return latents + (_NEXT - _SIGMA) * guided
 
 
 def true_step(model: RandomTransformer, latents: Any, prompts: Any, pooled: Any) -> DenoisingStep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from denoising_step import (
     diffusers_step,
 )
 from random_transformer import RandomTransformer
+from step_features import extras, with_peft
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.compat.library import load_library
@@ -33,9 +35,11 @@ from sd35_trt.export.component import (
     fake_tensors,
 )
 from sd35_trt.export.fused_block import fuse_blocks
+from sd35_trt.export.ports import ComponentModule
 from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
 from sd35_trt.export.torch_layers import use_torch_layers
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.bundle import Component, describe_file
 from sd35_trt.formats.component import MODEL_FILE
 from sd35_trt.formats.program import Program
@@ -72,6 +76,8 @@ def by_diffusers(
             granularity=PerRow(), set_inductor_config=False
         )
         quantize_(module.transformer_blocks, plain)
+    if attempt.rank:
+        with_peft(module, attempt.rank)
     if attempt.mode != "eager":
         for block in module.transformer_blocks:
             block.compile(mode=MODES[attempt.mode])
@@ -93,41 +99,54 @@ def _policy(attempt: Attempt, model: RandomTransformer) -> Policy:
 
 def _program(
     model: RandomTransformer, name: str, attempt: Attempt, scales: Scales, device: str
-) -> tuple[Program, Tensors]:
+) -> tuple[Program, Tensors, ComponentModule]:
     with fake_tensors():
         part = build_part("transformer", model)  # type: ignore[arg-type]
         apply_policy(part, name, _policy(attempt, model), scales)
         use_torch_layers(part, attempt.join)
         if attempt.fuse:
             fuse_blocks(part)
-        options = ExportOptions(_CLIP_TOKENS, True, "program", attempt.join, attempt.fuse)
+        features = _features(attempt, model) if name == "denoiser" else PLAIN
+        options = ExportOptions(_CLIP_TOKENS, True, "program", attempt.join, attempt.fuse, features)
         module = MODULES[name](part, options).eval()
         program = module.program()
     values = {
         key: parameter_value(module, key, model.tensors).to(device) for key in program.weights()
     }
-    return program, values
+    return program, values, module
+
+
+def _features(attempt: Attempt, model: RandomTransformer) -> Features:
+    """An attempt's; a model of few blocks has a ControlNet of few."""
+    blocks = min(attempt.features.control_blocks, model.config("transformer")["num_layers"])
+    return replace(attempt.features, control_blocks=blocks)
 
 
 def _conditioned(
     model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
 ) -> Tensors:
     """What the conditioner gives, computed once, operator by operator."""
-    program, weights = _program(model, "conditioner", attempt, step.scales, device)
+    program, weights, _ = _program(model, "conditioner", attempt, step.scales, device)
     conditioner = TorchProgram(program, weights, torch.device(device), "eager")
     return conditioner(conditioner_inputs(step, torch.float16))
 
 
 def by_programs(
     model: RandomTransformer, step: DenoisingStep, attempt: Attempt, device: str
-) -> Compute:
+) -> tuple[Compute, torch.Tensor]:
+    """What computes the step; and the latents after it in FP32, with what it is given besides."""
     conditioned = _conditioned(model, step, attempt, device)
     inputs = denoiser_inputs(step, conditioned["context"], conditioned["modulation"][0])
-    program, weights = _program(model, "denoiser", attempt, step.scales, device)
+    program, weights, module = _program(model, "denoiser", attempt, step.scales, device)
+    truth = step.truth
+    if attempt.features != PLAIN:
+        given = extras(model, step, attempt, module.inputs, module.adapters)
+        inputs |= given.inputs
+        truth = given.truth
     run = TorchProgram(
         program, weights, torch.device(device), attempt.mode, attempt.attention, attempt.fast
     )
-    return lambda: run(inputs)["next_latents"]
+    return lambda: run(inputs)["next_latents"], truth
 
 
 def by_engine(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sd35_trt.backends import BACKENDS
-from sd35_trt.components import COMPILED
+from sd35_trt.components import runs_every_step
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.program import KERNELS_FILE, PROGRAM_FILE, TENSORS_FILE, read_program
@@ -27,6 +27,9 @@ from sd35_trt.programs.torch_version import check_version
 from sd35_trt.store.stages import Stage, stage_files
 
 from .builder import BuiltEngine, CompiledComponent, EngineOptions, ExportedComponent, link_or_copy
+
+# Dimensions of what a step may be without.
+_OPTIONAL = ("rank", "residual_samples", "residual_pixels")
 
 
 def present_gpu(capabilities: tuple[str, ...]) -> str | None:
@@ -45,7 +48,7 @@ def compile_kernels(
     fast_accumulation: bool,
     device: str = "cuda:0",
 ) -> bytes:
-    """Run a component once at its usual shapes, on zeros.
+    """Run a component at its usual shapes, and where a step has less than it can have, on zeros.
 
     Returns:
         What the compiler made, for :func:`sd35_trt.programs.kernel_archive.offer_kernels`.
@@ -58,14 +61,16 @@ def compile_kernels(
     weights = read_tensors(component.folder / TENSORS_FILE, program.weights(), place)
     run = TorchProgram(program, weights, place, mode, attention, fast_accumulation)
     usual = {dim: bound[1] for dim, bound in bounds.items()}
-    run(
-        {
-            port.name: torch.zeros(
-                port.resolve(**usual), dtype=getattr(torch, port.dtype), device=device
-            )
-            for port in component.inputs
-        }
-    )
+    least = usual | {dim: bounds[dim][0] for dim in _OPTIONAL if dim in bounds}
+    for dims in (usual, least) if least != usual else (usual,):
+        run(
+            {
+                port.name: torch.zeros(
+                    port.resolve(**dims), dtype=getattr(torch, port.dtype), device=device
+                )
+                for port in component.inputs
+            }
+        )
     kernels = collect_kernels()
     if kernels is None:
         raise Sd35Error(
@@ -106,7 +111,7 @@ class InductorBuilder:
 
     def stage(self, component: ExportedComponent, bounds: Mapping[str, Bounds]) -> Stage | None:
         """See :class:`sd35_trt.engines.builder.Builder`."""
-        if self._gpu is None or component.name not in COMPILED:
+        if self._gpu is None or not runs_every_step(component.name):
             return None
         inputs = {
             "builder": self.versions(),

@@ -19,9 +19,11 @@ from torch import nn
 
 from sd35_trt.formats.bundle import ADAPTER_SCALES, AdapterGroup
 
+from .fused_block import FusedBlock
 from .layers import cast
 from .part_layers import component_layers
 from .ports import ComponentModule, Ports, Shape
+from .torch_layers import joined_linear
 
 # A linear's name in a block, or outside of all.
 _BLOCK = re.compile(r"(?:transformer_blocks|text_model\.encoder\.layers)\.(\d+)\.(.+)")
@@ -139,7 +141,7 @@ class AdaptedLinears:
     """Adds to the outputs of linears what adapters make of their input, while a graph is traced.
 
     Args:
-        part: whose linears they are; hooks are registered.
+        part: whose linears they are; hooks are registered. A fused block asks for the matrices.
         groups: of :func:`adapter_groups`.
         blocks: the only block, and where in the part it is: the stacks hold it alone; None takes
             the whole part.
@@ -159,15 +161,42 @@ class AdaptedLinears:
         self._values: dict[str, torch.Tensor] = {}
         self._hidden: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._axes = dict(sample_axes or {})
+        self._group_of: dict[str, Group] = {}
         for group in self.groups:
             for block, names in group.blocks.items():
                 if blocks is not None and block != blocks[0]:
                     continue
                 place = 0 if blocks is not None else group.index(block)
-                for index, name in names.items():
-                    own = name.removeprefix(blocks[1]) if blocks is not None else name
-                    hook = partial(self._add, group, place, index)
-                    part.get_submodule(own).register_forward_hook(hook)
+                prefix = "" if blocks is None else blocks[1]
+                own = [names[index].removeprefix(prefix) for index in sorted(names)]
+                self._group_of |= dict.fromkeys(own, group)
+                if not isinstance(part, FusedBlock):
+                    self._hook(part, group, place, own)
+        if isinstance(part, FusedBlock):
+            part.adapted = self
+
+    def _hook(self, part: nn.Module, group: Group, place: int, linears: list[str]) -> None:
+        joined = joined_linear(part, linears)
+        if joined is not None:
+            joined.register_forward_hook(partial(self._add_all, group, place))
+            return
+        for index, name in enumerate(linears):
+            hook = partial(self._add, group, place, index)
+            part.get_submodule(name).register_forward_hook(hook)
+
+    @property
+    def scales(self) -> torch.Tensor | None:
+        """Of the run, [samples, rank]; None where it has no adapters."""
+        return self._values.get(ADAPTER_SCALES)
+
+    def matrices(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [in, linears, rank] and B [linears, rank, out] of the linears that share a product.
+
+        Args:
+            linear: one of them, by its name in the only block.
+        """
+        name = self._group_of[linear].name
+        return self._values[f"{name}_down"][0], self._values[f"{name}_up"][0]
 
     def feed(self, names: Iterable[str], tensors: Sequence[torch.Tensor]) -> None:
         """Take the inputs of a run by the names of their ports; none where it has no adapters."""
@@ -189,6 +218,19 @@ class AdaptedLinears:
         hidden = self._scaled(group, place, x)[..., index, :]
         up = cast(self._values[f"{group.name}_up"][place, index], x.dtype)
         return output + cast(hidden @ up, output.dtype)
+
+    def _add_all(
+        self,
+        group: Group,
+        place: int,
+        layer: nn.Module,
+        inputs: tuple[torch.Tensor],
+        outputs: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            self._add(group, place, index, layer, inputs, output)
+            for index, output in enumerate(outputs)
+        )
 
     def _scaled(self, group: Group, place: int, x: torch.Tensor) -> torch.Tensor:
         """s ∘ (A·x) of the linears that read ``x``: [.., linears, rank]."""

@@ -7,6 +7,7 @@ nets before it made.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import onnx_ir as ir
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 
 from sd35_trt.dialects import Dialect
-from sd35_trt.errors import UsageError
-from sd35_trt.formats.program import Program
+from sd35_trt.formats.bundle import RESIDUALS
+from sd35_trt.formats.program import Program, View
 
 from .denoiser_segments import Block, BlockSegment, Segment, SingleBlock
 from .layers import cast
@@ -28,6 +29,7 @@ from .modules import (
     text_reader,
 )
 from .ports import ComponentModule, Ports
+from .program_steps import CONTROLLED, NOT_CONTROLLED, ProgramSteps
 from .trace import empty_model, trace
 from .whole import WholeModule
 
@@ -112,11 +114,49 @@ class Residual(Segment):
         self.inputs: Ports = {"image": (image, tokens), "scale": (torch.float32, ("samples",))}
         self.outputs = {"residual": (dtype, tokens)}
 
-    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor]:
+    def after_others(self) -> Residual:
+        """The same, added to what other nets made."""
+        other = copy.copy(self)
+        dtype, shape = self.outputs["residual"]
+        other.inputs = {**self.inputs, "before": (dtype, (1, *shape))}
+        return other
+
+    def forward(
+        self, image: torch.Tensor, scale: torch.Tensor, before: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
         factors = scale.view(-1, 1, 1)
         residual = self.block(image)
         scaled = residual * cast(factors, residual.dtype)
-        return (cast(scaled.masked_fill(factors == 0, 0.0), self.dtype),)
+        scaled = cast(scaled.masked_fill(factors == 0, 0.0), self.dtype)
+        return (scaled if before is None else scaled + before[0],)
+
+
+class ControlBranches(WholeModule):
+    """What the blocks of a program read, of both branches where there are two.
+
+    Args:
+        inputs: those of the net, by name.
+    """
+
+    def __init__(self, head: ControlHead, inputs: Ports, guided: bool) -> None:
+        super().__init__()
+        self.head = head
+        self.count = 2 if guided else 1
+        self.inputs = {**head.inputs, "scale": inputs["scale"]}
+        samples = "branches" if guided else "batch"
+        dtype, (_, *tokens) = head.outputs["image"]
+        self.outputs = {
+            "image": (dtype, (samples, *tokens)),
+            "branches_scale": (torch.float32, (samples,)),
+        }
+
+    def forward(
+        self, latents: torch.Tensor, hint: torch.Tensor, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        (image,) = self.head(latents, hint)
+        # A token's channels beside each other in memory, not as the convolution left them.
+        images = torch.cat([image] * self.count).clone(memory_format=torch.contiguous_format)
+        return images, torch.cat([scale] * self.count)
 
 
 class ControlNet(ComponentModule):
@@ -215,11 +255,25 @@ class ControlNet(ComponentModule):
         return (torch.stack(made) + values["residuals"],)
 
     def program(self) -> Program:
-        """There is none.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(
-            "a program of PyTorch's operators takes no ControlNet", "use another --builder"
-        )
+        """See :class:`sd35_trt.export.ports.ComponentModule`."""
+        steps = ProgramSteps()
+        steps.call("head", ControlBranches(self.head, self.inputs, self.guided), "part.", "head.")
+        names: dict[tuple[object, ...], str] = {}
+        first = 0
+        for k, (block, residual) in enumerate(zip(self.blocks, self.residuals, strict=True)):
+            steps.view(View("rows", "modulation", "rows", first, block.rows))
+            first += block.rows
+            name = names.setdefault(block.signature(), f"block{len(names)}")
+            weights, read = f"part.transformer_blocks.{k}.", {"modulation": "rows"}
+            steps.call(name, block, weights, "block.", inputs=read)
+            name = names.setdefault(residual.signature(), f"residual{len(names)}")
+            weights, made = f"part.controlnet_blocks.{k}.", {"residual": f"residual{k}"}
+            read = {"scale": "branches_scale"}
+            alone = (NOT_CONTROLLED,)
+            steps.call(name, residual, weights, "block.", alone, read, made)
+            steps.view(View("stack", RESIDUALS, "before", k, 1, conditions=(CONTROLLED,)))
+            read["before"] = "before"
+            added, beside = residual.after_others(), (CONTROLLED,)
+            steps.call(f"{name}_added", added, weights, "block.", beside, read, made)
+        steps.stack([f"residual{k}" for k in range(len(self.residuals))], "next_residuals")
+        return steps.program()

@@ -21,15 +21,15 @@ import torch
 from sd35_trt.dialects import Dialect
 from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.bundle import ADAPTER_SCALES, RESIDUALS
-from sd35_trt.formats.program import Call, Graph, Program, View
+from sd35_trt.formats.program import Program
 
 from .adapters import adapter_groups, take_adapters
 from .branches import Branches, MaskedRows, SkippingBranches
-from .denoiser_segments import Block, GuidedHead, Head, PlainHead, Tail
+from .denoiser_program import denoiser_program
+from .denoiser_segments import Block, Head, Tail
 from .linker import Linker
 from .modules import modulated_norms, modulation_dtype, modulation_rows
 from .ports import ComponentModule
-from .program_writer import traced_graph
 from .range_guard import carries_fp32
 from .short_steps import (
     CHANGE,
@@ -217,45 +217,15 @@ class Denoiser(ComponentModule):
         return SkippingBranches(link, values["latents"], values["layer_mask"], masked_rows)
 
     def _residual(self, link: Linker, residuals: ir.Value, block: int) -> ir.Value:
-        """What ControlNets add to the image after a block, by diffusers' arithmetic."""
-        interval = len(self.part.transformer_blocks) / self.controls  # type: ignore[arg-type]
-        own = link.rows(residuals, int(block / interval), 1, axis=0)
+        """What ControlNets add to the image after a block."""
+        own = link.rows(residuals, self.control_of(block), 1, axis=0)
         return link.node("Squeeze", own, link.constant([0]))
+
+    def control_of(self, block: int) -> int:
+        """The block of a ControlNet that a block's residuals are of, by diffusers' arithmetic."""
+        interval = len(self.part.transformer_blocks) / self.controls  # type: ignore[arg-type]
+        return int(block / interval)
 
     def program(self) -> Program:
         """See :class:`sd35_trt.export.ports.ComponentModule`."""
-        graphs: dict[str, Graph] = {}
-        steps: list[Call | View] = []
-        names: dict[tuple[object, ...], str] = {}
-
-        def call(
-            name: str, module: ComponentModule, weights: str, local: str = "", **renamed: str
-        ) -> None:
-            if name not in graphs:
-                graphs[name] = traced_graph(module)
-            graph = graphs[name]
-            tensors = tuple(weights + weight.removeprefix(local) for weight in graph.weights)
-            inputs = tuple(renamed.get(port, port) for port in graph.inputs)
-            outputs = tuple(renamed.get(f"to_{port}", port) for port in module.outputs)
-            steps.append(Call(name, tensors, inputs, outputs))
-
-        head = GuidedHead(self.head, self.inputs) if self.guided else PlainHead(self.head)
-        call("head", head, "part.", "head.")
-        modulation = "branches_modulation" if self.guided else "modulation"
-        steps.append(View("tokens", "grid", "image"))
-        first, image = 0, "image"
-        for k, block in enumerate(self.blocks):
-            steps.append(View("rows", modulation, "rows", first, block.rows))
-            name = names.setdefault(block.signature(), f"block{len(names)}")
-            weights = f"part.transformer_blocks.{k}."
-            following = "kept" if k + 1 == self.first_blocks and not self.short else "image"
-            call(name, block, weights, "block.", modulation="rows", image=image, to_image=following)
-            first, image = first + block.rows, following
-        if self.short:
-            call("extrapolation", self.extrapolation, "")
-        elif self.first_blocks:
-            call("change", self.change, "")
-        steps.append(View("rows", modulation, "rows", self.rows - self.tail.rows, self.tail.rows))
-        steps.append(View("grid", "image", "image", like="grid"))
-        call("tail", self.tail, "part.", modulation="rows")
-        return Program(str(torch.__version__), graphs, tuple(steps))
+        return denoiser_program(self)

@@ -5,13 +5,17 @@ Blocks repeat: those with the same signature have the same graph, with other wei
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from sd35_trt.formats.bundle import RESIDUALS
+
 from .adapters import AdaptedLinears, Group, take_adapters
+from .fused_block import FusedBlock
 from .layers import ModulationRows, PlainLayerNorm, cast
 from .modules import modulation_rows
 from .ports import Ports
@@ -31,6 +35,9 @@ _UPDATE = (
     "source_noise",
     "next_sigma",
 )
+
+# Of these, the one that is of the third branch.
+_THIRD = "skip_guidance"
 
 # Attributes of a layer that change its graph.
 _FLAGS = ("wide", "follows", "output_dtype")
@@ -135,21 +142,46 @@ class Block(BlockSegment):
         self.adapted = AdaptedLinears(self.block, groups, place)
         take_adapters(self, self.adapted.groups, dtype, "samples", blocks=1)
 
+    def variant(self, adapted: bool, residual: torch.dtype | None) -> Block:
+        """The same block for steps that take less, or more, than it does.
+
+        Args:
+            adapted: whether it takes adapters, as this one does.
+            residual: dtype of what ControlNets add to the image after it; None where they do not.
+        """
+        other = copy.copy(self)
+        other.inputs = dict(self.inputs)
+        if not adapted:
+            for name in self.adapter_inputs:
+                del other.inputs[name]
+            other.adapter_inputs = ()
+        if residual is not None:
+            # What adapters take comes last.
+            own = {name: other.inputs.pop(name) for name in other.adapter_inputs}
+            _, shape = self.inputs["image"]
+            other.inputs |= {RESIDUALS: (residual, (1, *shape)), **own}
+        return other
+
     def forward(
         self,
         image: torch.Tensor,
         context: torch.Tensor,
         modulation: torch.Tensor,
+        residuals: torch.Tensor | None = None,
         adapters: tuple[torch.Tensor, ...] = (),
     ) -> tuple[torch.Tensor, ...]:
         if self.adapted is not None:
             self.adapted.feed(self.adapter_inputs, adapters)
         if carries_fp32(self.block):
             image, context = image.float(), context.float()
-        context, image = self.block(
-            hidden_states=image, encoder_hidden_states=context, temb=modulation
-        )
+        streams = {"hidden_states": image, "encoder_hidden_states": context, "temb": modulation}
+        added = residuals is not None and isinstance(self.block, FusedBlock)
+        if residuals is not None and added:
+            streams["added"] = residuals[0]
+        context, image = self.block(**streams)
         image = cast(image, self.stream)
+        if residuals is not None and not added:
+            image = image + cast(residuals[0], self.stream)
         return (image,) if self.last else (cast(context, self.stream), image)
 
 
@@ -206,7 +238,8 @@ class Tail(WholeModule):
         self.norm_out.silu = nn.Identity()
         self.rows = modulation_rows(self.norm_out)
         self.norm_out.linear = ModulationRows(0, self.rows)
-        self.skipping = "skip_guidance" in inputs
+        self.skipping = _THIRD in inputs
+        self.completes = False
         branches = "three_branches" if self.skipping else "branches"
         samples, width = branches if guided else "batch", transformer.inner_dim
         self.inputs = {
@@ -215,6 +248,30 @@ class Tail(WholeModule):
         }
         self.inputs |= {name: inputs[name] for name in _UPDATE if name in inputs}
         self.outputs = outputs
+
+    def without_third(self) -> Tail:
+        """The same for steps without a third branch."""
+        if not self.skipping:
+            return self
+        other = self._of_samples("branches")
+        del other.inputs[_THIRD]
+        return other
+
+    def completing(self) -> Tail:
+        """The same where images without a third branch, which are the last, have it yet to get:
+        for them it is the one with text.
+        """
+        other = self._of_samples("computed")
+        other.completes = True
+        return other
+
+    def _of_samples(self, samples: str) -> Tail:
+        other = copy.copy(self)
+        other.inputs = dict(self.inputs)
+        for name in ("image", "modulation"):
+            dtype, (_, *shape) = self.inputs[name]
+            other.inputs[name] = (dtype, (samples, *shape))
+        return other
 
     def forward(
         self,
@@ -231,6 +288,12 @@ class Tail(WholeModule):
         source_noise: torch.Tensor | None = None,
         next_sigma: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.completes:
+            batch, computed = latents.shape[0], image.shape[0]
+            # By index: a length of a slice would be fixed while tracing.
+            index = torch.arange(3 * batch, device=image.device)
+            index = torch.where(index < computed, index, index - batch)
+            image, modulation = (values.index_select(0, index) for values in (image, modulation))
         rows, columns = image.shape[1:3]
         patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
         patches = patches.reshape(-1, rows, columns, self.patch**2, self.channels)
@@ -258,62 +321,3 @@ class Tail(WholeModule):
 def _each(values: torch.Tensor) -> torch.Tensor:
     """A value for each image [batch], to compute with latents."""
     return values.view(-1, 1, 1, 1)
-
-
-def _by_tokens(image: torch.Tensor) -> torch.Tensor:
-    """The same, a token's channels beside each other in memory, not as the convolution left them.
-
-    A copy that a compiler merges with what comes before; ``contiguous`` is none where tracing
-    takes another layout for granted than there will be.
-    """
-    return image.clone(memory_format=torch.contiguous_format)
-
-
-class PlainHead(WholeModule):
-    """What the blocks of a program read that is not an input: image tokens on their grid."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.head = head
-        self.inputs = head.inputs
-        self.outputs = {"grid": head.outputs["image"]}
-
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        (image,) = self.head(latents)
-        return (_by_tokens(image),)
-
-
-class GuidedHead(WholeModule):
-    """What all blocks of a program read, of both branches: image tokens on their grid, text,
-    modulation.
-
-    Args:
-        inputs: those of the denoiser, by name
-    """
-
-    def __init__(self, head: Head, inputs: Ports) -> None:
-        super().__init__()
-        self.head = head
-        names = ("latents", "context", "modulation", "uncond_context", "uncond_modulation")
-        self.inputs = {name: inputs[name] for name in names}
-        single = {
-            "grid": self.head.outputs["image"],
-            "context": self.inputs["context"],
-            "branches_modulation": self.inputs["modulation"],
-        }
-        self.outputs = {
-            n: (dtype, ("branches", *shape[1:])) for n, (dtype, shape) in single.items()
-        }
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        context: torch.Tensor,
-        modulation: torch.Tensor,
-        uncond_context: torch.Tensor,
-        uncond_modulation: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        (image,) = self.head(latents)
-        context = torch.cat([uncond_context, context])
-        both = _by_tokens(torch.cat([image, image]))
-        return both, context, torch.cat([uncond_modulation, modulation])

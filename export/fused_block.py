@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,11 +14,27 @@ from .range_guard import carries_fp32
 from .torch_layers import JoinedLinear, ScaledLinear
 
 
+class LinearAdapters(Protocol):
+    """What adapters add to the linears of a block; see :mod:`.adapters`."""
+
+    @property
+    def scales(self) -> torch.Tensor | None:
+        """Of the run, [samples, rank]; None where it has no adapters."""
+
+    def matrices(self, linear: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [in, linears, rank] and B [linears, rank, out] of the linears that share a product.
+
+        Args:
+            linear: one of them, by its name in the block.
+        """
+
+
 class _OutLinear(Layer):
     """A half-precision linear whose weight is as the checkpoint has it, [out, in]."""
 
     def __init__(self, linear: ExportLinear) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         shape = (linear.out_features, linear.in_features)
         self.weight = nn.Parameter(
             torch.empty(shape, dtype=linear.weight.dtype), requires_grad=False
@@ -65,9 +81,10 @@ _TEXT = ("joined_added", "norm_added_q", "norm_added_k", "to_add_out")
 def fuses(block: Any) -> bool:
     """Whether a block, its policy applied and its layers replaced, is FP8 where the operators are,
     and FP16 where they are that."""
-    text = (*_TEXT[:3], "") if block.context_pre_only else _TEXT
+    text = (*_TEXT[:3], "") if getattr(block, "context_pre_only", False) else _TEXT
     return (
-        not carries_fp32(block)
+        hasattr(block, "norm1_context")
+        and not carries_fp32(block)
         and _fuses_attention(block.attn, [_IMAGE, text])
         and (block.attn2 is None or _fuses_attention(block.attn2, [_IMAGE]))
         and _fuses_feed_forward(block.ff)
@@ -80,10 +97,14 @@ class FusedBlock(nn.Module):
 
     Args:
         block: one that :func:`fuses`.
+
+    Attributes:
+        adapted: what adapters add to its linears; None where it takes none.
     """
 
     def __init__(self, block: Any) -> None:
         super().__init__()
+        self.adapted: LinearAdapters | None = None
         self.context_pre_only = block.context_pre_only
         self.use_dual_attention = block.use_dual_attention
         for name, child in block.named_children():
@@ -100,9 +121,17 @@ class FusedBlock(nn.Module):
                 attention.to_add_out = _OutLinear(attention.to_add_out)
 
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        added: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """As the block that it replaces."""
+        """As the block that it replaces.
+
+        Args:
+            added: to the image.
+        """
         states = [hidden_states, encoder_hidden_states]
         image = _rows(self.norm1, temb)
         text = _rows(self.norm1_context, temb)
@@ -117,22 +146,89 @@ class FusedBlock(nn.Module):
         eps = norm.eps
         old = states[: len(rest)]
         gates = [rows[2] for rows in attended[: len(rest)]]
-        mixed = _attend(self.attn, [_IMAGE, _TEXT], eps, states, attended)
-        states = _project(self.attn, mixed, gates, old)
+        mixed = self._attend("attn", [_IMAGE, _TEXT], eps, states, attended)
+        states = self._project("attn", mixed, gates, old)
         if self.use_dual_attention:
             dual = image[6:9]
-            mixed = _attend(self.attn2, [_IMAGE], eps, [hidden_states], [dual])
-            states[:1] = _project(self.attn2, mixed, [dual[2]], states[:1])
-        forwards: list[Any] = [self.ff, getattr(self, "ff_context", None)][: len(rest)]
+            mixed = self._attend("attn2", [_IMAGE], eps, [hidden_states], [dual])
+            states[:1] = self._project("attn2", mixed, [dual[2]], states[:1])
+        names = ["ff", "ff_context"][: len(rest)]
+        forwards: list[Any] = [getattr(self, name) for name in names]
         first: list[Any] = [forward.net[0].proj for forward in forwards]
         second: list[Any] = [forward.net[2] for forward in forwards]
         inner = fused.modulated(
             states, [rows[0] for rows in rest], [rows[1] for rows in rest],
             [linear.input_scale for linear in first], eps,
         )  # fmt: skip
-        inner = fused.gelu(inner, *_parameters(first), [linear.input_scale for linear in second])
-        states = fused.gated(inner, *_parameters(second), [rows[2] for rows in rest], states)
+        scales = [linear.input_scale for linear in first]
+        adapters = self._adapters([f"{name}.net.0.proj" for name in names], inner, scales)
+        scales = [linear.input_scale for linear in second]
+        inner = fused.gelu(inner, *_parameters(first), scales, **adapters)
+        adapters = self._adapters([f"{name}.net.2" for name in names], inner, scales)
+        adapters |= {} if added is None else {"added": added}
+        gates = [rows[2] for rows in rest]
+        states = fused.gated(inner, *_parameters(second), gates, states, **adapters)
         return (states[1] if len(rest) > 1 else None), states[0]
+
+    def _adapters(
+        self, linears: list[str], x: list[torch.Tensor], input_scales: list[torch.Tensor]
+    ) -> dict[str, Any]:
+        """Arguments of a product for adapters; none where there are none.
+
+        Args:
+            linears: one of each stream's.
+            x: what they read.
+            input_scales: by which that was divided.
+        """
+        if self.adapted is None or self.adapted.scales is None:
+            return {}
+        down, up = map(list, zip(*map(self.adapted.matrices, linears), strict=True))
+        return {"hidden": fused.low_rank(x, down, self.adapted.scales, input_scales), "up": up}
+
+    def _attend(
+        self,
+        name: str,
+        names: list[tuple[str, str, str, str]],
+        eps: float,
+        states: list[torch.Tensor],
+        modulation: list[list[torch.Tensor]],
+    ) -> torch.Tensor:
+        """What the tokens of the streams make of each other, FP16 [N, tokens, D].
+
+        Args:
+            name: of the attention.
+            eps: of the normalization before.
+            modulation: shift and scale, by stream.
+        """
+        attention: Any = getattr(self, name)
+        joined = [getattr(attention, own) for own, *_ in names]
+        weights, input_scales, weight_scales, biases = _parameters(joined)
+        shifts, scales = ([rows[k] for rows in modulation] for k in range(2))
+        x = fused.modulated(states, shifts, scales, input_scales, eps)
+        adapters = self._adapters([f"{name}.{own.names[0]}" for own in joined], x, input_scales)
+        packed = fused.qkv(
+            x, weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
+            [linear.norm for linear in joined], attention.norm_q.eps, **adapters,
+        )  # fmt: skip
+        packed = packed.unflatten(-1, (3, attention.heads, -1))
+        query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _project(
+        self, name: str, mixed: torch.Tensor, gates: list[torch.Tensor], states: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The streams after an attention, those that it has an output for."""
+        attention: Any = getattr(self, name)
+        names = ["to_out.0", "to_add_out"][: len(states)]
+        outs: list[Any] = [attention.get_submodule(own) for own in names]
+        weights, biases = ([getattr(out, key) for out in outs] for key in ("weight", "bias"))
+        adapters: dict[str, Any] = {}
+        if self.adapted is not None:
+            first = states[0].shape[1]
+            x = [mixed[:, :first], mixed[:, first:]][: len(states)]
+            adapters = self._adapters([f"{name}.{own}" for own in names], x, [])
+        return list(fused.gated_half(mixed, weights, biases, gates, states, **adapters))
 
 
 def _rows(norm: Any, modulation: torch.Tensor) -> list[torch.Tensor]:
@@ -149,42 +245,6 @@ def _parameters(linears: list[Any]) -> tuple[list[torch.Tensor], ...]:
     """Weights, input scales, weight scales and biases."""
     names = ("weight", "input_scale", "weight_scale", "bias")
     return tuple([getattr(linear, name) for linear in linears] for name in names)
-
-
-def _attend(
-    attention: Any,
-    names: list[tuple[str, str, str, str]],
-    eps: float,
-    states: list[torch.Tensor],
-    modulation: list[list[torch.Tensor]],
-) -> torch.Tensor:
-    """What the tokens of the streams make of each other, FP16 [N, tokens, D].
-
-    Args:
-        eps: of the normalization before.
-        modulation: shift and scale, by stream.
-    """
-    joined = [getattr(attention, name) for name, *_ in names]
-    weights, input_scales, weight_scales, biases = _parameters(joined)
-    shifts, scales = ([rows[k] for rows in modulation] for k in range(2))
-    packed = fused.qkv(
-        fused.modulated(states, shifts, scales, input_scales, eps),
-        weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
-        [linear.norm for linear in joined], attention.norm_q.eps,
-    )  # fmt: skip
-    packed = packed.unflatten(-1, (3, attention.heads, -1))
-    query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
-    mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-    return mixed.transpose(1, 2).flatten(2)
-
-
-def _project(
-    attention: Any, mixed: torch.Tensor, gates: list[torch.Tensor], states: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The streams after an attention, those that it has an output for."""
-    outs = [attention.to_out[0], getattr(attention, "to_add_out", None)][: len(states)]
-    weights, biases = ([getattr(out, name) for out in outs] for name in ("weight", "bias"))
-    return list(fused.gated_half(mixed, weights, biases, gates, states))
 
 
 def fuse_blocks(part: nn.Module) -> None:

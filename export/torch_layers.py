@@ -267,3 +267,15 @@ def use_torch_layers(part: nn.Module, join: bool = True) -> None:
             layers = [getattr(attention, name, None) for name in names]
             if join and JoinedLinear.joins(layers):
                 setattr(attention, joined, JoinedLinear(names, layers))  # type: ignore[arg-type]
+
+
+def joined_linear(part: nn.Module, names: Sequence[str]) -> JoinedLinear | None:
+    """What computes linears beside each other as one product; None where each is one.
+
+    Args:
+        names: of the linears in the part.
+    """
+    parent = part.get_submodule(names[0].rpartition(".")[0])
+    own = tuple(name.rpartition(".")[2] for name in names)
+    joined = (m for m in parent.children() if isinstance(m, JoinedLinear) and m.names == own)
+    return next(joined, None)

@@ -36,6 +36,7 @@ _EXAMPLES = {
     "pixels": 13,
     "rank": 17,
     "skipped": 7,
+    "computed": 9,
     "patch_rows": 8,
     "patch_columns": 12,
 }

@@ -17,6 +17,9 @@ from .operators import OPERATORS, SIZE_FUNCTIONS
 # Operators that sum FP8 products.
 _SUMS = ("aten._scaled_mm.default", *(f"sd35.{name}.default" for name in ("qkv", "gelu", "gated")))
 
+# Their argument that says how.
+_FAST = "use_fast_accum"
+
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 
 #: What an error about a damaged program tells the user to do.
@@ -64,17 +67,31 @@ def graph_module(
             target, kwargs = _target(node.target, device), dict(node.kwargs)
             if flash_4 and node.target == _ATTENTION and len(node.args) == 3 and not kwargs:
                 target = flash_attention.OPERATOR
+            args = list(node.args)
             if node.target in _SUMS:
-                kwargs["use_fast_accum"] = fast_accumulation
+                _set_argument(node.target, args, kwargs, _FAST, fast_accumulation)
             values[node.name] = result.call_function(
                 target,
-                tuple(decode(argument) for argument in node.args),
+                tuple(decode(argument) for argument in args),
                 {key: decode(value) for key, value in kwargs.items()},
             )
         result.output(tuple(values[name] for name in graph.outputs))
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"a graph is damaged: {error}", REBUILD) from error
     return fx.GraphModule(torch.nn.Module(), result)
+
+
+def _set_argument(
+    target: str, args: list[Any], kwargs: dict[str, Any], name: str, value: Any
+) -> None:
+    """Set an operator's argument where it stands: traced by position if one behind it is given."""
+    namespace, packet, overload = target.split(".")
+    schema = getattr(getattr(getattr(torch.ops, namespace), packet), overload)._schema
+    place = [argument.name for argument in schema.arguments].index(name)
+    if place < len(args):
+        args[place] = value
+    else:
+        kwargs[name] = value
 
 
 def _target(name: str, device: torch.device) -> Callable[..., Any]:

@@ -78,6 +78,40 @@ def scaled_product(
     return y.unflatten(0, x.shape[:-1])
 
 
+def _added(hidden: Tensor, up: Tensor) -> Tensor:
+    """What adapters add to the linears that share a product: FP32 [N, tokens, linears · out].
+
+    Args:
+        hidden: of ``low_rank``, FP16 [N, tokens, linears · rank].
+        up: FP16 [linears, rank, out].
+    """
+    linears = hidden.float().unflatten(-1, up.shape[:2]).unbind(2)
+    return torch.cat([h @ own.float() for h, own in zip(linears, up, strict=True)], dim=-1)
+
+
+def _low_rank(
+    x: list[Tensor], down: list[Tensor], scales: Tensor, input_scale: list[Tensor]
+) -> list[Tensor]:
+    """What adapters make of their input, scaled: FP16 [N, tokens, linears · rank].
+
+    Where a scale is zero, the product is selected away: 0·∞ is NaN.
+
+    Args:
+        x: E4M3 [N, tokens, in]; FP16 where there is no ``input_scale``.
+        down: FP16 [in, linears, rank], of the linears that read ``x``.
+        scales: FP16 [N, rank].
+        input_scale: by which ``x`` was divided.
+    """
+    results = []
+    factors = scales[:, None, None].float()
+    for i, rows in enumerate(x):
+        hidden = rows.float() @ down[i].float().flatten(1)
+        hidden = hidden * input_scale[i] if input_scale else hidden
+        hidden = hidden.unflatten(-1, down[i].shape[1:]) * factors
+        results.append(hidden.masked_fill(factors == 0, 0.0).half().flatten(2))
+    return results
+
+
 def _modulated(
     x: list[Tensor],
     shift: list[Tensor],
@@ -110,6 +144,8 @@ def _qkv(
     norm: list[Tensor],
     eps: float,
     use_fast_accum: bool = False,
+    hidden: list[Tensor] | None = None,
+    up: list[Tensor] | None = None,
 ) -> Tensor:
     """Query, key and value of all tokens, the image's before the text's: FP16 [N, tokens, 3 D].
 
@@ -118,13 +154,15 @@ def _qkv(
         weight: E4M3 [3 D, D].
         factor: FP32 [3 D], by which columns are multiplied before the bias FP16 [3 D].
         norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key.
+        hidden, up: of adapters: FP16 [N, tokens, 3 rank], see ``low_rank``, and [3, rank, D].
     """
     results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], None, torch.float16, use_fast_accum
         )
-        y = (y * factor[i] + bias[i]).half()
+        y = y * factor[i] + bias[i]
+        y = (y if hidden is None or up is None else y + _added(hidden[i], up[i])).half()
         head = norm[i].shape[1:]
         query, key, value = y.unflatten(-1, (3, -1, *head)).unbind(2)
         query, key = (
@@ -142,18 +180,22 @@ def _gelu(
     bias: list[Tensor],
     output_scale: list[Tensor],
     use_fast_accum: bool = False,
+    hidden: list[Tensor] | None = None,
+    up: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """GELU (by tanh) of linears, divided by ``output_scale``: E4M3 [N, tokens, out].
 
     Args:
         x: E4M3 [N, tokens, in].
         weight: E4M3 [out, in].
+        hidden, up: of adapters: FP16 [N, tokens, rank], see ``low_rank``, and [1, rank, out].
     """
     results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
         )
+        y = y if hidden is None or up is None else (y + _added(hidden[i], up[i])).half()
         results.append(quantize(functional.gelu(y, approximate="tanh"), output_scale[i]))
     return results
 
@@ -167,6 +209,9 @@ def _gated(
     gate: list[Tensor],
     residual: list[Tensor],
     use_fast_accum: bool = False,
+    hidden: list[Tensor] | None = None,
+    up: list[Tensor] | None = None,
+    added: Tensor | None = None,
 ) -> list[Tensor]:
     """``residual + gate * linear``, of the residual's dtype.
 
@@ -175,13 +220,18 @@ def _gated(
         weight: E4M3 [out, in].
         gate: [N, out].
         residual: [N, tokens, out].
+        hidden, up: of adapters, as of ``gelu``.
+        added: to the image's stream, which is [N, tokens, out] too.
     """
     results = []
     for i, rows in enumerate(x):
         y = scaled_product(
             rows, weight[i], input_scale[i], weight_scale[i], bias[i], torch.float16, use_fast_accum
         )
-        results.append((residual[i] + gate[i][:, None] * y).to(residual[i].dtype).contiguous())
+        y = y if hidden is None or up is None else (y + _added(hidden[i], up[i])).half()
+        y = residual[i] + gate[i][:, None] * y
+        y = y if added is None or i > 0 else y + added
+        results.append(y.to(residual[i].dtype).contiguous())
     return results
 
 
@@ -191,6 +241,8 @@ def _gated_half(
     bias: list[Tensor],
     gate: list[Tensor],
     residual: list[Tensor],
+    hidden: list[Tensor] | None = None,
+    up: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """As ``gated``, of FP16 operands, for tokens that follow each other.
 
@@ -198,6 +250,7 @@ def _gated_half(
         x: FP16 [N, tokens, in], the image's before the text's; without a text in the other lists,
             its tokens are left out.
         weight: FP16 [out, in].
+        hidden, up: of adapters, as of ``gelu``.
     """
     results = []
     first = 0
@@ -205,6 +258,7 @@ def _gated_half(
         rows = x[:, first : first + old.shape[1]]
         first += old.shape[1]
         y = functional.linear(rows, weight[i], bias[i])
+        y = y if hidden is None or up is None else (y + _added(hidden[i], up[i])).half()
         results.append((old + gate[i][:, None] * y).to(old.dtype).contiguous())
     return results
 
@@ -215,16 +269,43 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "gated": _gated,
     "gated_half": _gated_half,
+    "low_rank": _low_rank,
 }
 
 NAMESPACE = "sd35"
 
+_ADAPTERS = "Tensor[]? hidden=None, Tensor[]? up=None"
+_PRODUCT = "Tensor[] x, Tensor[] weight, Tensor[] input_scale, Tensor[] weight_scale"
+_FAST = "bool use_fast_accum=False"
+
+# By hand where lists may be left out, which PyTorch does not infer.
+_SCHEMAS = {
+    "qkv": f"({_PRODUCT}, Tensor[] factor, Tensor[] bias, Tensor[] norm, float eps, {_FAST}, "
+    f"{_ADAPTERS}) -> Tensor",
+    "gelu": f"({_PRODUCT}, Tensor[] bias, Tensor[] output_scale, {_FAST}, {_ADAPTERS}) -> Tensor[]",
+    "gated": f"({_PRODUCT}, Tensor[] bias, Tensor[] gate, Tensor[] residual, {_FAST}, "
+    f"{_ADAPTERS}, Tensor? added=None) -> Tensor[]",
+    "gated_half": "(Tensor x, Tensor[] weight, Tensor[] bias, Tensor[] gate, Tensor[] residual, "
+    f"{_ADAPTERS}) -> Tensor[]",
+}
+
 # Operators, so that a traced graph has them as one node.
 OPERATORS = {
-    name: torch.library.custom_op(f"{NAMESPACE}::{name}", function, mutates_args=())
+    name: torch.library.custom_op(
+        f"{NAMESPACE}::{name}", function, mutates_args=(), schema=_SCHEMAS.get(name)
+    )
     for name, function in FUNCTIONS.items()
 }
-modulated, qkv, gelu, gated, gated_half = OPERATORS.values()
+modulated, qkv, gelu, gated, gated_half, low_rank = OPERATORS.values()
+
+
+@low_rank.register_fake
+def _(x: list[Tensor], down: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
+    widths = [own.shape[1] * own.shape[2] for own in down]
+    return [
+        rows.new_empty((*rows.shape[:-1], width), dtype=torch.float16)
+        for rows, width in zip(x, widths, strict=True)
+    ]
 
 
 @modulated.register_fake
@@ -247,12 +328,14 @@ def _(x: list[Tensor], weight: list[Tensor], *_: Any, **__: Any) -> list[Tensor]
 def _(
     x: list[Tensor], weight: list[Tensor], input_scale: list[Tensor], weight_scale: list[Tensor],
     bias: list[Tensor], gate: list[Tensor], residual: list[Tensor], use_fast_accum: bool = False,
+    *_: Any, **__: Any,
 ) -> list[Tensor]:  # fmt: skip
     return [torch.empty_like(old, memory_format=torch.contiguous_format) for old in residual]
 
 
 @gated_half.register_fake
 def _(
-    x: Tensor, weight: list[Tensor], bias: list[Tensor], gate: list[Tensor], residual: list[Tensor]
-) -> list[Tensor]:
+    x: Tensor, weight: list[Tensor], bias: list[Tensor], gate: list[Tensor], residual: list[Tensor],
+    *_: Any, **__: Any,
+) -> list[Tensor]:  # fmt: skip
     return [torch.empty_like(old, memory_format=torch.contiguous_format) for old in residual]

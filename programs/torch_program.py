@@ -11,7 +11,7 @@ from torch.nn.attention import sdpa_kernel
 
 from sd35_trt.compat.torch import recompile_limit
 from sd35_trt.errors import BundleError
-from sd35_trt.formats.program import Call, Graph, Program, View
+from sd35_trt.formats.program import Call, Condition, Graph, Program, View
 
 from . import flash_attention
 from .attention import ATTENTION, FLASH_4, sdpa_backends
@@ -21,6 +21,8 @@ from .kernel_archive import compiling
 #: How graphs are compiled → ``torch.compile``'s mode; ``eager`` is not in it. CUDA graphs are the
 #: caller's.
 MODES = {"default": None, "max-autotune": "max-autotune-no-cudagraphs"}
+
+_Step = Callable[[dict[str, torch.Tensor]], None]
 
 # Combinations of sizes for which a graph is compiled; beyond it, PyTorch stops compiling.
 _VARIANTS = 64
@@ -55,16 +57,17 @@ class TorchProgram:
         flash_4 = mode != "eager" and FLASH_4 in attention and flash_attention.is_usable(device)
         for name, graph in program.graphs.items():
             functions[name] = _function(graph, device, mode, fast_accumulation, flash_4)
-        self._steps: list[Callable[[dict[str, torch.Tensor]], None]] = []
+        self._steps: list[tuple[tuple[Condition, ...], _Step]] = []
         for step in program.steps:
             if isinstance(step, View):
-                self._steps.append(_view(step))
+                self._steps.append((step.conditions, _view(step)))
                 continue
             graph = program.graphs[step.graph]
             if len(step.weights) != len(graph.weights):
                 raise BundleError(f"{step.graph} takes {len(graph.weights)} weights", REBUILD)
             tensors = [weights[name] for name in step.weights]
-            self._steps.append(_call(step, functions[step.graph], tensors))
+            run = _call(step, functions[step.graph], tensors)
+            self._steps.append((step.conditions, run))
         self._backends = sdpa_backends(attention)
         self._compiled = mode != "eager"
 
@@ -77,9 +80,15 @@ class TorchProgram:
             if self._compiled:
                 settings.enter_context(recompile_limit(_VARIANTS))
                 settings.enter_context(compiling())
-            for step in self._steps:
-                step(values)
+            for conditions, step in self._steps:
+                if all(_is_met(condition, inputs) for condition in conditions):
+                    step(values)
         return values
+
+
+def _is_met(condition: Condition, inputs: Mapping[str, torch.Tensor]) -> bool:
+    length = inputs[condition.value].shape[condition.axis]
+    return (length > condition.above) == condition.holds
 
 
 # Functions have no weights in them: a component that is closed and opened again needs no new ones.
@@ -100,9 +109,7 @@ def _function(
     return _COMPILED[key]
 
 
-def _call(
-    call: Call, function: Callable[..., Any], weights: list[torch.Tensor]
-) -> Callable[[dict[str, torch.Tensor]], None]:
+def _call(call: Call, function: Callable[..., Any], weights: list[torch.Tensor]) -> _Step:
     def run(values: dict[str, torch.Tensor]) -> None:
         results = function(*weights, *(values[name] for name in call.inputs))
         values.update(zip(call.outputs, results, strict=True))
@@ -110,11 +117,13 @@ def _call(
     return run
 
 
-def _view(view: View) -> Callable[[dict[str, torch.Tensor]], None]:
+def _view(view: View) -> _Step:
     def run(values: dict[str, torch.Tensor]) -> None:
         value = values[view.value]
         if view.kind == "rows":
             value = value.narrow(1, view.first, view.count)
+        elif view.kind == "stack":
+            value = value.narrow(0, view.first, view.count)
         elif view.kind == "tokens":
             value = value.flatten(1, 2)
         else:

@@ -209,9 +209,8 @@ class AdapterInputs:
         """What the components of a bundle take in a run whose images have these mixes."""
         adapters = distinct(mixes)
         rank = sum(adapter.rank for adapter in adapters)
-        # Without an adapter, one column that no image has anything of.
-        padded = next((own for own in manifest.adapter_ranks if rank <= own), rank) if rank else 1
-        return cls(tuple(adapters), padded)
+        padded = next((own for own in manifest.adapter_ranks if rank <= own), rank)
+        return cls(tuple(adapters), padded if rank else _least_rank(manifest))
 
     def scales(self, mixes: Sequence[Mix]) -> np.ndarray:
         """FP32 [len(mixes), rank]: a column is an adapter's rank; 0 where a mix has none of it."""
@@ -224,6 +223,12 @@ class AdapterInputs:
                         values[row, first : first + adapter.rank] = use.scale
             first += adapter.rank
         return values
+
+
+def _least_rank(manifest: Manifest) -> int:
+    """Columns of a run without adapters: none, or one that no image has anything of."""
+    ranks = [c.bounds["rank"][0] for c in manifest.components if "rank" in c.bounds]
+    return max(ranks, default=1)
 
 
 class AdapterFeeder:

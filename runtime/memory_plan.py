@@ -100,7 +100,7 @@ class MemoryPlanner:
                 working_bytes(component, texts if name in PHASES["text"] else dims),
                 steps if runs_every_step(name) else 1,
                 self._stream_bytes(component),
-                name in BACKENDS[component.engine].keeps_activations,
+                BACKENDS[component.engine].keeps(name),
                 runs_every_step(name),
             )
             for name, component in self._components.items()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .components import COMPILED
+from .components import runs_every_step
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ class Backend:
             those that are left out.
         reports_memory: whether the compiler says how much working memory an engine takes.
         streams: whether weights may be streamed from the host's memory: ``never``, ``asked``
-            (where the bundle was built for it), ``always`` (all but components that are compiled).
-        keeps_activations: components whose working memory stays theirs when they have run.
+            (where the bundle was built for it), ``always`` (all but what runs in every step).
+        keeps_activations: components whose working memory stays theirs when they have run: none,
+            the ``denoiser``, or all that run in every ``step``.
+        least_rank: of the matrices of adapters, in runs whose images have none: 0 where engines
+            have graphs without adapters, else 1.
         context_bytes: device memory that a process takes beside its engines.
         workspace_bytes: of every engine, beside its tensors.
         allocation: how tensors are allocated, for an estimate of working memory: ``live`` (as many
@@ -96,7 +99,8 @@ class Backend:
     levels: Mapping[str, int] = field(default_factory=dict, hash=False)
     reports_memory: bool = False
     streams: Literal["never", "asked", "always"] = "never"
-    keeps_activations: tuple[str, ...] = ()
+    keeps_activations: Literal["", "denoiser", "step"] = ""
+    least_rank: int = 1
     context_bytes: int = 400_000_000
     workspace_bytes: int = 0
     allocation: Literal["live", "cudnn", "arena"] = "live"
@@ -120,7 +124,15 @@ class Backend:
 
     def can_stream(self, component: str) -> bool:
         """Whether an engine can be made that streams its weights."""
-        return self.streams == "asked" or (self.streams == "always" and component not in COMPILED)
+        return self.streams == "asked" or (
+            self.streams == "always" and not runs_every_step(component)
+        )
+
+    def keeps(self, component: str) -> bool:
+        """Whether a component's working memory stays its own when it has run."""
+        if self.keeps_activations == "step":
+            return runs_every_step(component)
+        return component == self.keeps_activations
 
 
 _ROWS = (
@@ -141,7 +153,7 @@ _ROWS = (
         marked_runs="sd35_trt.quality.marked_graphs:onnxruntime_runs",
         needs_library=False,
         # On a GPU it gives back that of engines that run once per picture.
-        keeps_activations=("denoiser",),
+        keeps_activations="denoiser",
         allocation="arena",
     ),
     # The members of TensorRT for RTX 1.7's ComputeCapability enum.
@@ -212,7 +224,8 @@ _ROWS = (
         contents="sd35_trt.quality.program_contents:look_inside",
         streams="always",
         # A recorded graph of PyTorch has its own.
-        keeps_activations=COMPILED,
+        keeps_activations="step",
+        least_rank=0,
         # 0.83 GB on an H100 with version 2.11, and some room.
         context_bytes=900_000_000,
         allocation="cudnn",

@@ -142,6 +142,7 @@ def dimension_bounds(
     clip_tokens: int,
     guided: bool,
     features: Features = PLAIN,
+    least_rank: int = 1,
 ) -> dict[str, Bounds]:
     """Bounds of a component's dynamic dimensions by name.
 
@@ -151,8 +152,8 @@ def dimension_bounds(
         clip_tokens: CLIP's part of the text.
         guided: whether both guidance branches are computed; the text encoders and the
             conditioner then get two texts for each image.
-        features: of the bundle. Without an adapter, a run has one column of zeros; the third branch
-            of guidance has no image in most steps.
+        features: of the bundle. The third branch of guidance has no image in most steps.
+        least_rank: of adapters, in a run without any; see :class:`sd35_trt.backends.Backend`.
     """
     images, most_images = ranges.batch
     branches = 2 if guided else 1
@@ -165,6 +166,8 @@ def dimension_bounds(
     def scaled(bounds: Bounds, divisor: int) -> Bounds:
         low, usual, high = (value // divisor for value in bounds)
         return low, usual, high
+
+    ranks = features.adapter_ranks
 
     text_encoder = component_row(component).tokenizer is not None
     low, usual, high = t5
@@ -180,7 +183,7 @@ def dimension_bounds(
         "width": scaled(width, LATENT_SCALE),
         "image_height": height,
         "image_width": width,
-        **({"rank": (1, ranks[0], ranks[-1])} if (ranks := features.adapter_ranks) else {}),
+        **({"rank": (least_rank, ranks[0], ranks[-1])} if ranks else {}),
         **({"skipped": (0, 0, most_images)} if features.skip_layer_guidance else {}),
         **({"pixels": _patches(width, height)} if features.has_tokens else {}),
         **(_control_bounds(texts, width, height) if features.control_blocks else {}),

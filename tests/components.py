@@ -22,6 +22,7 @@ from sd35_trt.checkpoints.single_file import open_checkpoint
 from sd35_trt.components import component_row
 from sd35_trt.export.component import ExportOptions, export_component
 from sd35_trt.export.scales import Scales
+from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.formats.calibration import Calibration
 from sd35_trt.formats.program import PROGRAM_FILE, TENSORS_FILE, read_program
@@ -43,11 +44,13 @@ def export(
     dialect: str = "opset23",
     guided: bool = False,
     nets: Sequence[ControlNet] = (),
+    features: Features = PLAIN,
 ) -> Path:
     """Export components; each goes to ``root / name``.
 
     Args:
         nets: beside the checkpoint.
+        features: of the bundle that they would be of.
     """
     policy = load_policy(policy) if isinstance(policy, str) else policy
     for name in names:
@@ -56,7 +59,8 @@ def export(
         (root / name).mkdir(parents=True)
         opened = open_checkpoint(checkpoint, given=open_nets(nets))
         tokens = opened.config(part).get("max_position_embeddings", 77)
-        options = ExportOptions(clip_tokens=tokens, guided=guided, dialect=dialect)
+        own = features.of_component(name)
+        options = ExportOptions(clip_tokens=tokens, guided=guided, dialect=dialect, features=own)
         export_component(name, opened, policy, options, root / name, scales=scales)
     return root
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sd35_trt.components import COMPILED
+from sd35_trt.components import runs_every_step
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component, File, sha256_file
 from sd35_trt.formats.program import KERNELS_FILE, TENSORS_FILE, read_program
@@ -88,7 +88,7 @@ class InductorSession:
             self._queue = shared_queue(device.index, device.stream)
         self.recordable = device.kind == "cuda"
         usual = str(engine_options.get("mode")) if device.kind == "cuda" else "eager"
-        self._compiled = component.name in COMPILED
+        self._compiled = runs_every_step(component.name)
         mode = (mode or usual) if self._compiled else "eager"
         self._kernels: Path | None = None
         if device.kind == "cuda" and mode != "eager":

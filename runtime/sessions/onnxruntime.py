@@ -55,7 +55,7 @@ def _run_options(device: Device, name: str) -> ort.RunOptions:
     On the CPU it is kept: the allocations of each run would scatter over the heap, which grows.
     """
     options = ort.RunOptions()
-    if device.kind != "cpu" and name not in BACKENDS["onnxruntime"].keeps_activations:
+    if device.kind != "cpu" and not BACKENDS["onnxruntime"].keeps(name):
         entry = "memory.enable_memory_arena_shrinkage"
         options.add_run_config_entry(entry, f"gpu:{device.index}")
     return options

@@ -52,8 +52,9 @@ def compile_model(
     for name, folder in export.components.items():
         component = ExportedComponent.read(folder)
         bounds = dimension_bounds(
-            name, ranges, defaults, export.clip_tokens, decision.guided, decision.features
-        )
+            name, ranges, defaults, export.clip_tokens, decision.guided, decision.features,
+            builder.backend.least_rank,
+        )  # fmt: skip
         components.append(component)
         largest[name] = {d: bound[-1] for d, bound in bounds.items()}
         limits[name] = {d: bounds[d] for port in component.inputs for d in port.dynamic}

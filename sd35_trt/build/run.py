@@ -16,9 +16,7 @@ from sd35_trt.formats.bundle import MANIFEST
 from sd35_trt.formats.step_cache import read_step_cache
 from sd35_trt.planning.calibration import decide_calibration
 from sd35_trt.planning.decide import (
-    check_controlnets,
     check_dialect,
-    check_features,
     decide,
     decide_features,
     decide_policy,
@@ -78,8 +76,6 @@ def build(
         version = builder.versions().get(backend)
         dialect = builder.backend.dialect(version)
         check_dialect(policy, DIALECTS[dialect], f"{builder.backend.title} {version}")
-        check_features(features, DIALECTS[dialect], builder.backend.title)
-        check_controlnets(options.controlnets, DIALECTS[dialect], builder.backend.title)
         model = look(options)
         out = options.out or Path("bundles") / f"{model.name}-{target.name}"
         check_destination(out, MANIFEST, "bundle")

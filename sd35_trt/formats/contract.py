@@ -55,7 +55,7 @@ _DYNAMIC = frozenset(
 )
 
 # Those that may be none.
-_EMPTY = frozenset(("skipped",))
+_EMPTY = frozenset(("skipped", "rank"))
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _adapter_faults(component: Component, manifest: Manifest) -> Iterator[str]:
         if layers.count(layer) > 1
     )
     bounds = component.bounds.get("rank", (1, ranks[-1] if ranks else 1))
-    if ranks and not (bounds[0] == 1 and bounds[1] >= ranks[-1]):
+    if ranks and not (bounds[0] <= 1 and bounds[1] >= ranks[-1]):
         yield f"bounds of rank of {component.name} are {bounds[0]} to {bounds[1]}"
 
 

@@ -20,8 +20,11 @@ from sd35_trt.errors import BundleError
 
 from .reading import Count, Name, check_format, decode, read_file, reason_of
 
-#: Version of the file; a reader accepts exactly its own.
-FORMAT = 1
+#: Version of the file that is written.
+FORMAT = 2
+
+#: Versions that are read. The first has no conditions.
+FORMATS = (1, FORMAT)
 
 PROGRAM_FILE = "program.json"
 TENSORS_FILE = "weights.safetensors"
@@ -70,6 +73,26 @@ class Graph(Struct, frozen=True):
     outputs: _Names
 
 
+class Condition(Struct, frozen=True):
+    """What has to be so of a value's shape for a step to be done: what is not asked for costs
+    nothing.
+
+    Attributes:
+        value: an input of the program.
+        axis: of its shape.
+        above: the length along the axis is greater.
+        holds: whether that is so, or is not.
+    """
+
+    value: Name
+    axis: Count
+    above: Count
+    holds: bool = True
+
+
+_Conditions = Annotated[tuple[Condition, ...], Meta(max_length=16)]
+
+
 class Call(Struct, frozen=True):
     """One use of a graph.
 
@@ -78,30 +101,35 @@ class Call(Struct, frozen=True):
         weights: names in the safetensors file, in the order of the graph's weights.
         inputs: values of the program.
         outputs: names that its results get; older values of the same names are gone.
+        conditions: all hold where the graph is called.
     """
 
     graph: Name
     weights: _Names
     inputs: _Names
     outputs: _Names
+    conditions: _Conditions = ()
 
 
 class View(Struct, frozen=True):
     """A value in another form; nothing is computed.
 
     Attributes:
-        kind: ``rows`` takes ``[:, first : first + count]``; ``tokens`` makes [S, r, c, D] into
-            [S, r * c, D]; ``grid`` makes [S, r * c, D] into [S, r, c, D] as ``like`` is.
+        kind: ``rows`` takes ``[:, first : first + count]``; ``stack`` takes
+            ``[first : first + count]``; ``tokens`` makes [S, r, c, D] into [S, r * c, D]; ``grid``
+            makes [S, r * c, D] into [S, r, c, D] as ``like`` is.
         value: what is viewed.
         output: name of the result.
+        conditions: as of a call.
     """
 
-    kind: Literal["rows", "tokens", "grid"]
+    kind: Literal["rows", "stack", "tokens", "grid"]
     value: Name
     output: Name
     first: Count = 0
     count: Count = 0
     like: str = ""
+    conditions: _Conditions = ()
 
 
 class Program(Struct, frozen=True):
@@ -157,7 +185,7 @@ def read_program(path: Path) -> Program:
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {reason_of(error)}", again) from error
     head = decode(data, _Head, path, BundleError, again)
-    check_format(head.format, (FORMAT,), path, BundleError, again)
+    check_format(head.format, FORMATS, path, BundleError, again)
     body = decode(data, _Body, path, BundleError, again)
 
     def read(step: dict[str, msgspec.Raw]) -> Call | View:

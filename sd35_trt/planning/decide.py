@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
-from sd35_trt.checkpoints.model_options import ControlNet
 from sd35_trt.components import SHORT_DENOISER
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
@@ -54,44 +52,6 @@ def check_dialect(policy: Policy, dialect: Dialect, library: str) -> None:
                 f"policy {policy.name!r} asks for {rule.precision}: {library} computes it wrongly",
                 "use --policy half, or another --builder",
             )
-
-
-def check_features(features: Features, dialect: Dialect, library: str) -> None:
-    """Refuse features that the builder's components cannot have.
-
-    Args:
-        library: that makes the engines, for the message.
-
-    Raises:
-        UsageError: names the feature.
-    """
-    if dialect.opset is not None:
-        return
-    if features.adapter_ranks:
-        raise UsageError(
-            f"--adapters: engines of {library} take none",
-            "use another --builder, or merge the LoRA: --lora FILE:SCALE",
-        )
-    if features.skip_layer_guidance:
-        raise UsageError(
-            f"--skip-layer-guidance: engines of {library} skip none", "use another --builder"
-        )
-
-
-def check_controlnets(nets: Sequence[ControlNet], dialect: Dialect, library: str) -> None:
-    """Refuse ControlNets where the builder's components cannot have them.
-
-    Args:
-        library: that makes the engines, for the message.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if nets and dialect.opset is None:
-        raise UsageError(
-            f"--controlnet: engines of {library} take none",
-            "use another --builder",
-        )
 
 
 def decide_features(

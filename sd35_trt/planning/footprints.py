@@ -32,7 +32,7 @@ def footprints(sizes: Mapping[str, Sizes], steps: int, target: Target) -> list[F
             min(STREAM_BUFFERS * sizes[name].largest_layer, sizes[name].weights)
             if backend.can_stream(name)
             else None,
-            name in backend.keeps_activations,
+            backend.keeps(name),
             runs_every_step(name),
         )
         for phase, names in phases_of(sizes).items()

@@ -181,7 +181,7 @@ def test_what_the_planner_knows_of_engines_is_pythons() -> None:
             "title": backend.title,
             "context_bytes": backend.context_bytes,
             "streams": backend.streams == "asked",
-            "keeps_denoiser_room": "denoiser" in backend.keeps_activations,
+            "keeps_denoiser_room": backend.keeps("denoiser"),
         }
 
 

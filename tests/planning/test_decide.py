@@ -14,7 +14,6 @@ from sd35_trt.errors import UsageError
 from sd35_trt.features import PLAIN
 from sd35_trt.planning.decide import (
     check_dialect,
-    check_features,
     decide,
     decide_features,
     decide_guidance,
@@ -68,19 +67,6 @@ def test_ranks_of_adapters(mini: Model[Any]) -> None:
     for rank in (0, 513):
         with pytest.raises(UsageError, match=f"--adapters {rank} is not within 1:512"):
             decide_features(adapters=rank)
-
-
-def test_features_of_a_backend() -> None:
-    programs, graphs = DIALECTS["program"], DIALECTS["opset23"]
-    everything = decide_features(adapters=16, inpainting=True, skip_layer_guidance=True)
-    check_features(everything, graphs, "ONNX Runtime")
-    check_features(decide_features(inpainting=True), programs, "PyTorch")
-    for features, option in (
-        (decide_features(adapters=16), "--adapters"),
-        (decide_features(skip_layer_guidance=True), "--skip-layer-guidance"),
-    ):
-        with pytest.raises(UsageError, match=f"{option}: engines of PyTorch"):
-            check_features(features, programs, "PyTorch")
 
 
 def test_skip_layer_guidance_needs_guidance(mini: Model[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from test_fused import errors
+from test_fused import ADAPTED, errors
 from triton.runtime import interpreter
 
 from sd35_trt.programs import triton_kernels, triton_operators
@@ -45,4 +45,9 @@ for tiles in TILES[: int(sys.argv[1])]:
             kernel = getattr(triton_operators, operator)
             key = f"{operator} {tokens} {tiles.halves}"
             result[key] = errors(kernel, operator, tokens, 128, "cpu")
+        for operator in ADAPTED:
+            # Linears that share a tile, and a rank that is none of a tile.
+            kernel = getattr(triton_operators, operator)
+            key = f"{operator} {tokens} {tiles.halves} adapted"
+            result[key] = errors(kernel, operator, tokens, 192, "cpu", 24)
 print(json.dumps(result))

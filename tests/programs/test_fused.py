@@ -53,17 +53,50 @@ def operands(operator: str, tokens: tuple[int, ...], width: int, device: str) ->
         return x, weight, *scales, bias, each(lambda n: torch.tensor(0.01))
     if operator == "gated":
         return x, weight, *scales, bias, gate, residual
+    if operator == "low_rank":
+        scales = normal(2, 24).half().to(device)
+        scales[1, 7:] = 0.0
+        down = each(lambda n: (normal(width, 3, 24) * width**-0.5).half())
+        return x, down, scales, each(lambda n: torch.tensor(0.01 + n % 7 / 99))
     joint = normal(2, sum(tokens) + 3, width).half().to(device)
     half = [(normal(width, width) * width**-0.5).half().to(device) for _ in tokens]
     return joint, half, bias, gate, residual
 
 
+#: Operators that take what adapters make of their input.
+ADAPTED = ("qkv", "gelu", "gated", "gated_half")
+
+
+def adapters(
+    operator: str, tokens: tuple[int, ...], width: int, device: str, rank: int
+) -> dict[str, Any]:
+    """What an operator takes of adapters, and what else is added to its result."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).half().to(device)
+
+    linears, out = {"qkv": (3, width), "gelu": (1, 4 * width)}.get(operator, (1, width))
+    hidden = [normal(2, count, linears * rank) for count in tokens]
+    up = [normal(linears, rank, out) * rank**-0.5 for _ in tokens]
+    added = {"added": normal(2, tokens[0], width)} if operator == "gated" else {}
+    return {"hidden": hidden, "up": up, **added}
+
+
 def errors(
-    kernel: Any, operator: str, tokens: tuple[int, ...], width: int, device: str, **options: bool
+    kernel: Any,
+    operator: str,
+    tokens: tuple[int, ...],
+    width: int,
+    device: str,
+    rank: int = 0,
+    **options: bool,
 ) -> list[float]:
     """‖kernel − reference‖ / ‖reference‖ by stream; NaN where something was not written."""
     arguments = operands(operator, tokens, width, device)
-    actual, expected = kernel(*arguments, **options), FUNCTIONS[operator](*arguments)
+    more = adapters(operator, tokens, width, device, rank) if rank else {}
+    actual = kernel(*arguments, **options, **more)
+    expected = FUNCTIONS[operator](*arguments, **more)
     if operator == "qkv":
         actual, expected = [actual], [expected]
     assert [t.dtype for t in actual] == [t.dtype for t in expected]
@@ -72,7 +105,8 @@ def errors(
 
 
 # E4M3 results may be rounded to the other neighbour where FP16 rounded the sums before.
-LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3}
+LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3,
+          "low_rank": 1e-3}  # fmt: skip
 
 
 @pytest.mark.parametrize("tilings", [1, pytest.param(2, marks=pytest.mark.nightly)])
@@ -84,20 +118,22 @@ def test_kernels_compute_what_the_operators_mean(tilings: int) -> None:
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     actual = json.loads(process.stdout)
-    assert len(actual) == 2 * tilings * len(FUNCTIONS)
+    assert len(actual) == 2 * tilings * (len(FUNCTIONS) + len(ADAPTED))
     for key, values in actual.items():
         assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
 
 
 @pytest.mark.parametrize("operator", FUNCTIONS)
 @pytest.mark.parametrize("tokens", [(256, 45), (4096, 333), (1000,)])
-@pytest.mark.parametrize("fast", [True, False])
-def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool) -> None:
+@pytest.mark.parametrize(("fast", "rank"), [(True, 0), (False, 0), (True, 16), (True, 64)])
+def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool, rank: int) -> None:
     if not torch.cuda.is_available() or not kernels._has_kernels(torch.device("cuda", 0)):
         pytest.skip("no Hopper GPU")
     kernel = kernels.find(f"sd35.{operator}.default", torch.device("cuda", 0))
-    options = {} if operator in ("modulated", "gated_half") else {"use_fast_accum": fast}
-    actual = errors(kernel, operator, tokens, 1536, "cuda:0", **options)
+    if rank and operator not in ADAPTED:
+        pytest.skip("it takes no adapters")
+    options = {"use_fast_accum": fast} if operator in ("qkv", "gelu", "gated") else {}
+    actual = errors(kernel, operator, tokens, 1536, "cuda:0", rank, **options)
     assert all(error <= 2 * LIMITS[operator] for error in actual), actual
 
 

@@ -382,13 +382,6 @@ def test_a_fallback_has_the_nets(bundle: Path, mini_bundle: Path) -> None:
         Pipeline.load(bundle, fallback=mini_bundle)
 
 
-def test_what_takes_no_nets(nets: dict[str, Path], tmp_path: Path) -> None:
-    given = net_options({"canny": nets["canny"]})
-    program = BuildOptions(target="h200", builder="inductor", policy="half", out=tmp_path, **given)
-    with pytest.raises(UsageError, match="--controlnet: engines of PyTorch take none"):
-        build(program)
-
-
 def test_fp8_needs_scales_of_the_nets(nets: dict[str, Path], tmp_path: Path) -> None:
     given = net_options({"canny": nets["canny"]})
     with pytest.raises(UsageError, match="the ControlNet canny in FP8, and the calibration has no"):

@@ -1,0 +1,108 @@
+"""Programs that take adapters, skip blocks and add residuals, against ONNX of the same policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibrations import calibrate
+from components import Arrays, export, run_ort, run_program
+from conftest import relative_error
+
+from sd35_trt.engines.builder import ExportedComponent
+from sd35_trt.features import Features
+from sd35_trt.formats.program import PROGRAM_FILE, Call, read_program
+from sd35_trt.mini import checkpoint_path
+from sd35_trt.policies import load_policy
+
+FEATURES = Features((16,), inpainting=True, skip_layer_guidance=True, control_blocks=3)
+DIMS = {"batch": 2, "tokens": 45, "height": 16, "width": 12}
+NOTHING = {"rank": 0, "skipped": 0, "residual_samples": 1, "residual_pixels": 1}
+ADAPTERS, SKIPPED = {"rank": 16}, {"skipped": 1}
+RESIDUALS = {"residual_samples": 4, "residual_pixels": 48}
+
+#: What a step is given, by name.
+KINDS = {
+    "nothing": {},
+    "adapters": ADAPTERS,
+    "skipped": SKIPPED,
+    "residuals": RESIDUALS,
+    "adapters, residuals": ADAPTERS | RESIDUALS,
+    "everything": ADAPTERS | {"skipped": 2} | RESIDUALS,
+}
+
+
+@pytest.fixture(scope="module")
+def denoisers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """The denoiser with all features by a policy: dialect → folder."""
+    made: dict[str, dict[str, Path]] = {}
+
+    def make(policy: str) -> dict[str, Path]:
+        if policy not in made:
+            root, model = tmp_path_factory.mktemp(policy), checkpoint_path()
+            own = load_policy(policy)
+            calibration = calibrate(model, own) if policy == "fp8" else None
+            made[policy] = {
+                dialect: export(root / dialect, model, ["denoiser"], own, calibration, dialect,
+                                guided=True, features=FEATURES) / "denoiser"
+                for dialect in ("opset23", "program")
+            }  # fmt: skip
+        return made[policy]
+
+    return make
+
+
+def feeds(folder: Path, kind: dict[str, int], seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    dims = {**DIMS, **NOTHING, **kind}
+    feed: Arrays = {}
+    for port in ExportedComponent.read(folder).inputs:
+        shape = port.resolve(**dims)
+        size = 0.1 if "modulation" in port.name or port.name.endswith(("_down", "_up")) else 1.0
+        feed[port.name] = (size * rng.standard_normal(shape)).astype(port.dtype)
+    if not kind.keys() & RESIDUALS:
+        feed["residuals"][:] = 0
+    feed["layer_mask"] = (feed["layer_mask"] > 0).astype(np.float32)
+    feed["mask"] = (feed["mask"] > 0).astype(np.float32)
+    if dims["rank"]:
+        feed["adapter_scales"][1] = 0
+    return feed
+
+
+def for_onnx(feed: Arrays) -> Arrays:
+    """Without adapters, one column of zeros."""
+    if feed["adapter_scales"].shape[1]:
+        return feed
+    return {
+        name: np.zeros([size or 1 for size in value.shape], value.dtype) if not value.size and
+        name.startswith(("adapter_", "attn", "ff")) else value
+        for name, value in feed.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", ["half", "fp8", pytest.param("fp32", marks=pytest.mark.nightly)])
+def test_a_step_is_what_onnx_computes(
+    policy: str, kind: str, denoisers: Callable[[str], dict[str, Path]]
+) -> None:
+    folders = denoisers(policy)
+    feed = feeds(folders["program"], KINDS[kind])
+    expected = run_ort(folders["opset23"], for_onnx(feed))
+    actual = run_program(folders["program"], feed)
+    errors = {name: relative_error(actual[name], value) for name, value in expected.items()}
+    limit = {"fp32": 1e-5, "half": 2e-3, "fp8": 0.05}[policy]
+    print(policy, kind, errors)
+    assert max(errors.values()) <= limit, errors
+
+
+def test_what_is_not_given_calls_no_graph(denoisers: Callable[[str], dict[str, Path]]) -> None:
+    """Without adapters, residuals and a third branch, a step is that of a bundle without them."""
+    program = read_program(denoisers("half")["program"] / PROGRAM_FILE)
+    held = [
+        step.graph
+        for step in program.steps
+        if isinstance(step, Call) and not any(c.holds for c in step.conditions)
+    ]
+    assert held == ["head", *["block0"] * 5, "block1", "tail"]
