@@ -59,7 +59,7 @@ def _is_plain(layer: Any, kind: type[Layer]) -> bool:
 def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> bool:
     return not hasattr(attention, "q_scale") and all(
         isinstance(getattr(attention, joined, None), JoinedLinear)
-        and all(_is_plain(getattr(attention, norm), ExportRMSNorm) for norm in norms)
+        and (_has_no_norm(attention, norms) or _has_plain_norms(attention, norms))
         and (
             not out
             or _is_plain(
@@ -68,6 +68,14 @@ def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> 
         )
         for joined, *norms, out in names
     )
+
+
+def _has_no_norm(attention: Any, norms: list[str]) -> bool:
+    return all(getattr(attention, norm) is None for norm in norms)
+
+
+def _has_plain_norms(attention: Any, norms: list[str]) -> bool:
+    return all(_is_plain(getattr(attention, norm), ExportRMSNorm) for norm in norms)
 
 
 def _fuses_feed_forward(layer: Any) -> bool:
@@ -81,14 +89,18 @@ _TEXT = ("joined_added", "norm_added_q", "norm_added_k", "to_add_out")
 def fuses(block: Any) -> bool:
     """Whether a block, its policy applied and its layers replaced, is FP8 where the operators are,
     and FP16 where they are that."""
-    text = (*_TEXT[:3], "") if getattr(block, "context_pre_only", False) else _TEXT
+    streams = [_IMAGE]
+    if has_text := hasattr(block, "norm1_context"):
+        streams.append((*_TEXT[:3], "") if block.context_pre_only else _TEXT)
     return (
-        hasattr(block, "norm1_context")
-        and not carries_fp32(block)
-        and _fuses_attention(block.attn, [_IMAGE, text])
-        and (block.attn2 is None or _fuses_attention(block.attn2, [_IMAGE]))
+        not carries_fp32(block)
+        and _fuses_attention(block.attn, streams)
+        and (
+            not getattr(block, "use_dual_attention", False)
+            or _fuses_attention(block.attn2, [_IMAGE])
+        )
         and _fuses_feed_forward(block.ff)
-        and (block.context_pre_only or _fuses_feed_forward(block.ff_context))
+        and (not has_text or block.context_pre_only or _fuses_feed_forward(block.ff_context))
     )
 
 
@@ -105,16 +117,14 @@ class FusedBlock(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.adapted: LinearAdapters | None = None
-        self.context_pre_only = block.context_pre_only
-        self.use_dual_attention = block.use_dual_attention
+        self.context_pre_only = getattr(block, "context_pre_only", False)
+        self.use_dual_attention = getattr(block, "use_dual_attention", False)
         for name, child in block.named_children():
             self.add_module(name, child)
-        attentions: list[Any] = (
-            [block.attn, block.attn2] if block.attn2 is not None else [block.attn]
-        )
-        for attention in attentions:
+        attentions = (block.attn, getattr(block, "attn2", None))
+        for attention in filter(None, attentions):
             for joined, *norms, _ in (_IMAGE, _TEXT):
-                if hasattr(attention, joined):
+                if hasattr(attention, joined) and getattr(attention, norms[0]) is not None:
                     getattr(attention, joined).add_norms(norms, getattr(attention, norms[0]).weight)
             attention.to_out[0] = _OutLinear(attention.to_out[0])
             if getattr(attention, "to_add_out", None) is not None:
@@ -132,21 +142,32 @@ class FusedBlock(nn.Module):
         Args:
             added: to the image.
         """
-        states = [hidden_states, encoder_hidden_states]
+        states = self._compute([hidden_states, encoder_hidden_states], temb, added)
+        return (states[1] if len(states) > 1 else None), states[0]
+
+    def _compute(
+        self, states: list[torch.Tensor], temb: torch.Tensor, added: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """The streams after the block, those that go on.
+
+        Args:
+            states: the image's, and the text's where there is one.
+        """
+        hidden_states = states[0]
         image = _rows(self.norm1, temb)
-        text = _rows(self.norm1_context, temb)
+        attended, rest = [image[:3]], [image[3:6]]
         if self.context_pre_only:
-            scale, shift = text
-            attended = [image[:3], [shift, scale]]
-            rest = [image[3:6]]
-        else:
-            attended = [image[:3], text[:3]]
-            rest = [image[3:6], text[3:6]]
+            scale, shift = _rows(self.norm1_context, temb)
+            attended.append([shift, scale])
+        elif len(states) > 1:
+            text = _rows(self.norm1_context, temb)
+            attended.append(text[:3])
+            rest.append(text[3:6])
         norm: Any = self.norm1.norm
         eps = norm.eps
         old = states[: len(rest)]
         gates = [rows[2] for rows in attended[: len(rest)]]
-        mixed = self._attend("attn", [_IMAGE, _TEXT], eps, states, attended)
+        mixed = self._attend("attn", [_IMAGE, _TEXT][: len(states)], eps, states, attended)
         states = self._project("attn", mixed, gates, old)
         if self.use_dual_attention:
             dual = image[6:9]
@@ -167,8 +188,7 @@ class FusedBlock(nn.Module):
         adapters = self._adapters([f"{name}.net.2" for name in names], inner, scales)
         adapters |= {} if added is None else {"added": added}
         gates = [rows[2] for rows in rest]
-        states = fused.gated(inner, *_parameters(second), gates, states, **adapters)
-        return (states[1] if len(rest) > 1 else None), states[0]
+        return list(fused.gated(inner, *_parameters(second), gates, states, **adapters))
 
     def _adapters(
         self, linears: list[str], x: list[torch.Tensor], input_scales: list[torch.Tensor]
@@ -208,7 +228,8 @@ class FusedBlock(nn.Module):
         adapters = self._adapters([f"{name}.{own.names[0]}" for own in joined], x, input_scales)
         packed = fused.qkv(
             x, weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
-            [linear.norm for linear in joined], attention.norm_q.eps, **adapters,
+            [linear.norm for linear in joined if hasattr(linear, "norm")],
+            0.0 if attention.norm_q is None else attention.norm_q.eps, **adapters,
         )  # fmt: skip
         packed = packed.unflatten(-1, (3, attention.heads, -1))
         query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
@@ -229,6 +250,16 @@ class FusedBlock(nn.Module):
             x = [mixed[:, :first], mixed[:, first:]][: len(states)]
             adapters = self._adapters([f"{name}.{own}" for own in names], x, [])
         return list(fused.gated_half(mixed, weights, biases, gates, states, **adapters))
+
+
+class FusedSingleBlock(FusedBlock):
+    """diffusers' SD3SingleTransformerBlock, which has no text stream; layers keep their names."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, temb: torch.Tensor
+    ) -> torch.Tensor:
+        """As the block that it replaces."""
+        return self._compute([hidden_states], temb)[0]
 
 
 def _rows(norm: Any, modulation: torch.Tensor) -> list[torch.Tensor]:
@@ -252,4 +283,5 @@ def fuse_blocks(part: nn.Module) -> None:
     blocks: Any = getattr(part, "transformer_blocks", ())
     for k, block in enumerate(blocks):
         if fuses(block):
-            blocks[k] = FusedBlock(block)
+            joint = hasattr(block, "norm1_context")
+            blocks[k] = FusedBlock(block) if joint else FusedSingleBlock(block)

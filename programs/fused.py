@@ -153,7 +153,8 @@ def _qkv(
         x: E4M3 [N, tokens, D].
         weight: E4M3 [3 D, D].
         factor: FP32 [3 D], by which columns are multiplied before the bias FP16 [3 D].
-        norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key.
+        norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key; none
+            where these are not normalized.
         hidden, up: of adapters: FP16 [N, tokens, 3 rank], see ``low_rank``, and [3, rank, D].
     """
     results = []
@@ -163,12 +164,14 @@ def _qkv(
         )
         y = y * factor[i] + bias[i]
         y = (y if hidden is None or up is None else y + _added(hidden[i], up[i])).half()
-        head = norm[i].shape[1:]
-        query, key, value = y.unflatten(-1, (3, -1, *head)).unbind(2)
-        query, key = (
-            functional.rms_norm(part, head, norm[i][k], eps) for k, part in enumerate((query, key))
-        )
-        results.append(torch.stack([query, key, value], dim=2).flatten(2))
+        if norm:
+            head = norm[i].shape[1:]
+            query, key, value = y.unflatten(-1, (3, -1, *head)).unbind(2)
+            query, key = (
+                functional.rms_norm(x, head, norm[i][k], eps) for k, x in enumerate((query, key))
+            )
+            y = torch.stack([query, key, value], dim=2).flatten(2)
+        results.append(y)
     return torch.cat(results, dim=1)
 
 

@@ -81,7 +81,7 @@ def _epilogue(
     if not SCALED:
         y = _scaled(y, column, N, factor, scale, EPILOGUE, FP8, COLUMNS)
     y += tl.load(bias + columns, inside, 0.0).to(tl.float32)[None, :]
-    if EPILOGUE == 0:
+    if EPILOGUE == 0 and HEAD > 0:
         # A third of the columns each are query, key and value; a head's stand together.
         kind = columns // (N // 3)
         weights = tl.load(extra + kind * HEAD + columns % HEAD, inside & (kind < 2), 1.0).to(
@@ -186,7 +186,8 @@ def product(
     Args:
         rows0: tokens of a sample; the second stream has none where there is one stream.
         x0: descriptor [samples * x_rows0, K] that begins at the stream's first token.
-        extra0: the norms' weights, or the gate.
+        extra0: the norms' weights, of HEAD channels each, or the gate. Where HEAD is 0, queries
+            and keys are not normalized.
         out0: pointer to the stream's first token; samples are ``out_rows0`` tokens apart.
         hidden0, up0: what adapters made of x0, of each linear that shares the product, and what it
             is multiplied by; read where RANK is not 0, CHUNK of its columns at a time.

@@ -206,12 +206,12 @@ def qkv(
                 input_scale[i],
                 weight_scale[i],
                 factor[i],
-                norm[i],
+                norm[i] if norm else None,
                 **_of_adapters(hidden, up, i),
             )
         )
         first += count
-    _launch(streams, samples, QKV, not use_fast_accum, norm[0].shape[1], eps)
+    _launch(streams, samples, QKV, not use_fast_accum, norm[0].shape[1] if norm else 0, eps)
     return out
 
 
