@@ -89,12 +89,15 @@ def test_a_step_is_what_onnx_computes(
 ) -> None:
     folders = denoisers(policy)
     feed = feeds(folders["program"], KINDS[kind])
-    expected = run_ort(folders["opset23"], for_onnx(feed))
-    actual = run_program(folders["program"], feed)
-    errors = {name: relative_error(actual[name], value) for name, value in expected.items()}
-    limit = {"fp32": 1e-5, "half": 2e-3, "fp8": 0.05}[policy]
-    print(policy, kind, errors)
-    assert max(errors.values()) <= limit, errors
+    expected = run_ort(folders["opset23"], for_onnx(feed))["denoised"]
+    actual = run_program(folders["program"], feed)["denoised"]
+    if policy != "fp8":
+        assert relative_error(actual, expected) <= {"fp32": 1e-5, "half": 2e-3}[policy]
+        return
+    exact = {name: value.astype(np.float32) for name, value in feed.items()}
+    truth = run_program(denoisers("fp32")["program"], exact)["denoised"]
+    by_onnx, by_program = (relative_error(value, truth) for value in (expected, actual))
+    assert by_program <= 1.2 * by_onnx
 
 
 def test_what_is_not_given_calls_no_graph(denoisers: Callable[[str], dict[str, Path]]) -> None:
