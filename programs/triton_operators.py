@@ -53,7 +53,7 @@ TILES = {
 _NORM_WARPS = 4
 
 # Of the first product of adapters: rows and the depth of a tile, and the most columns.
-_LOW_RANK_ROWS, _LOW_RANK_DEPTH, _LOW_RANK_COLUMNS = 64, 128, 128
+_LOW_RANK_ROWS, _LOW_RANK_DEPTH, _LOW_RANK_COLUMNS = 64, 64, 128
 _LEAST_COLUMNS = 16
 
 
@@ -324,8 +324,7 @@ def low_rank(
     triton_kernels.low_rank[(sum(tiles), triton.cdiv(width, columns))](
         tiles[0], scales.contiguous(), depth, *streams[0], *streams[-1],
         FP8=bool(input_scale), WIDTH=width, RANK=rank, ROWS=_LOW_RANK_ROWS, COLUMNS=columns,
-        DEPTH=_LOW_RANK_DEPTH if input_scale else _LOW_RANK_DEPTH // 2,
-        num_warps=4, num_stages=3,
+        DEPTH=_LOW_RANK_DEPTH, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out
 
