@@ -143,7 +143,7 @@ def _touched(width: int, columns: int) -> int:
     return 1 if width % columns == 0 else -(-columns // width) + 1
 
 
-def _of_adapters(hidden: list[Tensor] | None, up: list[Tensor] | None, i: int) -> dict[str, Tensor]:
+def _of_adapters(hidden: list[Tensor] | None, up: list[Tensor] | None, i: int) -> dict[str, Any]:
     """What a stream has of adapters."""
     if hidden is None or up is None:
         return {}
