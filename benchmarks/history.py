@@ -67,11 +67,21 @@ METRICS = (
     Metric("device_memory", "GPU memory, added", "B"),
     Metric("energy", "energy per image", "J"),
     Metric("ratio", "end to end, ours / peer", ""),
+    Metric("server", "server, beside drawing", "s"),
+    Metric("alone", "a picture, one client", "s"),
+    Metric("joined", "a picture, eight clients", "s"),
 )
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The metrics that a result of ``sd35-trt bench`` has: ``value``, ``p10`` and ``p90``."""
+def figures(
+    result: Mapping[str, Any], served: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, float]]:
+    """The metrics that results have: ``value``, ``p10`` and ``p90``.
+
+    Args:
+        result: of ``sd35-trt bench``.
+        served: of ``benchmarks/serve.py``.
+    """
     bundle = result["bundle"]
     spreads = {**bundle["stages"], "step": bundle["step"]}
     values = {
@@ -85,12 +95,22 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         "host_memory": bundle["memory"]["host"]["peak_bytes"],
         "device_memory": device and device["own_bytes"],
         "energy": bundle["joules_per_image"],
+        **({} if served is None else _served(served)),
     }
     values |= {k: {"value": v, "p10": v, "p90": v} for k, v in single.items() if v is not None}
     if result["comparison"]:
         ratio = result["comparison"]["ratios"]["total"]
         values["ratio"] = {"value": ratio["ratio"], "p10": ratio["p10"], "p90": ratio["p90"]}
     return {metric.key: values[metric.key] for metric in METRICS if metric.key in values}
+
+
+def _served(found: Mapping[str, Any]) -> dict[str, float]:
+    rates = found["pictures_per_second"]
+    return {
+        "server": found["overhead"]["beside_drawing_ms"] / 1e3,
+        "alone": 1 / rates["1"],
+        "joined": 1 / rates["8"],
+    }
 
 
 def append(path: Path, entry: Entry) -> None:

@@ -4,7 +4,8 @@
         --history out/nightly.jsonl --page out/nightly.html
 
 Every case of the matrix is built (what is unchanged comes from the cache) and measured with
-``sd35-trt bench``, each in a process of its own. Each measurement becomes a line of the history at
+``sd35-trt bench``, each in a process of its own; a case with ``serve`` is served too, and loaded by
+``benchmarks/serve.py``. Each measurement becomes a line of the history at
 once. A figure that is worse than in the earlier runs on this host and device, beyond their noise,
 is measured again, and flagged where it is worse again; so is a case that other processes disturbed,
 and where they go on it is not judged. A case that fails is recorded and the others go on. The exit
@@ -41,7 +42,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]
 
 # Options that this script sets.
-_OWN = {"--out", "--json", "--help", "--debug"}
+_OWN = {"--out", "--json", "--help", "--debug", "--only"}
+
+_LOADER = Path(__file__).with_name("serve.py")
 
 # Measurements of a case, at most.
 _ATTEMPTS = 3
@@ -55,12 +58,14 @@ class MatrixRow:
 
     Attributes:
         build, bench: options of ``sd35-trt build`` and ``sd35-trt bench``, without ``--``.
+        serve: those of ``benchmarks/serve.py``; None does not serve it.
         minutes: after which a build or a measurement is ended.
     """
 
     name: str
     build: dict[str, Any]
     bench: dict[str, Any]
+    serve: dict[str, Any] | None
     minutes: float
 
     @property
@@ -93,23 +98,30 @@ def read_matrix(path: Path) -> list[MatrixRow]:
                 f"{path}: a case is named {name!r}",
                 "give each a name of its own of letters, digits, '-', '.' and '_'",
             )
-        if unknown := row.keys() - {"name", "build", "bench", "minutes"}:
+        if unknown := row.keys() - {"name", "build", "bench", "serve", "minutes"}:
             raise UsageError(f"{path}: {name} has an unknown key {min(unknown)!r}")
         options = {part: {**common[part], **row.get(part, {})} for part in common}
-        for part, values in options.items():
+        serve = row.get("serve")
+        for part, values in {**options, "serve": serve or {}}.items():
             _check_options(f"{path}: {name}", part, values)
-        cases.append(MatrixRow(name, **options, minutes=float(row.get("minutes", minutes))))
+        own = float(row.get("minutes", minutes))
+        cases.append(MatrixRow(name, **options, serve=serve, minutes=own))
     return cases
 
 
 def _check_options(where: str, command: str, options: Mapping[str, Any]) -> None:
-    row = sd35_trt.get_command(click.Context(sd35_trt), command)
+    program, row = f"sd35-trt {command}", sd35_trt.get_command(click.Context(sd35_trt), command)
+    if command == "serve":
+        import serve
+
+        program, row = _LOADER.name, serve.main
     assert row is not None
     flags = {word for p in row.params for word in (*p.opts, *p.secondary_opts)}
     for word in _words(options):
         if word.startswith("--") and (word not in flags or word in _OWN):
             raise UsageError(
-                f"{where}: {command} takes no {word} here", f"see: sd35-trt {command} --help"
+                f"{where}: {command} takes no {word} here",
+                f"see: {program} --help",
             )
 
 
@@ -135,7 +147,7 @@ def measure(case: MatrixRow, work: Path) -> dict[str, Any]:
     start = time.perf_counter()
     host = {"host": describe_host()}
     try:
-        for words in (_words(case.build), _words(case.bench)):
+        for words in map(_words, (case.build, case.bench, case.serve or {})):
             if unset := [word for word in words if re.search(r"\$\{?[A-Za-z_]", word)]:
                 raise Sd35Error(f"{unset[0]} names a variable that is not set")
         _run(case, ["build", *_words(case.build), "--out", str(bundle), "--json"])
@@ -153,6 +165,7 @@ def measure(case: MatrixRow, work: Path) -> dict[str, Any]:
             ],
         )
         data = json.loads(result.read_text("utf-8"))
+        served = None if case.serve is None else _served(case, case.serve, bundle, work)
     except Sd35Error as error:
         return {"status": "failed", "error": str(error), **host}
     fields = ("model", "policy", "target", "builder", "manifest_sha256", "weight_bytes")
@@ -165,26 +178,45 @@ def measure(case: MatrixRow, work: Path) -> dict[str, Any]:
         "bundle": {key: data["bundle"][key] for key in fields},
         "images_per_second": data["bundle"]["images_per_second"],
         "psnr_db": data["comparison"] and data["comparison"]["psnr_db"],
-        "figures": history.figures(data),
+        "figures": history.figures(data, served),
         "build_seconds": round(seconds, 1),
     }
 
 
-def _run(case: MatrixRow, words: Sequence[str]) -> None:
+def _served(
+    case: MatrixRow, options: Mapping[str, Any], bundle: Path, work: Path
+) -> dict[str, Any]:
+    """What ``benchmarks/serve.py`` finds of a bundle."""
+    out = work / f"{case.name}-serve.json"
+    words = [str(bundle), *_words(options), "--only", "overhead,joined", "--out", str(out)]
+    # That the server takes too long is a figure, too.
+    _run(case, words, [str(_LOADER)], fine=(0, 1))
+    found: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    out.unlink()
+    return found
+
+
+def _run(
+    case: MatrixRow,
+    words: Sequence[str],
+    program: Sequence[str] = ("-m", "sd35_trt"),
+    fine: Sequence[int] = (0,),
+) -> None:
     """Run a command of this project.
 
     Raises:
         Sd35Error: the line with which it failed.
     """
-    command = [sys.executable, "-m", "sd35_trt", *words]
+    what = words[0] if program[0] == "-m" else "serve"
+    command = [sys.executable, *program, *words]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=60 * case.minutes)
     except subprocess.TimeoutExpired:
-        raise Sd35Error(f"{words[0]} took more than {case.minutes:g} minutes") from None
-    if process.returncode:
+        raise Sd35Error(f"{what} took more than {case.minutes:g} minutes") from None
+    if process.returncode not in fine:
         lines = process.stderr.strip().splitlines() or [f"ended with status {process.returncode}"]
         reason = next((line for line in lines if line.startswith("error: ")), lines[-1])
-        raise Sd35Error(f"{words[0]}: {reason.removeprefix('error: ')}")
+        raise Sd35Error(f"{what}: {reason.removeprefix('error: ')}")
 
 
 def _commit() -> dict[str, Any]:

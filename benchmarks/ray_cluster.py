@@ -24,6 +24,13 @@ CONFIGURATION = Path(__file__).parents[1] / "serving" / "deploy" / "ray.yaml"
 #: Of a replica that draws, as its process is called.
 DRAWER = "ray::ServeReplica:sd35:Drawer"
 
+#: Of Ray's nodes, as docs/ray.md has them.
+SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+}
+
 #: What clients send.
 TOKEN = "a-token-of-a-benchmark"
 
@@ -48,8 +55,7 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         self.fault = folder / "fault"
         # Ray's processes have it from here.
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-        os.environ[FAULT] = str(self.fault)
+        os.environ |= SETTINGS | {FAULT: str(self.fault)}
         own = str(Path(__file__).parent)
         os.environ["PYTHONPATH"] = os.pathsep.join(
             [own, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -11,7 +11,7 @@ from sd35_trt.errors import UsageError
 
 from .arrays import image_of, masks_of, pixels_of
 from .prompt import text_inputs
-from .sample import sampling_inputs
+from .sample import STEP_CACHES, sampling_inputs, step_cache_input
 from .watching import Watcher
 from .wires import CATEGORY, Model, ModelWire
 
@@ -51,6 +51,7 @@ class DrawPicture(io.ComfyNode):
                     "weighting", default=True, optional=True,
                     tooltip="Read (word:1.3) as a weight, as ComfyUI's own nodes do.",
                 ),
+                step_cache_input(),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )  # fmt: skip
@@ -74,6 +75,7 @@ class DrawPicture(io.ComfyNode):
         mask: torch.Tensor | None = None,
         paste: bool = True,
         weighting: bool = True,
+        step_cache: str = STEP_CACHES[0],
     ) -> io.NodeOutput:
         arguments = {
             "prompt": prompt,
@@ -86,6 +88,7 @@ class DrawPicture(io.ComfyNode):
             "sampler": sampler,
             "shift": shift or None,
             "weighting": weighting,
+            "step_cache": step_cache,
             **model.arguments(),
             **_source(image, strength, mask, paste),
         }

@@ -16,6 +16,7 @@ from .watching import Watcher
 from .wires import CATEGORY, Model, ModelWire, Prompt, PromptWire
 
 SAMPLERS = ["euler", "dpmpp-2m"]
+STEP_CACHES = ["exact", "fast"]
 
 _MOST_STEPS = 1000
 # Pixels of a latent pixel.
@@ -41,6 +42,14 @@ def sampling_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
+def step_cache_input() -> Any:
+    """Whether steps may be short."""
+    return io.Combo.Input(
+        "step_cache", options=STEP_CACHES, default=STEP_CACHES[0], optional=True,
+        tooltip="fast: with the short steps that the bundle was built and calibrated with.",
+    )  # fmt: skip
+
+
 class Sample(io.ComfyNode):
     """Model, prompt and LATENT → LATENT."""
 
@@ -60,6 +69,7 @@ class Sample(io.ComfyNode):
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                     tooltip="As KSampler's: the steps are the last of steps / denoise.",
                 ),
+                step_cache_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )  # fmt: skip
@@ -76,12 +86,19 @@ class Sample(io.ComfyNode):
         sampler: str,
         shift: float,
         denoise: float,
+        step_cache: str = STEP_CACHES[0],
     ) -> io.NodeOutput:
         if denoise <= 0:
             return io.NodeOutput(latent)
         start = Start.of(latent, seed)
         part = {**part_of_schedule(steps, denoise), "decode": False}
-        own = {"guidance": cfg, "sampler": sampler, "shift": shift or None, **part}
+        own = {
+            "guidance": cfg,
+            "sampler": sampler,
+            "shift": shift or None,
+            "step_cache": step_cache,
+            **part,
+        }
         arguments = {**prompt.arguments, **model.arguments(), **own}
         runs = list(start.runs(model.most, denoise <= _WHOLE))
         watcher = Watcher(len(runs))

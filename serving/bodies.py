@@ -31,6 +31,7 @@ _AS_THEY_ARE = (
     "prompt_3",
     "weighting",
     "t5_tokens",
+    "step_cache",
     "skip_guidance_layers",
     "skip_layer_guidance_scale",
     "skip_layer_guidance_start",
@@ -86,6 +87,9 @@ class Body(BaseModel):
     guidance: float | None = Field(None, ge=0, le=100)
     shift: float | None = Field(None, ge=0.01, le=100)
     sampler: Text | None = Field(None, json_schema_extra={"examples": list(SAMPLERS)})
+    step_cache: Literal["exact", "fast"] = Field(
+        "exact", description="fast: with the bundle's short steps."
+    )
     t5_tokens: int | None = Field(None, ge=1, description="Length of T5's part of the text.")
     skip_guidance_layers: list[int] | None = Field(
         None, max_length=_MOST_ENTRIES, description="Blocks that skip-layer guidance leaves out."
@@ -155,6 +159,7 @@ FIELDS = {
     "batch": "n",
     "size": "size",
     "t5_tokens": "t5_tokens",
+    "step_cache": "step_cache",
     "adapters": "adapters",
     "skip_guidance_layers": "skip_guidance_layers",
     "controls": FIELD,

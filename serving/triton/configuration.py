@@ -43,6 +43,7 @@ INPUTS = (
     Tensor("guidance", "FP32"),
     Tensor("shift", "FP32"),
     Tensor("sampler", "STRING"),
+    Tensor("step_cache", "STRING"),
     Tensor("image", "UINT8", _IMAGE),
     Tensor("strength", "FP32"),
     Tensor("mask", "UINT8", (-1, -1)),

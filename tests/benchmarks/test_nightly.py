@@ -211,6 +211,7 @@ name = "refused"
 bench = { batch = 9 }
 [[case]]
 name = "good"
+serve = { size = "64x64", steps = 2, seconds = 1, count = 5 }
 """
 
 
@@ -234,7 +235,9 @@ def test_a_failing_case_is_recorded_and_the_rest_goes_on(
     assert entries[1]["error"].startswith("bench: 9 images at once, this bundle draws 1 to 4")
     assert "failed: broken: " in result.output
     good = entries[2]
-    assert {"total", "step", "text", "load", "host_memory"} <= good["figures"].keys()
+    own = {"total", "step", "text", "load", "host_memory", "server", "alone", "joined"}
+    assert own <= good["figures"].keys()
+    assert not list((tmp_path / "work").glob("*-serve.json"))
     assert {"commit", "date", "versions", "settings", "host", "device"} <= good.keys()
     assert len({e["run"] for e in entries}) == 1
     text = page.read_text("utf-8")
@@ -302,6 +305,8 @@ def test_wrong_matrices(tmp_path: Path) -> None:
         ("[[case]]\nname = 'a'\nbench = { colour = 1 }", "bench takes no --colour"),
         ("[[case]]\nname = 'a'\nbench = { out = 'x' }", "bench takes no --out"),
         ("[[case]]\nname = 'a'\nbuild = { steps = 1 }", "build takes no --steps"),
+        ("[[case]]\nname = 'a'\nserve = { colour = 1 }", "serve takes no --colour"),
+        ("[[case]]\nname = 'a'\nserve = { only = 'rates' }", "serve takes no --only"),
         ("[[case", "cannot read the matrix"),
     ]
     for text, words in cases:
@@ -323,6 +328,7 @@ def test_the_matrix_of_this_project() -> None:
     assert {case.gpu for case in cases} == {"cpu", "auto"}
     policies = {case.build["policy"] for case in cases if case.gpu == "cpu"}
     assert policies == {"fp32", "half", "fp8", "int8-weight"}
+    assert {case.gpu for case in cases if case.serve} == {"cpu", "auto"}
 
 
 def test_the_workflow_runs_it() -> None:

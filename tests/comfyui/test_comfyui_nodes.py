@@ -137,7 +137,7 @@ def check_input(declared: Declared, value: Any, workflow: Any, schemas: Any) -> 
         assert source is None or source.outputs[value[1]].kind == declared.kind
     elif declared.kind in ("INT", "FLOAT"):
         assert options.get("min", value) <= value <= options.get("max", value)
-    elif declared.kind == "COMBO" and declared.id in ("device", "sampler"):
+    elif declared.kind == "COMBO" and declared.id in ("device", "sampler", "step_cache"):
         assert value in options["options"]
 
 
@@ -403,6 +403,8 @@ def test_what_a_bundle_does_not_have(comfy: ComfyUI, mini_bundle: Path, model: A
     masked = {**empty(), "noise_mask": torch.ones(1, 1, SIZE[1], SIZE[0])}
     with pytest.raises(UsageError, match="build with: --inpainting"):
         sample(comfy, plain, masked)
+    with pytest.raises(UsageError, match="build with: --short-steps"):
+        sample(comfy, plain, empty(), step_cache="fast")
     assert comfy.progress == []
 
 
@@ -414,6 +416,7 @@ def test_what_a_bundle_does_not_have(comfy: ComfyUI, mini_bundle: Path, model: A
         ({"mask": torch.ones(64, 128)}, "connect image, too"),
         ({"image": torch.zeros(2, 64, 128, 3)}, "2 pictures to start from"),
         ({"batch_size": 64}, "64 images at once"),
+        ({"step_cache": "fast"}, "build with: --short-steps"),
     ],
 )
 def test_what_is_refused(inputs: dict[str, Any], words: str, comfy: ComfyUI, model: Any) -> None:

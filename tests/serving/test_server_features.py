@@ -179,6 +179,8 @@ def test_a_clear_picture_where_the_bundle_has_no_inpainting(server: Running) -> 
         ({"skip_layer_guidance_stop": 2}, "skip_layer_guidance_stop", "less than or equal to 1"),
         ({"prompt_2": "x" * 10_001}, "prompt_2", "10,001 characters"),
         ({"negative_prompt_3": "(a:1e9)", "weighting": True}, "negative_prompt_3", "weight 1e"),
+        ({"step_cache": "fast"}, "step_cache", "build with: --short-steps"),
+        ({"step_cache": "slow"}, "step_cache", "'exact' or 'fast'"),
         ({"t5_tokens": 100_000}, "t5_tokens", "t5_tokens must be"),
         ({"mask": "/etc/passwd"}, "mask", "is no field of this request"),
     ],

@@ -94,7 +94,8 @@ def test_tensors_of_features_become_arguments() -> None:
     found = arguments(
         {
             "prompt": texts("a", "b"), "prompt_2": texts("c", "d"),
-            "negative_prompt_3": texts("e", "f"), "mask": mask, "control_canny": hint,
+            "step_cache": texts("fast", "fast"), "negative_prompt_3": texts("e", "f"),
+            "mask": mask, "control_canny": hint,
             "adapters": np.array([[b"style", b"shape"], [b"style", b""]], object),
             "adapter_scales": np.array([[0.8, 1.0], [0.4, 0.0]], np.float32), **twice,
         },
@@ -113,7 +114,7 @@ def test_tensors_of_features_become_arguments() -> None:
     assert found.pop("seed")
     assert found == {
         "prompt": ["a", "b"], "prompt_2": ["c", "d"], "negative_3": ["e", "f"],
-        "weighting": True, "t5_tokens": 32, "paste": True, "strength": 0.3,
+        "weighting": True, "t5_tokens": 32, "step_cache": "fast", "paste": True, "strength": 0.3,
         "skip_guidance_layers": [1, 2], "skip_layer_guidance_stop": 0.2,
         "adapters": [{"style": 0.8, "shape": 1.0}, {"style": 0.4}],
     }  # fmt: skip
