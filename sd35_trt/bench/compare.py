@@ -45,6 +45,7 @@ def describe(side: Side, workload: Workload) -> dict[str, Any]:
         "load_seconds": round(side.load, 6),
         "first_seconds": round(side.first, 6),
         "stages": stages,
+        "short_steps": runs[-1].short_steps,
         "step": _spread(step for run in runs for step in run.steps),
         "images_per_second": round(
             workload.batch / float(np.median([run.timings["total"] for run in runs])), 6

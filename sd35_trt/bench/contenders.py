@@ -29,13 +29,14 @@ class Run:
         steps: seconds from the end of one denoising step to that of the next, so one fewer than
             there are steps; of a single step, the loop's.
         images: uint8 [B, H, W, 3].
-        notes: as in :class:`sd35_trt.runtime.Result`.
+        notes, short_steps: as in :class:`sd35_trt.runtime.Result`.
     """
 
     timings: dict[str, float]
     steps: tuple[float, ...]
     images: np.ndarray
     notes: tuple[str, ...] = ()
+    short_steps: int = 0
 
 
 class Contender(Protocol):
@@ -92,12 +93,13 @@ class EngineContender:
         start = time.perf_counter()
         result = self._pipe.generate(
             prompt, seed=seed, callback=after_step, steps=w.steps, size=w.size, batch=w.batch,
-            guidance=w.guidance, sampler=w.sampler, t5_tokens=w.t5_tokens,
+            guidance=w.guidance, sampler=w.sampler, t5_tokens=w.t5_tokens, step_cache=w.step_cache,
         )  # fmt: skip
         total = time.perf_counter() - start
         timings = {name: result.timings[name] for name in TIMINGS if name in result.timings}
         timings |= {"loop": timings["conditioning"] + timings["denoise"], "total": total}
-        return Run(timings, step_seconds(ends, timings["loop"]), result.images, result.notes)
+        steps = step_seconds(ends, timings["loop"])
+        return Run(timings, steps, result.images, result.notes, result.short_steps)
 
     def describe(self) -> dict[str, Any]:
         """The bundle's identity."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35_trt.runtime.request import EXACT
+
 #: The words for diffusers' pipeline in ``--against``: eager, or its blocks compiled.
 DIFFUSERS = "diffusers"
 DIFFUSERS_COMPILED = "diffusers-compiled"
@@ -25,6 +27,7 @@ class BenchOptions:
         warmup: runs before them.
         steps, size, guidance: None takes the bundle's.
         batch: pictures in a run, of one prompt.
+        step_cache: of the bundle alone; as :meth:`sd35_trt.runtime.Pipeline.request` takes it.
         prompt: a number is added for each run.
         against: None, ``diffusers``, ``diffusers-compiled``, or another bundle's directory.
         model: with ``diffusers``, the checkpoint behind the bundle; None is mini.
@@ -40,6 +43,7 @@ class BenchOptions:
     size: tuple[int, int] | None = None
     batch: int = 1
     guidance: float | None = None
+    step_cache: str = EXACT
     prompt: str = _PROMPT
     against: str | None = None
     model: str | None = None

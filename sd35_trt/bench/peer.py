@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 from sd35_trt.checkpoints.hub import resolve_model
 from sd35_trt.checkpoints.model_options import ModelOptions
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.quality.reference import check_checkpoint, check_comparable
+from sd35_trt.runtime.request import EXACT
 from sd35_trt.runtime.sessions.session import device_of
 from sd35_trt.store.cache import StageCache, default_cache_dir
 
@@ -34,7 +36,7 @@ def open_peer(bundle: Bundle, options: BenchOptions, workload: Workload) -> Cont
         check_comparable(other, bundle)
         size, guidance = workload.size, workload.guidance
         check_request(other.manifest, workload.batch, workload.steps, size, guidance)
-        return EngineContender(other, workload)
+        return EngineContender(other, replace(workload, step_cache=EXACT))
     for package in LIBRARIES:
         if importlib.util.find_spec(package) is None:
             raise Sd35Error(

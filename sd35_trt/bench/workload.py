@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sd35_trt.errors import UsageError
 from sd35_trt.formats.bundle import Bundle, Manifest
-from sd35_trt.runtime.request import Request, make_request
+from sd35_trt.runtime.request import EXACT, Request, make_request
 from sd35_trt.runtime.sessions.session import device_of
 
 from .meters import usable_cores
@@ -21,6 +21,7 @@ class Workload:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         vram_budget: bytes that a bundle keeps to; None where there is no limit.
         prompt: before the number of the run is added.
+        step_cache: of the bundle; its peer draws exactly.
     """
 
     device: str
@@ -35,6 +36,7 @@ class Workload:
     t5_tokens: int
     runs: int
     warmup: int
+    step_cache: str = EXACT
 
 
 def decide_workload(bundle: Bundle, options: BenchOptions) -> Workload:
@@ -47,7 +49,9 @@ def decide_workload(bundle: Bundle, options: BenchOptions) -> Workload:
         raise UsageError("--model is for --against diffusers", "leave it out")
     device = device_of(bundle, options.device)
     m = bundle.manifest
-    request = check_request(m, options.batch, options.steps, options.size, options.guidance)
+    request = check_request(
+        m, options.batch, options.steps, options.size, options.guidance, options.step_cache
+    )
     return Workload(
         device=device,
         vram_budget=options.vram_budget,
@@ -61,6 +65,7 @@ def decide_workload(bundle: Bundle, options: BenchOptions) -> Workload:
         t5_tokens=request.t5_tokens,
         runs=options.runs,
         warmup=options.warmup,
+        step_cache=options.step_cache,
     )
 
 
@@ -70,6 +75,7 @@ def check_request(
     steps: int | None,
     size: tuple[int, int] | None,
     guidance: float | None,
+    step_cache: str = EXACT,
 ) -> Request:
     """A request with the bundle's defaults filled in.
 
@@ -79,4 +85,5 @@ def check_request(
     return make_request(
         manifest, prompt="", negative="", seed=0, steps=steps, guidance=guidance, shift=None,
         size=size, batch=batch, sampler=None, t5_tokens=None, image=None, strength=1.0,
+        step_cache=step_cache,
     )  # fmt: skip

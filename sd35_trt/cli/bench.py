@@ -14,6 +14,7 @@ from .options import (
     invocation,
     json_option,
     size_option,
+    step_cache_option,
     steps_option,
 )
 from .output import print_json
@@ -31,6 +32,7 @@ from .output import print_json
 @size_option
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures in a run.")
 @guidance_option
+@step_cache_option
 @click.option(
     "--prompt",
     default=None,
@@ -70,12 +72,13 @@ def command(as_json: bool, out: Path | None, prompt: str | None, **arguments: An
     """Measure how fast a BUNDLE draws, stage by stage, and what memory and energy it takes.
 
     Times are medians of the runs, with the bounds of the middle 80 %; those of a step are over
-    the steps of all runs.
+    the steps of all runs. With --step-cache fast, what BUNDLE is measured against draws exactly.
 
     \b
     Examples:
       sd35-trt bench bundles/mini-cpu
       sd35-trt bench bundles/mini-cpu --against diffusers --out bench.json
+      sd35-trt bench bundles/short --step-cache fast --against bundles/short
       sd35-trt bench bundles/int8 --against bundles/half --size 192x128 --batch 2
       sd35-trt bench bundles/large --against diffusers --model ~/models/stable-diffusion-3.5-large
     """

@@ -46,6 +46,9 @@ from .output import print_json
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures at once.")
 @guided_option("With or without classifier-free guidance. Default: with, except for Turbo models.")
 @click.option(
+    "--short-steps", type=int, default=None, metavar="K", help="As for build. Default: none."
+)
+@click.option(
     "--exact",
     is_flag=True,
     help="Ask TensorRT for RTX what working memory its engines take: a minute or two the first "

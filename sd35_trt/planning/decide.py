@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
+from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.components import SHORT_DENOISER
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
@@ -140,8 +141,7 @@ class Decision:
     @property
     def components(self) -> list[str]:
         """Those of the bundle: the model's, and what features add."""
-        names = self.model.components
-        return [*names, SHORT_DENOISER] if self.features.short_steps else names
+        return bundle_components(self.model, self.features)
 
     @property
     def steps_and_guidance(self) -> tuple[int, float]:
@@ -190,7 +190,7 @@ def decide(
             "--skip-layer-guidance steers guidance, and this bundle has none",
             "leave it out, or build with: --guidance",
         )
-    _check_short_steps(features.short_steps, whole_number(transformer, "num_layers"))
+    features = decide_model_features(model, features)
     return Decision(
         model=model,
         target=target,
@@ -200,16 +200,30 @@ def decide(
         size=_size_range(model, size, size_step),
         size_step=size_step,
         latent_channels=whole_number(transformer, "in_channels"),
-        features=replace(features, control_blocks=model.control_blocks),
+        features=features,
     )
 
 
-def _check_short_steps(first: int, blocks: int) -> None:
+def decide_model_features(model: Model[AnyCheckpoint | Structure], features: Features) -> Features:
+    """The features that were asked for, and those of the model's ControlNets.
+
+    Raises:
+        UsageError: short steps of as many blocks as the model has.
+    """
+    first = features.short_steps
+    blocks = whole_number(model.checkpoint.config("transformer"), "num_layers")
     if first >= blocks:
         raise UsageError(
             f"--short-steps {first}: a full step of this model computes {blocks} blocks",
             f"use less, for example --short-steps {max(1, blocks // 4)}",
         )
+    return replace(features, control_blocks=model.control_blocks)
+
+
+def bundle_components(model: Model[AnyCheckpoint | Structure], features: Features) -> list[str]:
+    """The components of a model's bundle, those that features add last."""
+    names = model.components
+    return [*names, SHORT_DENOISER] if features.short_steps else names
 
 
 def _adapter_ranks(most: int) -> tuple[int, ...]:

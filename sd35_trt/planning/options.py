@@ -20,6 +20,7 @@ class PlanOptions(ModelOptions):
         size: width and height in pixels; None takes the model's native size.
         batch: pictures at once.
         guidance: whether both branches are computed; None asks the model variant.
+        short_steps: blocks that a short step computes; None is without such steps.
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
     """
@@ -30,5 +31,6 @@ class PlanOptions(ModelOptions):
     size: tuple[int, int] | None = None
     batch: int = 1
     guidance: bool | None = None
+    short_steps: int | None = None
     exact: bool = False
     cache_dir: Path | None = None

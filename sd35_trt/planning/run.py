@@ -24,7 +24,12 @@ from sd35_trt.residency import Residency, plan_residency
 from sd35_trt.store.cache import open_cache
 from sd35_trt.targets import Target, find_target
 
-from .decide import decide_guidance, decide_policy
+from .decide import (
+    decide_features,
+    decide_guidance,
+    decide_model_features,
+    decide_policy,
+)
 from .footprints import footprints, reserve
 from .options import PlanOptions
 from .plan import Plan
@@ -55,10 +60,12 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
         guided = decide_guidance(model.variant, options.guidance)
         size = options.size or model.variant.size
         model.sizes.check(*size)
-        sizes = measure(model, policy, size, options.batch, guided)
+        features = decide_model_features(model, decide_features(short_steps=options.short_steps))
+        sizes = measure(model, policy, size, options.batch, guided, features)
         if options.exact:
             cache = open_cache(options.cache_dir)
-            for name, form, dims in component_shapes(model, size, options.batch, guided):
+            shapes = component_shapes(model, size, options.batch, guided, features)
+            for name, form, dims in shapes:
                 bounds = picture_bounds(dims, guided)
                 bytes_reported = compiled_activations(
                     name, model.checkpoint, policy, form, bounds, target, cache, progress

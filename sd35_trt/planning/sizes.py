@@ -17,6 +17,8 @@ from sd35_trt.features import Features
 from sd35_trt.policies import Policy
 from sd35_trt.residency import phases_of
 
+from .decide import bundle_components
+
 if TYPE_CHECKING:
     from sd35_trt.export.component import ExportOptions
     from sd35_trt.export.sizes import Sizes
@@ -26,13 +28,19 @@ AnyModel = Model[AnyCheckpoint | Structure]
 
 
 def measure(
-    model: AnyModel, policy: Policy, size: tuple[int, int], batch: int, guided: bool
+    model: AnyModel,
+    policy: Policy,
+    size: tuple[int, int],
+    batch: int,
+    guided: bool,
+    features: Features,
 ) -> dict[str, Sizes]:
     """Sizes of every component of a model, by name.
 
     Args:
         size: of the pictures, width and height in pixels.
         batch: pictures at once.
+        features: of the bundle.
 
     Raises:
         CheckpointError: a tensor is missing or misshapen.
@@ -42,18 +50,19 @@ def measure(
 
     return {
         name: component_sizes(name, model.checkpoint, policy, options, dims)
-        for name, options, dims in component_shapes(model, size, batch, guided)
+        for name, options, dims in component_shapes(model, size, batch, guided, features)
     }
 
 
 def component_shapes(
-    model: AnyModel, size: tuple[int, int], batch: int, guided: bool
+    model: AnyModel, size: tuple[int, int], batch: int, guided: bool, features: Features
 ) -> Iterator[tuple[str, ExportOptions, dict[str, int]]]:
     """Every component of a model, how it is exported, and its dynamic dimensions by name.
 
     Args:
         size: of the pictures, width and height in pixels.
         batch: pictures at once.
+        features: of the bundle.
     """
     from sd35_trt.export.component import ExportOptions
 
@@ -69,10 +78,12 @@ def component_shapes(
         "image_width": width,
     }
     patches = (height // LATENT_SCALE // 2) * (width // LATENT_SCALE // 2)
-    features = Features(control_blocks=model.control_blocks)
     if features.control_blocks:
         common |= {"residual_samples": texts, "residual_pixels": patches}
-    for name in chain.from_iterable(phases_of(model.components).values()):
+    if features.short_steps:
+        common["pixels"] = patches
+    names = bundle_components(model, features)
+    for name in chain.from_iterable(phases_of(names).values()):
         row = component_row(name)
         encoder = row.tokenizer is not None
         dims = {

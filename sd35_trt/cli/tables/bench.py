@@ -42,6 +42,8 @@ def print_bench(result: Mapping[str, Any]) -> None:
         f"{s['size'][0]}x{s['size'][1]}, batch {s['batch']}, {s['steps']} steps, {guidance}; "
         f"{s['runs']} runs after {s['warmup']}"
     )
+    if bundle["short_steps"]:
+        console.print(f"{bundle['short_steps']} of {s['steps']} steps are short")
     device = result["device"]["name"] if s["device"] != "cpu" else result["host"]["cpu"]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k != "python")
     console.print(f"{device}, {s['threads']} CPU threads\n{versions}\n")
