@@ -29,6 +29,7 @@ class Attempt:
         rank: of the adapters that it is given; 0 where it is given none.
         skips: whether it has a third branch, without three of the blocks.
         controlled: whether a ControlNet's residuals are added.
+        short: whether it computes the first blocks alone.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Attempt:
     rank: int = 0
     skips: bool = False
     controlled: bool = False
+    short: bool = False
 
 
 # Of Large's ControlNets, that Stability AI published.
@@ -54,6 +56,19 @@ CONTROL_BLOCKS = 19
 _ADAPTERS = Features((16, 64))
 _SKIPS = Features(skip_layer_guidance=True)
 _CONTROLS = Features(control_blocks=CONTROL_BLOCKS)
+
+
+def _short_steps(*counts: int) -> tuple[Attempt, ...]:
+    """A full step that puts out its change, and short ones of so many blocks."""
+    first = Attempt(
+        f"programs fp8, before short steps of {counts[0]}", "program",
+        features=Features(short_steps=counts[0]),
+    )  # fmt: skip
+    return first, *(
+        Attempt(f"programs fp8, short step of {count}", "program", short=True,
+                features=Features(short_steps=count))
+        for count in counts
+    )  # fmt: skip
 
 
 def _featured(policy: str) -> tuple[Attempt, ...]:
@@ -94,6 +109,7 @@ ATTEMPTS = (
     Attempt("programs fp8, FP8 attention", "program", fp8_attention=True),
     Attempt("diffusers BF16, max-autotune, graph", "diffusers", mode="max-autotune"),
     Attempt("programs fp8, max-autotune", "program", mode="max-autotune"),
+    *_short_steps(8, 4, 6, 10, 12),
     *_featured("fp8"),
     *_featured("half"),
     Attempt("diffusers PEFT rank 16", "diffusers", mode="eager", record=False, rank=16),

@@ -24,6 +24,7 @@ from step_features import extras, with_peft
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.compat.library import load_library
+from sd35_trt.components import SHORT_DENOISER
 from sd35_trt.engines.builder import EngineOptions, ExportedComponent
 from sd35_trt.engines.child_process import run_in_child
 from sd35_trt.export.component import (
@@ -38,6 +39,7 @@ from sd35_trt.export.fused_block import fuse_blocks
 from sd35_trt.export.ports import ComponentModule
 from sd35_trt.export.program_writer import parameter_value
 from sd35_trt.export.scales import Scales
+from sd35_trt.export.short_steps import CHANGE, COEFFICIENTS, REMEMBERED
 from sd35_trt.export.torch_layers import use_torch_layers
 from sd35_trt.features import PLAIN, Features
 from sd35_trt.formats.bundle import Component, describe_file
@@ -106,7 +108,7 @@ def _program(
         use_torch_layers(part, attempt.join)
         if attempt.fuse:
             fuse_blocks(part)
-        features = _features(attempt, model) if name == "denoiser" else PLAIN
+        features = PLAIN if name == "conditioner" else _features(attempt, model)
         options = ExportOptions(_CLIP_TOKENS, True, "program", attempt.join, attempt.fuse, features)
         module = MODULES[name](part, options).eval()
         program = module.program()
@@ -117,9 +119,11 @@ def _program(
 
 
 def _features(attempt: Attempt, model: RandomTransformer) -> Features:
-    """An attempt's; a model of few blocks has a ControlNet of few."""
-    blocks = min(attempt.features.control_blocks, model.config("transformer")["num_layers"])
-    return replace(attempt.features, control_blocks=blocks)
+    """An attempt's; a model of few blocks has a ControlNet of few, and short steps of few."""
+    layers = model.config("transformer")["num_layers"]
+    blocks = min(attempt.features.control_blocks, layers)
+    first = min(attempt.features.short_steps, layers - 1)
+    return replace(attempt.features, control_blocks=blocks, short_steps=first)
 
 
 def _conditioned(
@@ -137,7 +141,10 @@ def by_programs(
     """What computes the step; and the latents after it in FP32, with what it is given besides."""
     conditioned = _conditioned(model, step, attempt, device)
     inputs = denoiser_inputs(step, conditioned["context"], conditioned["modulation"][0])
-    program, weights, module = _program(model, "denoiser", attempt, step.scales, device)
+    name = SHORT_DENOISER if attempt.short else "denoiser"
+    if attempt.short:
+        inputs |= _remembered(model, step, attempt, device, inputs)
+    program, weights, module = _program(model, name, attempt, step.scales, device)
     truth = step.truth
     if attempt.features != PLAIN:
         given = extras(model, step, attempt, module.inputs, module.adapters)
@@ -147,6 +154,24 @@ def by_programs(
         program, weights, torch.device(device), attempt.mode, attempt.attention, attempt.fast
     )
     return lambda: run(inputs)["next_latents"], truth
+
+
+def _remembered(
+    model: RandomTransformer,
+    step: DenoisingStep,
+    attempt: Attempt,
+    device: str,
+    inputs: Mapping[str, torch.Tensor],
+) -> Tensors:
+    """What a short step is given: the change of this very step, so that its result is the full
+    one's."""
+    program, weights, _ = _program(model, "denoiser", attempt, step.scales, device)
+    run = TorchProgram(
+        program, weights, torch.device(device), "eager", attempt.attention, attempt.fast
+    )
+    change = run(inputs)[CHANGE]
+    coefficients = torch.tensor([[1.0, 0.0]] * len(step.latents), device=device)
+    return {COEFFICIENTS: coefficients, **dict.fromkeys(REMEMBERED, change)}
 
 
 def by_engine(

@@ -6,7 +6,6 @@ depends on the shapes of the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -46,7 +45,7 @@ class Denoiser(Protocol):
     dtype: torch.dtype
     inputs: Ports
     head: Head
-    blocks: Sequence[Block]
+    blocks: list[Block]
     tail: Tail
     masked_rows: MaskedRows
     rows: int

@@ -6,6 +6,7 @@ written. What each component was given then, its engine is given too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from msgspec.structs import replace
 from sd35_trt.backends import BACKENDS
 from sd35_trt.errors import Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
+from sd35_trt.formats.step_cache import FIRST_STEPS, Coefficients, StepPlan
 from sd35_trt.progress import Progress, silent
 from sd35_trt.runtime import Pipeline
 from sd35_trt.runtime.devices.device import Device
 from sd35_trt.runtime.devices.opening import open_device
+from sd35_trt.runtime.job import Job
+from sd35_trt.runtime.request import Request
 from sd35_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from sd35_trt.runtime.sessions.session import Session, SessionOptions, device_of, open_session
 
@@ -44,6 +48,12 @@ BOUNDS = {"fp32": 1e-3, "half": 0.02, "int8-weight": 0.05, "int4-weight": 0.05, 
 #: What is drawn: a few steps, so that the denoiser sees noise and picture.
 STEPS = 4
 _PROMPT = "a large red star above a small blue square"
+
+#: What is drawn besides, where steps can be short.
+SHORT_STEPS = 4
+
+# As if changes were a straight line.
+_EXTRAPOLATED = (1.5, -0.5)
 
 # Low: the model's own would multiply the rounding of both branches by 5.
 _GUIDANCE = 1.5
@@ -194,7 +204,8 @@ def _record(
         "prompt": prompts, "seed": seed, "steps": steps, "guidance": guidance,
     }  # fmt: skip
     encodes = manifest.component("vae_encoder") is not None
-    total = steps * 2 if encodes else steps
+    short = SHORT_STEPS if manifest.features.short_steps else 0
+    total = (steps * 2 if encodes else steps) + short
     with Pipeline(peer, open_session=watch, device="cpu") as pipe:
         done = iter(range(1, total + 1))
 
@@ -207,8 +218,28 @@ def _record(
             pipe.generate(
                 **request, image=picture, strength=_STRENGTH, callback=report, controls=nets or None
             )
-            progress("reference", total, total)
+        if short:
+            drawn = _with_short_steps(pipe.request(**{**request, "steps": short}, size=size))
+            job = Job(drawn, report)
+            pipe.draw([job])
+            if isinstance(job.outcome, BaseException):
+                raise job.outcome
+        progress("reference", total, total)
     return runs
+
+
+def _with_short_steps(request: Request) -> Request:
+    """The request, its steps being short as soon as they can be: whatever a step cache says."""
+    first: tuple[Coefficients | None, ...] = (None,) * FIRST_STEPS
+    short = (_EXTRAPOLATED,) * (request.steps - FIRST_STEPS)
+    plan = StepPlan(
+        steps=request.steps,
+        sampler=request.sampler,
+        shift=request.shift,
+        coefficients=first + short,
+        error=0.0,
+    )
+    return dataclasses.replace(request, plan=plan)
 
 
 def _copy(arrays: Arrays) -> Arrays:

@@ -298,11 +298,10 @@ class Renderer:
         )
 
     def _planned(self, request: Request) -> tuple[PlannedStep, ...]:
-        """The steps of a request that has short ones; of another bundle's plan, there are none."""
-        plan = request.plan
-        if plan is None or self.step_cache is None or plan != self.step_cache.plan(*plan.key):
-            return ()
-        return request.planned_steps
+        """The steps of a request that has short ones; as the fallback's, another bundle's may have
+        no such steps, or others."""
+        own = self._manifest.features.short_steps == request.short_blocks
+        return request.planned_steps if own else ()
 
     def close(self) -> None:
         """Release engines and device, all that there is also when a part of it fails to. A second

@@ -54,6 +54,7 @@ class Request:
         controls: ControlNets, which all images have.
         fast: whether steps may be short.
         plan: of the step cache, of a fast one; None where it has none for the request.
+        short_blocks: that short steps compute in the bundle that the plan is of.
     """
 
     prompts: tuple[Prompt, ...]
@@ -78,6 +79,7 @@ class Request:
     controls: tuple[ControlUse, ...] = ()
     fast: bool = False
     plan: StepPlan | None = None
+    short_blocks: int = 0
 
     @property
     def from_noise(self) -> bool:
@@ -298,6 +300,7 @@ def make_request(
         controls=control_uses(manifest, controls, (width, height), count),
         fast=fast,
         plan=plans.plan(steps, sampler, shift) if fast and plans is not None else None,
+        short_blocks=manifest.features.short_steps,
     )
 
 

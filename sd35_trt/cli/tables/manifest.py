@@ -5,6 +5,7 @@ from __future__ import annotations
 from sd35_trt.components import NO_T5
 from sd35_trt.features import ADAPTERS
 from sd35_trt.formats.bundle import Bundle, Manifest, Port
+from sd35_trt.formats.step_cache import StepCache
 from sd35_trt.units import format_bytes
 
 from .console import fact_table, open_console, plain_table, sm_names
@@ -40,6 +41,21 @@ def _sources(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _short_steps(bundle: Bundle) -> str:
+    """How many blocks they compute, and the plans of the step cache, a line each."""
+    lines = [f"of the first {bundle.manifest.features.short_steps} blocks"]
+    cache = StepCache.of(bundle)
+    if cache is None:
+        return f"{lines[0]}; no step cache says which"
+    lines[0] += f" of {cache.blocks}"
+    lines += [
+        f"{plan.short} of {plan.steps} steps of {plan.sampler} with shift {plan.shift:g}, "
+        f"error {plan.error:.3g}"
+        for plan in cache.plans
+    ]
+    return "\n".join(lines)
+
+
 def print_manifest(bundle: Bundle) -> None:
     """Print a bundle's manifest as tables."""
     m = bundle.manifest
@@ -68,6 +84,8 @@ def print_manifest(bundle: Bundle) -> None:
     if m.controls:
         nets = (f"{control.name} ({control.kind})" for control in m.controls)
         facts["ControlNets"] = ", ".join(nets)
+    if m.features.short_steps:
+        facts["short steps"] = _short_steps(bundle)
     if m.model.origin:
         facts["from the hub"] = m.model.origin
     if m.model.loras:
