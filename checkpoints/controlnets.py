@@ -19,7 +19,7 @@ from .configuration import class_name, complete
 from .contents import describe
 from .diffusers import Part, read_config
 from .findings import Findings
-from .hub import resolve_folder
+from .hub import resolve_net
 from .merged import AnyCheckpoint
 from .model_options import HINT_KINDS, ControlNet
 from .original_controlnet import is_original, net_config, net_origins
@@ -78,7 +78,7 @@ def open_nets(nets: Sequence[ControlNet]) -> dict[str, Part]:
     for net in nets:
         with findings.part():
             part = control_part(net.name)
-            parts[part] = open_net(part, resolve_folder(net.model, CONTROLNET))
+            parts[part] = open_net(part, resolve_net(net.model))
     findings.tell()
     return parts
 

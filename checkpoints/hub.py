@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from sd35_trt.components import COMPONENTS
+from sd35_trt.components import COMPONENTS, CONTROLNET
 from sd35_trt.errors import CheckpointError
-from sd35_trt.mini import checkpoint_path, lora_paths
+from sd35_trt.mini import checkpoint_path, controlnet_paths, lora_paths
 
 from .beside import ambiguous
 from .file_formats import file_header
-from .model_options import OPTIONS
+from .model_options import OPTIONS, PACKAGED
 from .original import LAYOUTS
 from .part_names import SUFFIXES, is_published, names_after, rank, same_names
 from .repository import LICENCE, Repository
 from .tensor_names import Kind
 from .weight_files import weight_names
+
+_CONFIG = "config.json"
 
 _ID = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)"
@@ -72,32 +74,35 @@ def resolve_lora(lora: Path) -> Path:
     Raises:
         CheckpointError: mini has no such LoRA, or there is no such home directory.
     """
-    packaged, name = lora_paths(), str(lora).removeprefix("mini:")
-    if name == str(lora):
-        return expand_user(lora)
-    if name not in packaged:
-        listed = " and ".join(f"mini:{own}" for own in packaged)
-        raise CheckpointError(f"mini has no LoRA {name!r}", f"there are {listed}")
-    return packaged[name]
+    return _packaged(str(lora), "LoRA", lora_paths()) or expand_user(lora)
 
 
-def resolve_folder(model: str, wanted: str) -> Path:
-    """The folder, or the file, behind a path, or a repository on the hub whose files lie at its
-    top, or one of its files: ``owner/name``, ``owner/name@revision``, ``owner/name/file``.
-
-    Args:
-        wanted: what it should be, whose weights have the names that such a part's have.
+def resolve_net(model: str) -> Path:
+    """The folder, or the file, behind a ControlNet's ``mini:NAME``, a path, or a repository on the
+    hub whose files lie at its top, or one of its files: ``owner/name``, ``owner/name@revision``,
+    ``owner/name/file``.
 
     Raises:
-        CheckpointError: not here, and not to be had from the hub.
+        CheckpointError: mini has no such net; not here, and not to be had from the hub.
     """
+    if packaged := _packaged(model, "ControlNet", controlnet_paths()):
+        return packaged
     path, match = expand_user(Path(model)), _ID.fullmatch(model)
     if match is None or _is_local(path, match["file"] is not None):
         return path
-    repository, file = Repository(match["repository"], match["revision"]), match["file"]
-    if file is not None:
-        return repository.download([file]) / file
-    return repository.download(["config.json", *weight_names(wanted, repository.names())])
+    return _fetch_net(Repository(match["repository"], match["revision"]), match["file"])
+
+
+def _packaged(word: str, kind: str, paths: Mapping[str, Path]) -> Path | None:
+    """What comes with mini as ``mini:NAME``; None for a word of another form."""
+    name = word.removeprefix(PACKAGED)
+    if name == word:
+        return None
+    if name not in paths:
+        listed = " and ".join(f"{PACKAGED}{own}" for own in paths)
+        verb = "are" if len(paths) > 1 else "is"
+        raise CheckpointError(f"mini has no {kind} {name!r}", f"there {verb} {listed}")
+    return paths[name]
 
 
 def _instead_of(address: str) -> str:
@@ -143,13 +148,40 @@ def _fetch(repository: Repository, file: str | None) -> Path:
             f"name the file: --model {repository}/{models[0]}" if models else LICENCE,
         )
     if file not in names:
-        near = f"it has {', '.join(models[:5])}" if models else "it has no model in one file"
-        raise CheckpointError(f"{repository} has no file {file}", near)
+        raise _no_file(repository, file, models)
     path = repository.download([file]) / file
     header = file_header(path) if path.suffix == ".safetensors" else {}
     tensors = () if isinstance(header, Kind) else header
     repository.download(part_files(file, names, tensors))
     return path
+
+
+def _fetch_net(repository: Repository, file: str | None) -> Path:
+    """The folder of a ControlNet at a repository's top, or the file of one.
+
+    Raises:
+        CheckpointError: no such repository, revision or file; none at its top.
+    """
+    names = repository.names()
+    if file is None and _CONFIG in names:
+        return repository.download([_CONFIG, *weight_names(CONTROLNET, names)])
+    if file is None:
+        files = sorted(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
+        raise CheckpointError(
+            f"{repository} has no {_CONFIG} at its top"
+            + (f", and {len(files)} single files" if files else ""),
+            f"name the file: --controlnet NAME={repository}/{files[0]}" if files else LICENCE,
+        )
+    if file not in names:
+        raise _no_file(repository, file, model_names(names))
+    # Of a file in diffusers' names; Stability's say all that there is to say.
+    beside = str(PurePosixPath(file).with_name(_CONFIG))
+    return repository.download([file, beside]) / file
+
+
+def _no_file(repository: Repository, file: str, models: Sequence[str]) -> CheckpointError:
+    near = f"it has {', '.join(models[:5])}" if models else "it has no model in one file"
+    return CheckpointError(f"{repository} has no file {file}", near)
 
 
 def model_files(names: Sequence[str]) -> list[str]:
@@ -164,7 +196,7 @@ def model_files(names: Sequence[str]) -> list[str]:
         # Where nothing can be chosen, what is there says why when it is looked at.
         if not chosen:
             chosen = [name for name in own if name.endswith(".index.json")]
-        files += [f"{part}/{name}" for name in ("config.json", *chosen) if name in own]
+        files += [f"{part}/{name}" for name in (_CONFIG, *chosen) if name in own]
     return files
 
 

@@ -16,6 +16,10 @@ OPTIONS = {
 }
 
 
+#: What names of things begin with that come with mini.
+PACKAGED = "mini:"
+
+
 @dataclass(frozen=True)
 class Lora:
     """A LoRA that is merged into the model.
@@ -44,7 +48,7 @@ class ControlNet:
 
     Attributes:
         name: that requests have it by.
-        model: its folder, a file beside its ``config.json``, or a hub id.
+        model: its folder, a file beside its ``config.json``, a hub id, or ``mini:NAME``.
         kind: one of :data:`HINT_KINDS`; None asks the names.
     """
 

@@ -14,6 +14,12 @@ def lora_paths() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
 
 
+def controlnet_paths() -> dict[str, Path]:
+    """Folders of the packaged ControlNets by name, as diffusers' SD3ControlNetModel saves them."""
+    folder = Path(__file__).parent / "controlnets"
+    return {place.parent.name: place.parent for place in sorted(folder.glob("*/config.json"))}
+
+
 def calibration_path() -> Path:
     """Directory of the packaged calibration for the ``fp8`` policy."""
     return Path(__file__).parent / "calibration"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sd35_trt.checkpoints.model_options import HINT_KINDS, ControlNet, Lora
+from sd35_trt.checkpoints.model_options import HINT_KINDS, PACKAGED, ControlNet, Lora
 from sd35_trt.errors import UsageError
 from sd35_trt.units import parse_bytes, parse_duration
 from sd35_trt.variants import CUSTOM, VARIANTS
@@ -108,7 +108,7 @@ class _ControlNet(click.ParamType):
         if pair is None:
             self.fail(f"{value!r} is not NAME=DIR", param, ctx)
         model, _, kind = pair[1].rpartition(":")
-        if model and kind in HINT_KINDS:
+        if model and kind in HINT_KINDS and f"{model}:" != PACKAGED:
             return ControlNet(pair[0], model, kind)
         return ControlNet(*pair)
 
@@ -263,8 +263,9 @@ def controlnet_option(command: _Command) -> _Command:
         multiple=True,
         metavar="NAME=DIR[:KIND]",
         help="A ControlNet, under the name that requests have it by: a folder of diffusers' "
-        "SD3ControlNetModel, or a hub id; may be given more than once. KIND is of its pictures: "
-        f"{', '.join(HINT_KINDS)}. Default: what NAME or DIR says.",
+        "SD3ControlNetModel, a hub id, or mini:canny, which comes with mini; may be given more "
+        f"than once. KIND is of its pictures: {', '.join(HINT_KINDS)}. Default: what NAME or DIR "
+        "says.",
     )(command)
 
 

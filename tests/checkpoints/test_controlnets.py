@@ -16,12 +16,13 @@ from control_nets import write_net
 from diffusers import SD3ControlNetModel
 from safetensors.torch import load_file, save_file
 
+from mini.training.control import ENCODING
 from sd35_trt.checkpoints.controlnets import part_source
 from sd35_trt.checkpoints.identity import folder_files
 from sd35_trt.checkpoints.look import look, look_at_structure
 from sd35_trt.checkpoints.model_options import ControlNet, ModelOptions
 from sd35_trt.errors import CheckpointError, UsageError
-from sd35_trt.mini import checkpoint_path
+from sd35_trt.mini import checkpoint_path, controlnet_paths
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,14 @@ def test_the_folder_tells_the_kind(nets: dict[str, Path], tmp_path: Path) -> Non
     folder = shutil.copytree(nets["single"], tmp_path / "sd3.5-large-controlnet-depth")
     (found,) = look(options(ControlNet("one", str(folder)))).nets
     assert found.kind == "depth"
+
+
+def test_the_net_of_mini() -> None:
+    (found,) = look(options(ControlNet("own", "mini:canny"))).nets
+    assert found.place == controlnet_paths()["canny"]
+    assert (found.kind, found.encoding) == ("canny", ENCODING)
+    with pytest.raises(CheckpointError, match="no ControlNet 'depth' — there is mini:canny"):
+        look(options(ControlNet("own", "mini:depth")))
 
 
 def test_a_file_beside_its_configuration(nets: dict[str, Path], tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from sd35_trt.checkpoints.hub import model_files, part_files, resolve_model
 from sd35_trt.checkpoints.look import look
-from sd35_trt.checkpoints.model_options import ModelOptions
+from sd35_trt.checkpoints.model_options import ControlNet, ModelOptions
 from sd35_trt.errors import CheckpointError
-from sd35_trt.mini import checkpoint_path
+from sd35_trt.mini import checkpoint_path, controlnet_paths
 from sd35_trt.store.model_names import hub_origin, model_name
 
 REVISION = "b940f670f0eda2d07fbb75229e779da1ad11eb80"
@@ -101,6 +101,54 @@ def test_a_diffusers_model(hub: Hub) -> None:
     # Given by its folder, it is the same model.
     assert look(ModelOptions(str(root))).origin == model.origin
     assert hub_origin(checkpoint_path()) is None
+
+
+NET = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+def _net(*names: str) -> dict[str, bytes]:
+    """Files of mini's ControlNet, by these names."""
+    data = ((controlnet_paths()["canny"] / name).read_bytes() for name in NET)
+    return dict(zip(names, data, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "files"),
+    [
+        ("someone/net-canny", NET),
+        ("someone/net-canny@v1", NET),
+        ("someone/net-canny/nets/own.safetensors", ("nets/config.json", "nets/own.safetensors")),
+    ],
+)
+def test_a_net(hub: Hub, model: str, files: tuple[str, ...]) -> None:
+    """Its configuration and one file of weights, or the file that is named with what is beside."""
+    beside = ("README.md", "diffusion_pytorch_model.fp16.safetensors", "other.bin", "edges.png")
+    repository = _net(*NET) | dict.fromkeys(beside, b"x")
+    repository |= _net("nets/config.json", "nets/own.safetensors")
+    hub.repositories["someone/net-canny"] = repository
+    (net,) = look(ModelOptions(controlnets=(ControlNet("own", model),))).nets
+    assert sorted(hub.fetched) == sorted(files)
+    assert net.kind == "canny"
+    hub.online, hub.fetched = False, []
+    assert look(ModelOptions(controlnets=(ControlNet("own", model),))).nets == (net,)
+
+
+def test_nets_that_are_not_to_be_had(hub: Hub) -> None:
+    """Each is told, in its line."""
+    # Stability's repository of three nets, each in one file.
+    files = [f"sd3.5_large_controlnet_{kind}.safetensors" for kind in ("blur", "canny", "depth")]
+    hub.repositories["someone/nets"] = dict.fromkeys(["README.md", *files], b"x")
+    hub.repositories["someone/pictures"] = {"README.md": b"x"}
+    words = {
+        "someone/none": "someone/none is not a directory here and cannot be fetched.*Not Found",
+        "someone/nets": f"3 single files — name .*: --controlnet NAME=someone/nets/{files[0]}",
+        "someone/pictures": "has no config.json at its top — give a local directory",
+        "someone/nets/own.safetensors": f"has no file own.safetensors — it has {files[0]}",
+    }
+    for model, message in words.items():
+        with pytest.raises(CheckpointError, match=message) as caught:
+            look(ModelOptions(controlnets=(ControlNet("own", model),)))
+        assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("revision", ["v1.0", "main", REVISION, "refs/pr/7"])

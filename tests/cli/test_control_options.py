@@ -49,6 +49,9 @@ def edges(tmp_path: Path) -> Path:
         ("a=owner/name@v1:depth", ControlNet("a", "owner/name@v1", "depth")),
         ("a=b:c", ControlNet("a", "b:c")),
         ("a=b=c", ControlNet("a", "b=c")),
+        ("own=mini:canny", ControlNet("own", "mini:canny")),
+        ("own=mini:canny:other", ControlNet("own", "mini:canny", "other")),
+        ("own=./mini:canny", ControlNet("own", "./mini", "canny")),
     ],
 )
 def test_nets(text: str, expected: ControlNet) -> None:

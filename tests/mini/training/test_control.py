@@ -1,6 +1,7 @@
 """mini's ControlNet is trained: on edges as a user's are found, from a seed, to a folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from diffusers import SD3ControlNetModel, SD3Transformer2DModel
 from mini.training import batches, control, edges
 from mini.training.objective import noised
 from sd35_trt.compat.opencv import canny_edges
-from sd35_trt.mini import checkpoint_path, rendering, scenes
+from sd35_trt.mini import checkpoint_path, controlnet_paths, rendering, scenes, scoring
+from sd35_trt.quality import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,36 @@ def test_training_without_data_says_how_to_make_it(tmp_path):
     result = CliRunner().invoke(control.main, arguments)
     assert result.exit_code == 1
     assert f"python -m mini.training.control data --out {tmp_path}" in result.output
+
+
+KEPT = Path(__file__).with_name("edges.npz")
+
+
+@pytest.fixture(scope="module")
+def heldout_table():
+    """Eight held-out examples with their edges."""
+    table = batches.tabulate(scoring.heldout(8), checkpoint_path())
+    return table | dict(np.load(KEPT))
+
+
+def test_the_packaged_net_knows_where_things_stand(transformer, heldout_table):
+    """By its edges, or by those of another scene, which lead astray."""
+    pipe = evaluate.load(checkpoint_path())
+    net = SD3ControlNetModel.from_pretrained(controlnet_paths()["canny"])
+    assert dict(net.config).items() >= control.net_config(transformer).items()
+    torch.manual_seed(0)
+    inputs = control.encode(pipe, heldout_table, torch.device("cpu"))
+    steered, rows = control.Steered(transformer, net), torch.arange(8)
+    own = control.Looks(steered, inputs, rows)()
+    hints = inputs.hints.roll(1, 0)
+    astray = control.Looks(steered, replace(inputs, hints=hints), rows)()
+    assert own["aside"] < 0.6 * own["without"]
+    assert astray["aside"] > own["without"]
+
+
+def test_the_kept_edges_are_opencvs(heldout_table):
+    pytest.importorskip("cv2", reason="needs the extra control")
+    assert np.array_equal(edges.scene_edges(heldout_table), heldout_table["edges"])
 
 
 def test_edges_are_those_of_a_users_picture():
