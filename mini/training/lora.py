@@ -127,7 +127,7 @@ def train(run: TrainingRun, lora: PackagedLora, recipe: Recipe, number: int, bat
     columns = {name: torch.from_numpy(column).to(device) for name, column in table.items()}
     torch.manual_seed(run.seed)
     parameters = add_lora(pipe, recipe.layers)
-    flow = Flow(pipe, Dropout(t5=0.0, clip_l=0.0, clip_g=0.0)).train()
+    flow = Flow(pipe, Dropout(t5=0.0, clip_l=0.0, clip_g=0.0)).to(device).train()
     methods = optimizers(parameters, recipe.peak, 0.0, device)
     average = Average({"lora": nn.ParameterList(parameters)}, 0.99)
 
