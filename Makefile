@@ -95,7 +95,8 @@ comfyui:
 	COMFYUI=$(abspath $(COMFYUI)) OMP_NUM_THREADS=1 $(COMFYUI_VENV)/bin/python -m pytest -s tests/comfyui
 
 calibration: $(STAMP)
-	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --out mini/calibration
+	$(BIN)/pip install -q "opencv-python-headless>=4.8"
+	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --controlnet canny=mini:canny --out mini/calibration
 
 clean:
 	rm -rf $(VENV) $(COMFYUI_VENV) bundles build/cpp demo.png .mypy_cache .pytest_cache .ruff_cache

@@ -383,8 +383,15 @@ def test_a_fallback_has_the_nets(bundle: Path, mini_bundle: Path) -> None:
 
 
 def test_fp8_needs_scales_of_the_nets(nets: dict[str, Path], tmp_path: Path) -> None:
+    given = net_options({"own": nets["canny"]})
+    with pytest.raises(UsageError, match="the ControlNet own in FP8, and the calibration has no"):
+        build(BuildOptions(policy="fp8", out=tmp_path / "bundle", **given))
+
+
+def test_the_packaged_scales_are_of_the_packaged_net(nets: dict[str, Path], tmp_path: Path) -> None:
     given = net_options({"canny": nets["canny"]})
-    with pytest.raises(UsageError, match="the ControlNet canny in FP8, and the calibration has no"):
+    message = r"is of another checkpoint \(control_canny/.* differs\)"
+    with pytest.raises(UsageError, match=message):
         build(BuildOptions(policy="fp8", out=tmp_path / "bundle", **given))
 
 
