@@ -76,7 +76,7 @@ def changed_policy(tmp_path: Path, component: str, match: str) -> str:
 
 def changed_scale(tmp_path: Path) -> Path:
     calibration = Calibration.load(calibration_path())
-    name = next(iter(calibration.inputs))
+    name = next(name for name in calibration.inputs if name.startswith("denoiser/"))
     save(
         replace(calibration, inputs={**calibration.inputs, name: 2 * calibration.inputs[name]}),
         tmp_path / "other",

@@ -18,11 +18,19 @@ from sd35_trt.calibration import quantizers, ranges, run
 from sd35_trt.calibration.calibrate import CalibrateOptions, calibrate, prepare
 from sd35_trt.calibration.prompts import digest, read_prompts
 from sd35_trt.calibration.state import Identity
+from sd35_trt.checkpoints.look import look
+from sd35_trt.checkpoints.model_options import ControlNet, ModelOptions
 from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
+from sd35_trt.export import component
 from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration, PromptsIdentity
-from sd35_trt.mini import calibration_path, calibration_prompts_path, checkpoint_path
+from sd35_trt.mini import (
+    calibration_path,
+    calibration_prompts_path,
+    checkpoint_path,
+    controlnet_paths,
+)
 from sd35_trt.policies import load_policy
 
 PROMPTS = ["a red kite", "three tabby cats", "no rain today", "left of it", "a small blue star"]
@@ -439,12 +447,22 @@ def test_sizes_take_turns(options: CalibrateOptions) -> None:
 
 
 def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
-    """After another checkpoint is packaged: make calibration."""
+    """And to the packaged ControlNet. After another one is packaged: make calibration."""
     from sd35_trt.formats.bundle import sha256_file
 
     root, packaged = checkpoint_path(), Calibration.load(calibration_path())
-    files = {file: sha256_file(root / file) for file in packaged.provenance.files or {}}
-    packaged.check(files, fp8_layers(root, "fp8"))
+    files = {
+        file: sha256_file(root / file)
+        for file in packaged.provenance.files or {}
+        if not file.startswith("control_canny/")
+    }
+    net = controlnet_paths()["canny"]
+    files |= {f"control_canny/{path.name}": sha256_file(path) for path in net.iterdir()}
+    nets = (ControlNet("canny", "mini:canny"),)
+    model = look(ModelOptions(controlnets=nets))
+    linears, _ = component.fp8_layers(model.checkpoint, model.components, load_policy("fp8"))
+    assert fp8_layers(root, "fp8") < set(linears)
+    packaged.check(files, linears)
     provenance = packaged.provenance
     assert provenance.policy is not None
     assert provenance.policy.name == "fp8"
