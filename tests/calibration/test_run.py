@@ -22,7 +22,7 @@ from sd35_trt.checkpoints.look import look
 from sd35_trt.checkpoints.model_options import ControlNet, ModelOptions
 from sd35_trt.checkpoints.scheduler import write_scheduler
 from sd35_trt.errors import CheckpointError, Sd35Error, UsageError
-from sd35_trt.export import component
+from sd35_trt.export.component import fp8_layers as layers_in_fp8
 from sd35_trt.formats.bundle import Scheduler
 from sd35_trt.formats.calibration import DESCRIPTION, TENSORS, Calibration, PromptsIdentity
 from sd35_trt.mini import (
@@ -460,7 +460,7 @@ def test_the_packaged_calibration_belongs_to_the_packaged_checkpoint() -> None:
     files |= {f"control_canny/{path.name}": sha256_file(path) for path in net.iterdir()}
     nets = (ControlNet("canny", "mini:canny"),)
     model = look(ModelOptions(controlnets=nets))
-    linears, _ = component.fp8_layers(model.checkpoint, model.components, load_policy("fp8"))
+    linears, _ = layers_in_fp8(model.checkpoint, model.components, load_policy("fp8"))
     assert fp8_layers(root, "fp8") < set(linears)
     packaged.check(files, linears)
     provenance = packaged.provenance
