@@ -31,7 +31,7 @@ def build(args: dict[str, Any]) -> Any:
 def faulty(drawer: Any) -> type:
     """A class of replicas as another, whose engines fail where the file says so."""
 
-    class Drawer(drawer):  # type: ignore[misc]
+    class Drawer(drawer):
         async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Ray awaits it
             fail_where_told()
             await super().__init__(*args)

@@ -17,20 +17,32 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "size": (np.int32, "INT32"),
 }
 
+# By numpy's type.
+_OF_ARRAYS: Mapping[type, str] = {
+    np.uint8: "UINT8",
+    np.int32: "INT32",
+    np.float32: "FP32",
+    np.bool_: "BOOL",
+    np.object_: "BYTES",
+}
+
 
 def inputs(module: Any, asked: Mapping[str, Any]) -> list[Any]:
     """A request of one picture.
 
     Args:
         module: ``tritonclient.http`` or ``tritonclient.grpc``.
-        asked: as the body of a request to the HTTP server.
+        asked: as the body of a request to the HTTP server; arrays are tensors as they are.
     """
     width, height = map(int, asked["size"].split("x"))
     values = {**asked, "size": [width, height]}
     arrays = {"prompt": (np.array([[values.pop("prompt").encode()]], dtype=object), "BYTES")}
     for name, value in values.items():
-        kind, triton_kind = _KINDS[name]
-        arrays[name] = (np.array(value, kind).reshape(1, -1), triton_kind)
+        if isinstance(value, np.ndarray):
+            arrays[name] = (value, _OF_ARRAYS[value.dtype.type])
+        else:
+            kind, triton_kind = _KINDS[name]
+            arrays[name] = (np.array(value, kind).reshape(1, -1), triton_kind)
     found = []
     for name, (array, kind) in arrays.items():
         tensor = module.InferInput(name, list(array.shape), kind)

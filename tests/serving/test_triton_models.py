@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from control_nets import every_feature
 from fake_engines import PATIENCE
 
 from sd35_trt.errors import UsageError
-from sd35_trt.runtime import Pipeline
+from sd35_trt.runtime import Control, Pipeline
 from sd35_trt.serving.triton.export import export_triton
 from sd35_trt.serving.triton.flags import CancelFlag
 from sd35_trt.serving.triton.tensors import arguments, runs
@@ -239,46 +240,103 @@ def test_what_cannot_be_exported_is_one_line(tiny_bundle: Path, tmp_path: Path, 
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.nightly
-def test_triton_draws_over_http_and_grpc(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The scripts that start Triton and ask it."""
     pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
-    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+    pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     try:
-        from triton_client import HttpTriton, StreamTriton, inputs
-        from triton_process import triton, triton_root
+        import triton_client
+        import triton_process
 
-        if triton_root() is None:
+        if triton_process.triton_root() is None:
             pytest.skip("nvidia-pytriton, whose wheel has Triton, is not installed")
-        repository, flags = tmp_path / "models", tmp_path / "flags"
+        flags = tmp_path / "flags"
         flags.mkdir()
         monkeypatch.setenv("TMPDIR", str(flags))
-        export_triton(tiny_bundle, repository, "tiny", {"threads": "1"})
-        asked = {"prompt": "a star", "seed": 7, "steps": 4, "size": "64x64"}
-        with Pipeline.load(tiny_bundle, threads=1) as pipe:
-            expected = pipe.generate("a star", seed=7, steps=4, size=(64, 64)).images
-        with triton(repository, tmp_path / "log") as server:
-            drawn = HttpTriton(server.http, "tiny").draw(asked)
-            np.testing.assert_array_equal(drawn, expected)
-            steps, drawn = StreamTriton(server.grpc, "tiny_stream").draw(asked)
-            assert steps == [1, 2, 3, 4]
-            np.testing.assert_array_equal(drawn, expected)
-            client = grpc.InferenceServerClient(server.grpc)
-            answer = client.infer("tiny", inputs(grpc, asked))
-            np.testing.assert_array_equal(answer.as_numpy("image"), expected)
-            with pytest.raises(Exception, match="size 3x3 is not in"):
-                HttpTriton(server.http, "tiny").draw({**asked, "size": "3x3"})
-            long = inputs(grpc, {**asked, "steps": 1000})
-            call = client.async_infer("tiny", long, callback=lambda result, error: None)
-            time.sleep(0.3)
-            call.cancel()
-            client.infer("tiny", inputs(grpc, asked))
-            end = time.monotonic() + PATIENCE
-            while list(flags.glob("*.cancel")) and time.monotonic() < end:
-                time.sleep(0.01)
-            assert not list(flags.glob("*.cancel"))
+        yield SimpleNamespace(
+            http=triton_client.HttpTriton, stream=triton_client.StreamTriton,
+            inputs=triton_client.inputs, triton=triton_process.triton, flags=flags,
+        )  # fmt: skip
     finally:
         for name in ("triton_process", "triton_client"):
             sys.modules.pop(name, None)
+
+
+@pytest.mark.nightly
+def test_triton_draws_over_http_and_grpc(tiny_bundle: Path, tmp_path: Path, clients: Any) -> None:
+    import tritonclient.grpc as grpc
+
+    repository = tmp_path / "models"
+    export_triton(tiny_bundle, repository, "tiny", {"threads": "1"})
+    asked = {"prompt": "a star", "seed": 7, "steps": 4, "size": "64x64"}
+    with Pipeline.load(tiny_bundle, threads=1) as pipe:
+        expected = pipe.generate("a star", seed=7, steps=4, size=(64, 64)).images
+    with clients.triton(repository, tmp_path / "log") as server:
+        drawn = clients.http(server.http, "tiny").draw(asked)
+        np.testing.assert_array_equal(drawn, expected)
+        steps, drawn = clients.stream(server.grpc, "tiny_stream").draw(asked)
+        assert steps == [1, 2, 3, 4]
+        np.testing.assert_array_equal(drawn, expected)
+        client = grpc.InferenceServerClient(server.grpc)
+        answer = client.infer("tiny", clients.inputs(grpc, asked))
+        np.testing.assert_array_equal(answer.as_numpy("image"), expected)
+        with pytest.raises(Exception, match="size 3x3 is not in"):
+            clients.http(server.http, "tiny").draw({**asked, "size": "3x3"})
+        long = clients.inputs(grpc, {**asked, "steps": 1000})
+        call = client.async_infer("tiny", long, callback=lambda result, error: None)
+        time.sleep(0.3)
+        call.cancel()
+        client.infer("tiny", clients.inputs(grpc, asked))
+        end = time.monotonic() + PATIENCE
+        while list(clients.flags.glob("*.cancel")) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not list(clients.flags.glob("*.cancel"))
+
+
+@pytest.mark.nightly
+def test_triton_draws_with_all_features(
+    make_bundle: Callable[..., Path], tmp_path: Path, clients: Any
+) -> None:
+    bundle = make_bundle(**every_feature(tmp_path / "nets"))
+    style = random_adapter(bundle, tmp_path / "style.safetensors", 1)
+    repository = tmp_path / "models"
+    export_triton(bundle, repository, "all", {"threads": "1"}, {"style": style})
+    noise = np.random.default_rng(0)
+    source, hint = noise.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
+
+    def each(value: Any, kind: Any) -> np.ndarray:
+        return np.array(value, kind)[None]
+
+    asked: dict[str, Any] = {
+        "prompt": "a star", "seed": 7, "steps": 4, "size": "64x64", "image": source[None],
+        "mask": mask[None], "paste": each([True], np.bool_),
+        "strength": each([1.0], np.float32),
+        "skip_guidance_layers": each([1, 2], np.int32),
+        "skip_layer_guidance_stop": each([1.0], np.float32),
+        "adapters": each([b"style"], object), "adapter_scales": each([0.8], np.float32),
+        "control_canny": hint[None], "control_canny_scale": each([0.7], np.float32),
+        "control_depth": source[None], "control_depth_end": each([0.5], np.float32),
+    }  # fmt: skip
+    with Pipeline.load(bundle, threads=1) as pipe:
+        expected = pipe.generate(
+            "a star", seed=7, steps=4, image=source, mask=mask > 0, paste=True, strength=1.0,
+            skip_guidance_layers=[1, 2], skip_layer_guidance_stop=1.0, adapters={str(style): 0.8},
+            controls={"canny": Control(hint, 0.7), "depth": Control(source, end=0.5)},
+        ).images  # fmt: skip
+    with clients.triton(repository, tmp_path / "log") as server:
+        one, stream = (
+            clients.http(server.http, "all"), clients.stream(server.grpc, "all_stream")
+        )  # fmt: skip
+        np.testing.assert_array_equal(one.draw(asked), expected)
+        np.testing.assert_array_equal(stream.draw(asked)[1], expected)
+        for change, words in (
+            ({"adapters": each([b"/etc/passwd"], object)}, "no adapter '/etc/passwd'"),
+            ({"control_canny_scale": each([101], np.float32)}, "must be -100 to 100"),
+            ({"skip_guidance_layers": each([99], np.int32)}, "must be 0 to 5"),
+        ):
+            with pytest.raises(Exception, match=words):
+                one.draw({**asked, **change})
