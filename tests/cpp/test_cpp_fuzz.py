@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from bare_bundle import to_format_1, write_bundle
 from cpp_build import ROOT, run_command, run_program
+from PIL import Image
 
 # Each; ten minutes found nothing.
 _SECONDS = 60
@@ -17,6 +19,9 @@ _REQUEST = {
     "prompt": "a \ud800 star", "n": 2, "size": "64x128", "response_format": "b64_json",
     "negative_prompt": "x", "seed": 5, "steps": 3, "shift": 3.0, "guidance": 4.5,
     "sampler": "euler", "t5_tokens": 77, "model": "m", "user": "u",
+    "prompt_2": "b", "prompt_3": "c", "negative_prompt_2": "", "negative_prompt_3": "d",
+    "weighting": True, "adapters": {"style": 0.5}, "skip_guidance_layers": [1, 2],
+    "skip_layer_guidance_scale": 2.0, "control": {"canny": {"image": "", "scale": 0.5, "end": 0.9}},
 }  # fmt: skip
 
 
@@ -49,4 +54,7 @@ def test_the_manifest(programs: Path, mini_bundle: Path, tmp_path: Path) -> None
 
 @pytest.mark.nightly
 def test_the_servers_requests(programs: Path, tmp_path: Path) -> None:
-    fuzz(programs / "request_fuzz", tmp_path, [json.dumps(_REQUEST).encode()])
+    picture = io.BytesIO()
+    Image.new("RGBA", (8, 8)).save(picture, format="PNG")
+    form = b"prompt=a\nn=2\nstrength=0.5\npaste=true\ncontrol={}\n" + picture.getvalue()
+    fuzz(programs / "request_fuzz", tmp_path, [json.dumps(_REQUEST).encode(), form])

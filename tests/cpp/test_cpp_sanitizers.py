@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cpp_adapters import DAMAGED, adapters_of_the_cases
-from cpp_build import BUNDLES, ROOT, built, run_program
+from cpp_build import ROOT, built, bundle_options, run_program
 
 from sd35_trt.runtime import Pipeline
 
@@ -18,8 +18,16 @@ def test_threads_draw_what_they_draw_alone(mini_bundle: Path) -> None:
     run_program(built() / "tests" / "stress", mini_bundle)
 
 
+@pytest.fixture(scope="module")
+def everything(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mini with all features."""
+    return make_bundle(**bundle_options("everything", tmp_path_factory.mktemp("nets")))
+
+
 @pytest.mark.nightly
-def test_no_race(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_race(
+    mini_bundle: Path, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a fake engine: the sanitizer reports falsely of libraries that it does not know."""
     build = built("tsan")
     monkeypatch.setenv("SD35_BACKENDS", str(build / "tests" / "fake"))
@@ -29,13 +37,15 @@ def test_no_race(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         peak = pipe.memory().planned_peak
     # Engines come and go, some opened ahead in threads of their own.
     run_program(build / "tests" / "stress", mini_bundle, "cpu", peak * 6 // 10)
+    adapters = adapters_of_the_cases(everything, tmp_path)
+    run_program(build / "tests" / "stress", everything, "cpu", 0, *adapters)
 
 
 @pytest.mark.nightly
 def test_no_undefined_behaviour(
     mini_bundle: Path,
     tiny_bundle: Path,
-    make_bundle: Callable[..., Path],
+    everything: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -44,7 +54,6 @@ def test_no_undefined_behaviour(
     run_program(build / "tests" / "units")
     run_program(build / "tests" / "stress", tiny_bundle)
     cases = ROOT / "cpp/tests/cases.json"
-    everything = make_bundle(**BUNDLES["everything"])
     adapters = adapters_of_the_cases(everything, tmp_path)
     for name, bundle, own in (("fp32", mini_bundle, []), ("everything", everything, adapters)):
         out = tmp_path / name

@@ -14,17 +14,20 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from control_nets import every_feature
+from cpp_adapters import random_adapter
 from cpp_build import environment, examples
 from PIL import Image
 
-from sd35_trt.runtime import Pipeline
+from sd35_trt.formats.adapter import write_adapter
+from sd35_trt.runtime import Control, Pipeline
 
 PATH = "/v1/images/generations"
 
@@ -122,7 +125,23 @@ def test_text_cut_within_a_character_is_replaced(server: Server) -> None:
     np.testing.assert_array_equal(decoded(json.loads(answer)["data"][0]), expected)
 
 
+_PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
+
 BAD: list[tuple[str | bytes, str]] = [
+    ('{"prompt": "a", "weighting": 1}', "weighting must be true or false"),
+    ('{"prompt": "a", "prompt_3": []}', "prompt_3 must be text"),
+    ('{"prompt": "(a:1e9)", "weighting": true}', "-100 to 100"),
+    ('{"prompt": "a", "adapters": {"/etc/passwd": 1}}', 'there is no adapter "/etc/passwd"'),
+    ('{"prompt": "a", "adapters": ["style"]}', "adapters must be an object"),
+    ('{"prompt": "a", "skip_guidance_layers": 1}', "skip_guidance_layers must be a list"),
+    ('{"prompt": "a", "skip_guidance_layers": [0.5]}', "must be a whole number"),
+    ('{"prompt": "a", "skip_guidance_layers": [1]}', "built without skip-layer guidance"),
+    ('{"prompt": "a", "control": {"canny": 1}}', "control.canny must be an object"),
+    ('{"prompt": "a", "control": {"canny": {}}}', "control.canny.image is missing"),
+    ('{"prompt": "a", "control": {"canny": {"image": "?"}}}', "PNG file in base64"),
+    (json.dumps({"prompt": "a", "control": {"canny": {"image": _PNG}}}), "must be a PNG file"),
+    ('{"prompt": "a", "control": {"canny": {"picture": "a"}}}', 'the field "picture" of control'),
+    ('{"prompt": "a", "strength": 0.5}', 'the field "strength" is not known'),
     ("", "no JSON"), ("[]", "must be an object"), ("{}", "prompt is missing"),
     ('{"prompt": 5}', "prompt must be text"), ('{"prompt": "a", "n": 1.5}', "n must be a whole"),
     ('{"prompt": "a", "n": 0}', "batch must be 1 to"), ('{"prompt": "a", "n": 9}', "9 images"),
@@ -150,10 +169,105 @@ def test_what_cannot_be_drawn_is_refused(body: str | bytes, words: str, server: 
     assert words in error["message"]
 
 
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def ask_edit(
+    server: Server, fields: dict[str, str], files: dict[str, bytes]
+) -> tuple[int, dict[str, Any]]:
+    """A form, as ``curl -F`` sends it."""
+    mark = "----of-a-form"
+    parts = [
+        f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ] + [
+        f'--{mark}\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n'
+        "Content-Type: image/png\r\n\r\n".encode()
+        + content
+        + b"\r\n"
+        for name, content in files.items()
+    ]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    with contextlib.closing(connection):
+        kind = f"multipart/form-data; boundary={mark}"
+        body = b"".join(parts) + f"--{mark}--\r\n".encode()
+        connection.request("POST", "/v1/images/edits", body, {"Content-Type": kind})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+PIXELS = (np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(64, 64, 3)
+
+
+@pytest.fixture(scope="module")
+def everything(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(**every_feature(tmp_path_factory.mktemp("nets")))
+
+
+def test_all_that_a_bundle_can(everything: Path, tmp_path: Path) -> None:
+    """Texts and weights, adapters, skipped layers, ControlNets, and edits under a mask."""
+    adapter = tmp_path / "style.safetensors"
+    write_adapter(adapter, random_adapter(everything, 4, 1))
+    steps: dict[str, Any] = {"steps": 3, "seed": 5}
+    skip = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.9}
+    own = {**steps, **skip, "prompt_2": "a ring", "prompt_3": "(a:1.3) star", "weighting": True}
+    control = {"image": base64.b64encode(png(PIXELS)).decode(), "scale": 0.6, "end": 0.8}
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    clear = np.dstack([PIXELS, 255 - mask])
+    server = Server(everything, "--adapter", f"style={adapter}")
+    with Pipeline.load(everything, threads=1) as pipe:
+        pipe.load_adapter("style", adapter)
+
+        def check(answer: tuple[int, dict[str, Any]], **arguments: Any) -> None:
+            status, body = answer
+            assert status == 200, body
+            [expected] = pipe.generate("a red star", **arguments).images
+            np.testing.assert_array_equal(decoded(body["data"][0]), expected)
+
+        fields = {**own, "size": "64x64", "adapters": {"style": 0.7}, "control": {"canny": control}}
+        drawn = server.draw(
+            prompt="a red star", negative_prompt="grey", negative_prompt_2="", **fields
+        )
+        check(
+            drawn, **own, size=(64, 64), adapters={"style": 0.7}, negative="grey", negative_2="",
+            controls={"canny": Control(PIXELS, 0.6, end=0.8)},
+        )  # fmt: skip
+        start = {"prompt": "a red star", "steps": "4", "seed": "7"}
+        edit = {"image": PIXELS, "steps": 4, "seed": 7}
+        check(ask_edit(server, start, {"image": png(PIXELS)}), **edit)
+        masked = {**edit, "mask": mask, "strength": 1.0, "paste": True}
+        files = {"image": png(PIXELS), "mask": png(mask)}
+        check(ask_edit(server, {**start, "paste": "true"}, files), **masked)
+        check(ask_edit(server, {**start, "paste": "true"}, {"image": png(clear)}),
+              **{**masked, "image": Image.fromarray(clear)})  # fmt: skip
+        adapted = {**start, "strength": "0.5", "adapters": '{"style": 0.4}'}
+        check(ask_edit(server, adapted, {"image": png(PIXELS)}), **edit, strength=0.5,
+              adapters={"style": 0.4})  # fmt: skip
+    refused: list[tuple[dict[str, str], dict[str, bytes], str]] = [
+        (start, {}, "image is missing"), (start, {"image": b"no picture"}, "image must be a PNG"),
+        (start, {"image": png(PIXELS), "mask": b""}, "mask must be a PNG"),
+        (start, {"image": png(PIXELS), "other": b""}, 'the file "other" is not known'),
+        ({**start, "paste": "yes"}, {"image": png(PIXELS)}, "paste must be as in JSON"),
+        ({**start, "strength": "2"}, {"image": png(PIXELS)}, "strength must be 0 to 1"),
+        (start, {"image": png(PIXELS[:60])}, "the nearest is 64x64"),
+        ({"steps": "4"}, {"image": png(PIXELS)}, "prompt is missing"),
+        ({**start, "control": "[]"}, {"image": png(PIXELS)}, "control must be an object"),
+    ]  # fmt: skip
+    for form, files, words in refused:
+        status, body = ask_edit(server, form, files)
+        assert status == 400
+        assert words in body["error"]["message"]
+    assert server.stop() == 0
+
+
 def test_other_paths_and_large_bodies(server: Server) -> None:
     assert server.ask("GET", "/health") == (200, b'{"status":"ok"}')
     assert server.ask("GET", "/other")[0] == 404
-    assert server.ask("POST", PATH, "x" * (2 << 20))[0] == 413
+    assert server.ask("POST", PATH, "x" * (17 << 20))[0] == 413
 
 
 def test_a_client_that_goes_away_cancels(server: Server) -> None:

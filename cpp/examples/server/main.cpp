@@ -1,9 +1,11 @@
 // An HTTP server that draws from a bundle.
 //
 //     sd35_server BUNDLE [--host ADDRESS] [--port N] [--queue N] [--threads N] [--device NAME]
+//                 [--adapter NAME=FILE]...
 #include <charconv>
 #include <csignal>
 #include <iostream>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -16,6 +18,7 @@ struct Arguments {
     std::string bundle;
     server::Options server;
     sd35::LoadOptions load;
+    std::map<std::string, std::string> adapters;  // files by name
 };
 
 template <typename T>
@@ -38,6 +41,10 @@ void read_option(Arguments& arguments, const std::string& name, const std::strin
         read_number(name, value, arguments.load.threads);
     } else if (name == "--device") {
         arguments.load.device = value;
+    } else if (name == "--adapter") {
+        const std::size_t mark = value.find('=');
+        if (mark == std::string::npos) throw std::invalid_argument("--adapter must be NAME=FILE");
+        arguments.adapters[value.substr(0, mark)] = value.substr(mark + 1);
     } else {
         throw std::invalid_argument("unknown option " + name);
     }
@@ -80,6 +87,10 @@ int main(int count, char** words) {
             std::cerr << line << '\n';
         };
         sd35::Pipeline pipeline(arguments.bundle, arguments.load);
+        for (const auto& [name, path] : arguments.adapters) {
+            pipeline.load_adapter(name, path);
+            arguments.server.adapters.insert(name);
+        }
         pipeline.preload();
         server::Server server(pipeline, arguments.server);
         const int port = server.bind();

@@ -14,7 +14,7 @@ namespace {
 // How often it is looked whether the client is still there.
 constexpr std::chrono::milliseconds look_again{20};
 
-constexpr std::size_t largest_body = 1 << 20;
+constexpr std::size_t largest_body = 16 << 20;
 
 // Connections that are served beside those whose requests wait.
 constexpr std::size_t spare_threads = 16;
@@ -47,6 +47,24 @@ void refuse(httplib::Response& response, int status, std::string_view message) {
     answer(response, status, error_of(message, status == 429 ? "rate_limit_error" : type, status));
 }
 
+// A request's form. Since 0.24, cpp-httplib tells fields from files.
+template <typename Request>
+auto form_of(const Request& request, int) -> decltype(request.form, Form()) {
+    Form form;
+    for (const auto& [name, field] : request.form.fields) form.fields[name] = field.content;
+    for (const auto& [name, file] : request.form.files) form.files[name] = file.content;
+    return form;
+}
+
+template <typename Request>
+auto form_of(const Request& request, long) -> decltype(request.files, Form()) {
+    Form form;
+    for (const auto& [name, part] : request.files) {
+        (part.filename.empty() ? form.fields : form.files)[name] = part.content;
+    }
+    return form;
+}
+
 // What came of a request; a client that has gone cancels it.
 sd35::Outcome wait_for(Ticket& ticket, const httplib::Request& request) {
     std::future<sd35::Outcome> outcome = ticket.outcome();
@@ -67,8 +85,13 @@ class Server::Impl {
         http_.set_payload_max_length(largest_body);
         http_.Post("/v1/images/generations",
                    [this](const httplib::Request& request, httplib::Response& response) {
-                       generate(request, response);
+                       generate(request, response, [&] { return read_request(request.body); });
                    });
+        http_.Post("/v1/images/edits", [this](const httplib::Request& request,
+                                              httplib::Response& response) {
+            const bool masks = pipeline_.info().inpainting != 0;
+            generate(request, response, [&] { return read_edit(form_of(request, 0), masks); });
+        });
         http_.Get("/health", [](const httplib::Request&, httplib::Response& response) {
             answer(response, 200, {{"status", "ok"}});
         });
@@ -99,10 +122,11 @@ class Server::Impl {
     void stop() { http_.stop(); }
 
   private:
-    void generate(const httplib::Request& request, httplib::Response& response) {
+    template <typename Read>
+    void generate(const httplib::Request& request, httplib::Response& response, const Read& read) {
         const auto start = std::chrono::steady_clock::now();
         try {
-            draw(request, response);
+            draw(request, response, read());
         } catch (const BadRequest& error) {
             refuse(response, 400, error.what());
         } catch (const sd35::Error& error) {
@@ -112,8 +136,8 @@ class Server::Impl {
         metrics_.count(response.status, taken.count());
     }
 
-    void draw(const httplib::Request& request, httplib::Response& response) {
-        sd35::Request asked = read_request(request.body);
+    void draw(const httplib::Request& request, httplib::Response& response, sd35::Request asked) {
+        check_adapters(asked);
         pipeline_.check(asked);
         const std::shared_ptr<Ticket> ticket = queue_.submit(std::move(asked));
         if (ticket == nullptr) {
@@ -131,6 +155,17 @@ class Server::Impl {
         const auto& result = std::get<sd35::Result>(outcome);
         metrics_.count_stages(result);
         answer(response, 200, response_of(result));
+    }
+
+    // Other names would be paths of files here.
+    void check_adapters(const sd35::Request& request) const {
+        for (const sd35::Mix& mix : request.adapters) {
+            for (const auto& [name, _] : mix) {
+                if (options_.adapters.count(name) == 0) {
+                    throw BadRequest("there is no adapter " + quoted(name));
+                }
+            }
+        }
     }
 
     sd35::Pipeline& pipeline_;

@@ -1,8 +1,9 @@
-// The HTTP side: POST /v1/images/generations, GET /health, GET /metrics.
+// The HTTP side: POST /v1/images/generations and /v1/images/edits, GET /health, GET /metrics.
 #pragma once
 
 #include <memory>
 #include <sd35/sd35.hpp>
+#include <set>
 #include <string>
 
 namespace server {
@@ -11,6 +12,7 @@ struct Options {
     std::string host = "127.0.0.1";
     int port = 8080;  // 0 takes a free one
     std::size_t queue_limit = 64;
+    std::set<std::string> adapters;  // that requests may name
 };
 
 class Server {
