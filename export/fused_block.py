@@ -57,9 +57,9 @@ def _is_plain(layer: Any, kind: type[Layer]) -> bool:
 
 
 def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> bool:
-    return not hasattr(attention, "q_scale") and all(
+    return all(
         isinstance(getattr(attention, joined, None), JoinedLinear)
-        and (_has_no_norm(attention, norms) or _has_plain_norms(attention, norms))
+        and (_has_plain_norms(attention, norms) or _has_no_norm(attention, norms))
         and (
             not out
             or _is_plain(
@@ -71,7 +71,9 @@ def _fuses_attention(attention: Any, names: list[tuple[str, str, str, str]]) -> 
 
 
 def _has_no_norm(attention: Any, norms: list[str]) -> bool:
-    return all(getattr(attention, norm) is None for norm in norms)
+    # Operands that are quantized are normalized before.
+    no_scales = not hasattr(attention, "q_scale")
+    return no_scales and all(getattr(attention, norm) is None for norm in norms)
 
 
 def _has_plain_norms(attention: Any, norms: list[str]) -> bool:
@@ -126,6 +128,8 @@ class FusedBlock(nn.Module):
             for joined, *norms, _ in (_IMAGE, _TEXT):
                 if hasattr(attention, joined) and getattr(attention, norms[0]) is not None:
                     getattr(attention, joined).add_norms(norms, getattr(attention, norms[0]).weight)
+                if hasattr(attention, joined) and hasattr(attention, "q_scale"):
+                    getattr(attention, joined).add_operand_scales(attention.heads)
             attention.to_out[0] = _OutLinear(attention.to_out[0])
             if getattr(attention, "to_add_out", None) is not None:
                 attention.to_add_out = _OutLinear(attention.to_add_out)
@@ -226,12 +230,17 @@ class FusedBlock(nn.Module):
         shifts, scales = ([rows[k] for rows in modulation] for k in range(2))
         x = fused.modulated(states, shifts, scales, input_scales, eps)
         adapters = self._adapters([f"{name}.{own.names[0]}" for own in joined], x, input_scales)
+        scale = getattr(joined[0], "operand_scale", None)
         packed = fused.qkv(
             x, weights, input_scales, weight_scales, [linear.factor for linear in joined], biases,
             [linear.norm for linear in joined if hasattr(linear, "norm")],
             0.0 if attention.norm_q is None else attention.norm_q.eps, **adapters,
+            **({} if scale is None else {"operand_scale": scale}),
         )  # fmt: skip
         packed = packed.unflatten(-1, (3, attention.heads, -1))
+        if scale is not None:
+            operands = (packed[:, :, k] for k in range(3))
+            return fused.fp8_attention(*operands, scale).flatten(2)
         query, key, value = (packed[:, :, k].transpose(1, 2) for k in range(3))
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return mixed.transpose(1, 2).flatten(2)

@@ -14,19 +14,17 @@ import torch
 from torch import nn
 
 from sd35_trt.errors import UsageError
-from sd35_trt.programs.fused import E4M3, quantize, scaled_product
+from sd35_trt.programs.fused import E4M3, fp8_attention, quantize, scaled_product
 
-from .fp8 import IMAGE_PROJECTIONS, TEXT_PROJECTIONS, AttentionProcessor, Fp8Linear, fp8_attention
+from .fp8 import IMAGE_PROJECTIONS, TEXT_PROJECTIONS, AttentionProcessor, Fp8Linear
 from .layers import Layer, Sources, cast
 from .quantized import WeightOnlyLinear, pack_int4
 
+# Of an attention's operands, those that are made before it.
+_OPERANDS = ("q", "k", "v")
+
 # Dimensions of an FP8 product are multiples of this (cuBLASLt).
 _MULTIPLE = 16
-
-
-def round_trip(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Quantized and dequantized, in the scale's dtype."""
-    return quantize(x, scale).to(scale.dtype) * scale
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -145,6 +143,14 @@ class JoinedLinear(nn.Module):
         self._norms = tuple(names)
         self.norm = _parameter((len(names), *like.shape), like.dtype)
 
+    def add_operand_scales(self, heads: int) -> None:
+        """Hold the scales of the attention's operands, which are beside it, as ``operand_scale``.
+
+        Args:
+            heads: of the attention.
+        """
+        self.operand_scale = _parameter((len(_OPERANDS), heads), torch.float32)
+
     def compose(self, parameter: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """The value of a parameter.
 
@@ -153,6 +159,9 @@ class JoinedLinear(nn.Module):
         """
         if parameter == "norm":
             return torch.stack([read(f"{name}.weight") for name in self._norms])
+        if parameter == "operand_scale":
+            scales = torch.stack([read(f"{operand}_scale") for operand in _OPERANDS])
+            return scales.float()[:, None].expand(self.operand_scale.shape)
         if parameter == "input_scale":
             return read(f"{self.names[0]}.input_scale")
         if parameter in ("weight", "bias"):
@@ -234,7 +243,13 @@ class _Processor(AttentionProcessor):
         self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         if hasattr(attn, "q_scale"):
-            return fp8_attention(round_trip, attn, query, key, value)
+            scales = [getattr(attn, f"{operand}_scale") for operand in _OPERANDS]
+            operands = [
+                quantize(x, scale).transpose(1, 2)
+                for x, scale in zip((query, key, value), scales, strict=True)
+            ]
+            of_heads = torch.stack(scales).float()[:, None].expand(-1, attn.heads)
+            return fp8_attention(*operands, of_heads).transpose(1, 2)
         return nn.functional.scaled_dot_product_attention(query, key, value)
 
 

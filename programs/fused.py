@@ -25,6 +25,9 @@ from sd35_trt.formats.calibration import E4M3_MAX
 
 E4M3 = torch.float8_e4m3fn
 
+# FlashAttention-3 multiplies by it what it rounds to E4M3, so that small shares are not lost.
+_SHARES = 256.0
+
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
     """``x / scale`` in E4M3, saturating, rounded to nearest even."""
@@ -146,8 +149,10 @@ def _qkv(
     use_fast_accum: bool = False,
     hidden: list[Tensor] | None = None,
     up: list[Tensor] | None = None,
+    operand_scale: Tensor | None = None,
 ) -> Tensor:
-    """Query, key and value of all tokens, the image's before the text's: FP16 [N, tokens, 3 D].
+    """Query, key and value of all tokens, the image's before the text's: FP16 [N, tokens, 3 D], or
+    E4M3 for ``fp8_attention``.
 
     Args:
         x: E4M3 [N, tokens, D].
@@ -156,6 +161,8 @@ def _qkv(
         norm: FP16 [2, head]: weights of the RMS normalizations of a head's query and key; none
             where these are not normalized.
         hidden, up: of adapters: FP16 [N, tokens, 3 rank], see ``low_rank``, and [3, rank, D].
+        operand_scale: FP32 [3, heads], by which query, key and value are divided; None leaves them
+            in FP16.
     """
     results = []
     for i, rows in enumerate(x):
@@ -172,7 +179,32 @@ def _qkv(
             )
             y = torch.stack([query, key, value], dim=2).flatten(2)
         results.append(y)
-    return torch.cat(results, dim=1)
+    packed = torch.cat(results, dim=1)
+    if operand_scale is None:
+        return packed
+    heads = packed.unflatten(-1, (*operand_scale.shape, -1))
+    return quantize(heads, operand_scale[..., None]).flatten(2)
+
+
+def _fp8_attention(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    """``softmax(query keyᵀ / √head) value`` by FlashAttention-3's arithmetic: FP16 of BF16, [N,
+    tokens, heads, head].
+
+    What the exponential function gives, relative to the largest of a row, is rounded to E4M3 too.
+
+    Args:
+        query, key, value: E4M3 [N, tokens, heads, head].
+        scale: FP32 [3, heads], by which they were divided.
+    """
+    query, key, value = (
+        (x.float() * own[:, None]).transpose(1, 2)
+        for x, own in zip((query, key, value), scale, strict=True)
+    )
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    shares = torch.exp(scores - scores.amax(-1, keepdim=True))
+    rounded = quantize(shares, torch.tensor(1 / _SHARES)).float() / _SHARES
+    mixed = rounded @ value / shares.sum(-1, keepdim=True)
+    return mixed.to(torch.bfloat16).half().transpose(1, 2).contiguous()
 
 
 def _gelu(
@@ -273,6 +305,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gated": _gated,
     "gated_half": _gated_half,
     "low_rank": _low_rank,
+    "fp8_attention": _fp8_attention,
 }
 
 NAMESPACE = "sd35"
@@ -284,7 +317,7 @@ _FAST = "bool use_fast_accum=False"
 # By hand where lists may be left out, which PyTorch does not infer.
 _SCHEMAS = {
     "qkv": f"({_PRODUCT}, Tensor[] factor, Tensor[] bias, Tensor[] norm, float eps, {_FAST}, "
-    f"{_ADAPTERS}) -> Tensor",
+    f"{_ADAPTERS}, Tensor? operand_scale=None) -> Tensor",
     "gelu": f"({_PRODUCT}, Tensor[] bias, Tensor[] output_scale, {_FAST}, {_ADAPTERS}) -> Tensor[]",
     "gated": f"({_PRODUCT}, Tensor[] bias, Tensor[] gate, Tensor[] residual, {_FAST}, "
     f"{_ADAPTERS}, Tensor? added=None) -> Tensor[]",
@@ -299,7 +332,7 @@ OPERATORS = {
     )
     for name, function in FUNCTIONS.items()
 }
-modulated, qkv, gelu, gated, gated_half, low_rank = OPERATORS.values()
+modulated, qkv, gelu, gated, gated_half, low_rank, fp8_attention = OPERATORS.values()
 
 
 @low_rank.register_fake
@@ -317,9 +350,20 @@ def _(x: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
 
 
 @qkv.register_fake
-def _(x: list[Tensor], weight: list[Tensor], *_: Any, **__: Any) -> Tensor:
+def _(
+    x: list[Tensor], weight: list[Tensor], input_scale: list[Tensor], weight_scale: list[Tensor],
+    factor: list[Tensor], bias: list[Tensor], norm: list[Tensor], eps: float,
+    use_fast_accum: bool = False, hidden: Any = None, up: Any = None,
+    operand_scale: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     tokens = sum(rows.shape[1] for rows in x)
-    return x[0].new_empty((x[0].shape[0], tokens, weight[0].shape[0]), dtype=torch.float16)
+    dtype = torch.float16 if operand_scale is None else E4M3
+    return x[0].new_empty((x[0].shape[0], tokens, weight[0].shape[0]), dtype=dtype)
+
+
+@fp8_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty(query.shape, dtype=torch.float16, device=query.device)
 
 
 @gelu.register_fake

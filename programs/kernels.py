@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from . import fused
+from . import flash_attention_3, fused
+
+# Of the operators, the one that is FlashAttention's.
+_FP8_ATTENTION = "fp8_attention"
 
 
 def is_fused(target: str) -> bool:
@@ -23,9 +26,14 @@ def find(target: str, device: torch.device) -> Callable[..., Any]:
 
     Args:
         target: ``sd35.<operator>.default``, one that :func:`is_fused` accepts.
+
+    Raises:
+        Sd35Error: attention in FP8 on a GPU that has no kernel for it.
     """
     name = target.split(".")[1]
-    if not _has_kernels(device):
+    if name == _FP8_ATTENTION and device.type == "cuda":
+        flash_attention_3.register(device)
+    elif not _has_kernels(device):
         return fused.FUNCTIONS[name]
     operator: Callable[..., Any] = getattr(getattr(torch.ops, fused.NAMESPACE), name).default
     return operator

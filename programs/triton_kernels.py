@@ -71,7 +71,7 @@ def _adapted(
 @triton.jit
 def _epilogue(
     sums, row, rows, column, N, factor, scale, bias, extra, residual, added, out, first, inverse,
-    eps,
+    output_scale, eps,
     EPILOGUE: tl.constexpr, HEAD: tl.constexpr, FP8: tl.constexpr, SCALED: tl.constexpr,
     ADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -92,6 +92,9 @@ def _epilogue(
         head = column // HEAD + tl.arange(0, COLUMNS // HEAD)
         roots = tl.where(head[None, :] < N // 3 * 2 // HEAD, roots, 1.0)
         y = tl.reshape(heads * roots[:, :, None], (ROWS, COLUMNS)) * weights[None, :]
+        if out.dtype.element_ty == tl.float8e4nv:
+            y = y / tl.load(output_scale + columns // HEAD, inside, 1.0)[None, :]
+            y = tl.minimum(tl.maximum(y, -448.0), 448.0)
     elif EPILOGUE == 1:
         y = 0.5 * y * (1.0 + _tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)))
         y = tl.minimum(tl.maximum(y * inverse, -448.0), 448.0)
@@ -155,16 +158,18 @@ def _stream(
             left, right = tl.split(pair)
             _epilogue(
                 left, row, rows, column, N, factor, scale, bias, own_extra, residual, added, out,
-                first, inverse, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED, ROWS, HALF,
+                first, inverse, output_scale, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED, ROWS, HALF,
             )  # fmt: skip
             _epilogue(
                 right, row, rows, column + HALF, N, factor, scale, bias, own_extra, residual, added,
-                out, first, inverse, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED, ROWS, HALF,
+                out, first, inverse, output_scale, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED,
+                ROWS, HALF,
             )  # fmt: skip
         else:
             _epilogue(
                 sums, row, rows, column, N, factor, scale, bias, own_extra, residual, added, out,
-                first, inverse, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED, ROWS, COLUMNS,
+                first, inverse, output_scale, eps, EPILOGUE, HEAD, FP8, SCALED, ADDED,
+                ROWS, COLUMNS,
             )  # fmt: skip
 
 
@@ -188,6 +193,7 @@ def product(
         x0: descriptor [samples * x_rows0, K] that begins at the stream's first token.
         extra0: the norms' weights, of HEAD channels each, or the gate. Where HEAD is 0, queries
             and keys are not normalized.
+        output_scale0: by which the result is divided where it is E4M3: one, or of each head.
         out0: pointer to the stream's first token; samples are ``out_rows0`` tokens apart.
         hidden0, up0: what adapters made of x0, of each linear that shares the product, and what it
             is multiplied by; read where RANK is not 0, CHUNK of its columns at a time.

@@ -187,10 +187,12 @@ def qkv(
     use_fast_accum: bool = False,
     hidden: list[Tensor] | None = None,
     up: list[Tensor] | None = None,
+    operand_scale: Tensor | None = None,
 ) -> Tensor:
     """See :mod:`sd35_trt.programs.fused`."""
     samples, tokens = len(x[0]), sum(rows.shape[1] for rows in x)
-    out = x[0].new_empty((samples, tokens, len(weight[0])), dtype=torch.float16)
+    dtype = torch.float16 if operand_scale is None else fused.E4M3
+    out = x[0].new_empty((samples, tokens, len(weight[0])), dtype=dtype)
     streams, first = [], 0
     for i, rows in enumerate(x):
         count = rows.shape[1]
@@ -207,6 +209,7 @@ def qkv(
                 weight_scale[i],
                 factor[i],
                 norm[i] if norm else None,
+                output_scale=operand_scale,
                 **_of_adapters(hidden, up, i),
             )
         )

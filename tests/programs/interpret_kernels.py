@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from test_fused import ADAPTED, errors
+from test_fused import ADAPTED, KERNELS, errors
 from triton.runtime import interpreter
 
 from sd35_trt.programs import triton_kernels, triton_operators
-from sd35_trt.programs.fused import E4M3, FUNCTIONS
+from sd35_trt.programs.fused import E4M3
 
 
 @triton.jit
@@ -41,10 +41,12 @@ result = {}
 for tiles in TILES[: int(sys.argv[1])]:
     triton_operators.TILES = dict.fromkeys(triton_operators.TILES, tiles)
     for tokens in ((48, 20), (33,)):
-        for operator in FUNCTIONS:
+        for operator in KERNELS:
             kernel = getattr(triton_operators, operator)
             key = f"{operator} {tokens} {tiles.halves}"
             result[key] = errors(kernel, operator, tokens, 128, "cpu")
+        key = f"qkv {tokens} {tiles.halves} quantized"
+        result[key] = errors(triton_operators.qkv, "qkv", tokens, 128, "cpu", 0, True)
         for operator in ADAPTED:
             # Linears that share a tile, and a rank that is none of a tile.
             kernel = getattr(triton_operators, operator)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sd35_trt.programs import fused, kernels
+from sd35_trt.programs import flash_attention_3, fused, kernels
 from sd35_trt.programs.fused import E4M3, FUNCTIONS
 
 
@@ -53,6 +53,11 @@ def operands(operator: str, tokens: tuple[int, ...], width: int, device: str) ->
         return x, weight, *scales, bias, each(lambda n: torch.tensor(0.01))
     if operator == "gated":
         return x, weight, *scales, bias, gate, residual
+    if operator == "fp8_attention":
+        scale = torch.tensor([0.01, 0.012, 0.011])[:, None].expand(3, width // 64).to(device)
+        count = sum(tokens)
+        packed = e4m3(2, count, 3, width // 64, 64).to(device)
+        return *packed.unbind(2), scale
     if operator == "low_rank":
         scales = normal(2, 24).half().to(device)
         scales[1, 7:] = 0.0
@@ -90,14 +95,17 @@ def errors(
     width: int,
     device: str,
     rank: int = 0,
+    quantized: bool = False,
     **options: bool,
 ) -> list[float]:
     """‖kernel − reference‖ / ‖reference‖ by stream; NaN where something was not written."""
     arguments = operands(operator, tokens, width, device)
     more = adapters(operator, tokens, width, device, rank) if rank else {}
+    if quantized:
+        more["operand_scale"] = torch.rand(3, width // 64).to(device) / 99 + 0.01
     actual = kernel(*arguments, **options, **more)
     expected = FUNCTIONS[operator](*arguments, **more)
-    if operator == "qkv":
+    if operator in ("qkv", "fp8_attention"):
         actual, expected = [actual], [expected]
     assert [t.dtype for t in actual] == [t.dtype for t in expected]
     pairs = [(a.float(), b.float()) for a, b in zip(actual, expected, strict=True)]
@@ -106,7 +114,10 @@ def errors(
 
 # E4M3 results may be rounded to the other neighbour where FP16 rounded the sums before.
 LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3,
-          "low_rank": 1e-3}  # fmt: skip
+          "low_rank": 1e-3, "fp8_attention": 0.01}  # fmt: skip
+
+#: Operators that are our own kernels'.
+KERNELS = [name for name in FUNCTIONS if name != "fp8_attention"]
 
 
 @pytest.mark.parametrize("tilings", [1, pytest.param(2, marks=pytest.mark.nightly)])
@@ -118,7 +129,7 @@ def test_kernels_compute_what_the_operators_mean(tilings: int) -> None:
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     actual = json.loads(process.stdout)
-    assert len(actual) == 2 * tilings * (len(FUNCTIONS) + len(ADAPTED))
+    assert len(actual) == 2 * tilings * (len(KERNELS) + len(ADAPTED) + 1)
     for key, values in actual.items():
         assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
 
@@ -132,6 +143,8 @@ def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool, ran
     kernel = kernels.find(f"sd35.{operator}.default", torch.device("cuda", 0))
     if rank and operator not in ADAPTED:
         pytest.skip("it takes no adapters")
+    if operator == "fp8_attention" and flash_attention_3.installed_version() is None:
+        pytest.skip("fa3-fwd is not installed")
     options = {"use_fast_accum": fast} if operator in ("qkv", "gelu", "gated") else {}
     actual = errors(kernel, operator, tokens, 1536, "cuda:0", rank, **options)
     assert all(error <= 2 * LIMITS[operator] for error in actual), actual
