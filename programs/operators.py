@@ -91,6 +91,7 @@ OPERATORS = frozenset(
         "upsample_nearest2d.vec",
         "view.default",
         "where.self",
+        "zeros_like.default",
     ]
 )
 

@@ -285,6 +285,36 @@ def test_fp8_attention_without_guidance(medium_checkpoint: Path, tmp_path: Path)
     assert errors["program"] <= 1.2 * errors["opset23"] <= 0.01
 
 
+def test_fp8_attention_of_fused_blocks(tmp_path: Path) -> None:
+    """Its operands are put out as E4M3 by what makes them; as exact as ONNX makes it."""
+    plain = load_policy("fp8")
+    rule = Rule("denoiser", "transformer_blocks.*.attn", "fp8", "")
+    policy = replace(plain, rules=(*plain.rules, rule))
+    model = load_transformer(checkpoint_path())
+    operands = {"q": 6.0, "k": 6.0, "v": 6.0, "p": 1.0}
+    calibration = replace(
+        calibrate(checkpoint_path(), policy),
+        bmm={
+            f"denoiser/transformer_blocks.{block}.attn.{operand}": amax
+            for block in range(len(model.transformer_blocks))
+            for operand, amax in operands.items()
+        },
+    )
+    arguments = transformer_inputs(model)
+    with torch.no_grad():
+        truth = model(**arguments).sample.numpy()
+    errors = {}
+    for dialect, run in (("opset23", run_ort), ("program", run_program)):
+        root, names = tmp_path / dialect, ["conditioner", "denoiser"]
+        export(root, checkpoint_path(), names, policy, calibration, dialect)
+        errors[dialect] = relative_error(velocity(root, arguments, run), truth)
+    assert errors["program"] <= 1.2 * errors["opset23"], errors
+    graphs = read_program(root / "denoiser" / PROGRAM_FILE).graphs
+    targets = {node.target for node in graphs["block0"].nodes}
+    assert "sd35.fp8_attention.default" in targets
+    assert "aten.scaled_dot_product_attention.default" not in targets
+
+
 def test_a_signature_is_there_once(copy: Any) -> None:
     bundle = copy("fp8", "program")
     program = read_program(bundle.root / "denoiser" / PROGRAM_FILE)
