@@ -11,7 +11,7 @@ from .contents import Contents
 
 
 def look_inside(bundle: Bundle, component: Component) -> Contents:
-    """Operators by name, each as often as it is called.
+    """Operators by name, each as often as it is called in a step that is given nothing besides.
 
     Raises:
         BundleError: the program is damaged, or of another version.
@@ -19,6 +19,7 @@ def look_inside(bundle: Bundle, component: Component) -> Contents:
     program = read_program(bundle.path(component.files[0].path))
     operators: Counter[str] = Counter()
     for step in program.steps:
-        if not isinstance(step, View):
+        given = any(condition.holds for condition in step.conditions)
+        if not (given or isinstance(step, View)):
             operators.update(node.target for node in program.graphs[step.graph].nodes)
     return Contents(f"program, PyTorch {program.torch}", dict(operators))
