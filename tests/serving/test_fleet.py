@@ -15,12 +15,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from control_nets import every_feature
 from fake_engines import PATIENCE, FakeEngines
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from sd35_trt.errors import PoolBusy, Sd35Error, UsageError
-from sd35_trt.runtime import Pipeline, PipelinePool, Result
+from sd35_trt.runtime import Control, Pipeline, PipelinePool, Result
 from sd35_trt.runtime.metrics import Metrics
 from sd35_trt.serving.app import make_app
 from sd35_trt.serving.drawing import Seen
@@ -140,6 +141,28 @@ def test_an_edit_takes_its_picture_along(ingress: Ingress, alone: Pipeline) -> N
     [response] = ingress.ask(request, path="/v1/images/edits")
     expected = alone.generate("a star", steps=4, seed=2, strength=0.5, image=image)
     np.testing.assert_array_equal(pixels(response), expected.images[0])
+
+
+def test_a_request_takes_its_nets_pictures_along(
+    make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = make_bundle(**every_feature(tmp_path / "nets"))
+    followed = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(followed).save(file, format="PNG")
+    control = {"image": base64.b64encode(file.getvalue()).decode(), "scale": 0.5, "end": 0.8}
+    ingress = Ingress({"mini": bundle})
+    ingress.replicas.faults = [ingress.replicas.lost]
+    drawn = pixels(ingress.generate(seed=4, control={"canny": control}))
+    with Pipeline.load(bundle, threads=1) as alone:
+        expected = alone.generate(
+            "a star", seed=4, steps=2, size=(64, 64),
+            controls={"canny": Control(followed, 0.5, end=0.8)},
+        )  # fmt: skip
+    np.testing.assert_array_equal(drawn, expected.images[0])
+    assert len(ingress.replicas.orders) == 2
+    refused = ingress.generate(control={"pose": control}).json()["error"]
+    assert (refused["param"], "no ControlNet 'pose'" in refused["message"]) == ("control", True)
 
 
 def test_a_lost_replica_is_replaced_with_the_same_seed(ingress: Ingress, alone: Pipeline) -> None:

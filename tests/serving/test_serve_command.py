@@ -17,7 +17,7 @@ import httpx
 import pytest
 from conftest import one_error_line
 from fake_engines import FakeEngines
-from servers import ADMIN, PATIENCE, TOKEN, running, serving
+from servers import ADMIN, PATIENCE, TOKEN, picture_file, running, serving
 
 from sd35_trt.errors import UsageError
 from sd35_trt.serving.names import named_bundles, named_fallbacks, parse_traffic
@@ -43,7 +43,7 @@ def test_it_serves_what_it_was_started_with(tiny_bundle: Path, tmp_path: Path) -
         f"half={tiny_bundle}", f"fp8={tiny_bundle}", "--traffic", "half=0,fp8=100",
         "--fallback", f"fp8={tiny_bundle}", "--key-header", "X-Account", "--body-limit", "1MiB",
         "--queue", 3, "--device", "cpu,cpu", "--threads", 1, "--time-limit", 100,
-        "--host", "0.0.0.0",
+        "--host", "0.0.0.0", "--control", f"frame={picture_file(tmp_path)}",
         "--token-file", tmp_path / "token", "--admin-token-file", tmp_path / "admin",
     )  # fmt: skip
     with serving(*words) as (process, url):
@@ -52,6 +52,9 @@ def test_it_serves_what_it_was_started_with(tiny_bundle: Path, tmp_path: Path) -
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with httpx.Client(base_url=local, headers=headers, timeout=PATIENCE) as client:
             assert client.post(GENERATIONS, json=QUICK).json()["model"] == "fp8"
+            control = {"canny": {"picture": "frame"}}
+            without = client.post(GENERATIONS, json={**QUICK, "control": control}).json()["error"]
+            assert (without["param"], "--controlnet" in without["message"]) == ("control", True)
             large = client.post(GENERATIONS, json={**QUICK, "prompt": "x" * (1 << 20)})
             assert large.status_code == 413
             assert httpx.get(local + "/v1/models").status_code == 401
@@ -157,6 +160,10 @@ def test_wrong_use_is_refused_before_work(run, tiny_bundle: Path, tmp_path: Path
     assert "are 90 % in all" in refused(run, f"a={absent}", "--traffic", "a=90")
     assert "there is no bundle b" in refused(run, f"a={absent}", "--fallback", "b=c")
     assert "a device without a name" in refused(run, absent, "--device", "cpu,")
+    assert "--control x.png has no name" in refused(run, absent, "--control", "x.png")
+    assert "no.png is missing" in refused(run, absent, "--control", "a=no.png")
+    (tmp_path / "text.png").write_text("no picture")
+    assert "is not a readable picture" in refused(run, absent, "--control", "a=text.png")
     elsewhere = ("--host", "203.0.113.1", "--token-file", token(tmp_path))
     assert "choose another --host or --port" in refused(run, absent, *elsewhere)
     with socket.create_server(("127.0.0.1", 0)) as taken:
