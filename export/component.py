@@ -20,6 +20,8 @@ from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.checkpoints.weights import Weights
 from sd35_trt.compat.torch import FakeTensorMode
 from sd35_trt.components import (
+    BRANCH_DENOISER,
+    COMBINE,
     CONTROLNET,
     SHORT_DENOISER,
     component_row,
@@ -65,6 +67,7 @@ from .program_writer import write_program
 from .quantized import WEIGHT_ONLY, weight_only_linear
 from .range_guard import guard
 from .scales import Scales
+from .split_guidance import Combine
 from .torch_layers import use_torch_layers
 from .weights import stream_weights
 
@@ -119,6 +122,8 @@ MODULES: dict[str, Callable[[nn.Module, ExportOptions], ComponentModule]] = {
     "t5": lambda part, options: T5Encoder(part),
     "conditioner": lambda part, options: Conditioner(part, bool(options.features.adapter_ranks)),
     "denoiser": lambda part, options: Denoiser(part, options.guided, options.features),
+    BRANCH_DENOISER: lambda part, options: Denoiser(part, False, options.features, branch=True),
+    COMBINE: lambda part, options: Combine(part, options.features.inpainting),
     SHORT_DENOISER: lambda part, options: Denoiser(
         part, options.guided, options.features, short=True
     ),

@@ -26,10 +26,10 @@ from sd35_trt.formats.program import Program
 from .adapters import adapter_groups, take_adapters
 from .branches import Branches, MaskedRows, SkippingBranches
 from .denoiser_program import denoiser_program
-from .denoiser_segments import Block, Head, Tail
+from .denoiser_segments import Block, BranchTail, Head, Tail
 from .linker import Linker
 from .modules import modulated_norms, modulation_dtype, modulation_rows
-from .ports import ComponentModule
+from .ports import ComponentModule, Ports
 from .range_guard import carries_fp32
 from .short_steps import (
     CHANGE,
@@ -51,6 +51,7 @@ class Denoiser(ComponentModule):
 
     Args:
         short: whether it is the denoiser of short steps, which computes the first blocks.
+        branch: whether it is the denoiser of one branch, which neither guides nor updates.
 
     Attributes:
         first_blocks: of a short step; 0 where all steps are full ones.
@@ -58,7 +59,12 @@ class Denoiser(ComponentModule):
     """
 
     def __init__(
-        self, transformer: Any, guided: bool, features: Features = PLAIN, short: bool = False
+        self,
+        transformer: Any,
+        guided: bool,
+        features: Features = PLAIN,
+        short: bool = False,
+        branch: bool = False,
     ) -> None:
         super().__init__()
         self.part = transformer
@@ -72,11 +78,14 @@ class Denoiser(ComponentModule):
         self.rows = sum(map(modulation_rows, modulated_norms(transformer)))
         latents = (torch.float32, ("batch", config.in_channels, "height", "width"))
         per_sample = (torch.float32, ("batch",))
+        update: Ports = {
+            "coefficients": (torch.float32, ("batch", 3)),
+            "previous_denoised": latents,
+        }
         self.inputs = {
             "latents": latents,
             "sigma": per_sample,
-            "coefficients": (torch.float32, ("batch", 3)),
-            "previous_denoised": latents,
+            **({} if branch else update),
             "context": (context_dtype, ("batch", "tokens", config.caption_projection_dim)),
             "modulation": (modulated, ("batch", self.rows, width)),
         }
@@ -97,7 +106,8 @@ class Denoiser(ComponentModule):
         if self.controls:
             residuals = (self.controls, "residual_samples", "residual_pixels", width)
             self.inputs[RESIDUALS] = (self.dtype, residuals)
-        self.outputs = {"next_latents": latents, "denoised": latents}
+        self.outputs = {} if branch else {"next_latents": latents}
+        self.outputs["denoised"] = latents
         tail_ports = self.inputs, self.outputs
         if self.first_blocks:
             tokens = ("samples", "pixels", width)
@@ -135,7 +145,8 @@ class Denoiser(ComponentModule):
             self.change = Change(stream, kept, change, width)
             self.extrapolation = Extrapolation(kept, change, stream, width, guided)
             dtypes = {**dtypes, "image": stream, "context": stream}
-        self.tail = Tail(transformer, dtypes, self.dtype, *tail_ports, guided)
+        tail = BranchTail if branch else Tail
+        self.tail = tail(transformer, dtypes, self.dtype, *tail_ports, guided)
         if self.skipping:
             rows_of_blocks = [block.rows for block in self.blocks]
             self.masked_rows = MaskedRows(rows_of_blocks, self.inputs["modulation"])

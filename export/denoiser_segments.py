@@ -294,30 +294,64 @@ class Tail(WholeModule):
             index = torch.arange(3 * batch, device=image.device)
             index = torch.where(index < computed, index, index - batch)
             image, modulation = (values.index_select(0, index) for values in (image, modulation))
-        rows, columns = image.shape[1:3]
-        patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
-        patches = patches.reshape(-1, rows, columns, self.patch**2, self.channels)
-        channels = patches.permute(0, 4, 3, 1, 2).flatten(1, 2)
-        velocity = nn.functional.pixel_shuffle(channels, self.patch)
+        velocity = self.velocity(image, modulation)
         if guidance is not None:
             # Sliced apart, not chunked: chunk() would fix the batch at the example's.
             count = latents.shape[0]
             branches = velocity
             uncond, cond = branches[:count], branches[count : 2 * count]
-            velocity = uncond + _each(guidance) * (cond - uncond)
+            velocity = uncond + each(guidance) * (cond - uncond)
             if skip_guidance is not None:
-                velocity = velocity + _each(skip_guidance) * (cond - branches[2 * count :])
-        denoised = latents - _each(sigma) * velocity
-        a, b, c = (_each(coefficients[:, i]) for i in range(3))
-        following = a * latents + b * denoised + c * previous_denoised
-        if mask is None or source is None or source_noise is None or next_sigma is None:
-            return following, denoised
-        # Selected, not mixed: what was not asked for stays out also where it is not finite.
-        kept = source + _each(next_sigma) * (source_noise - source)
-        drawn = mask > 0.5
-        return torch.where(drawn, following, kept), torch.where(drawn, denoised, source)
+                velocity = velocity + each(skip_guidance) * (cond - branches[2 * count :])
+        denoised = latents - each(sigma) * velocity
+        return update(
+            latents, denoised, coefficients, previous_denoised, mask, source, source_noise,
+            next_sigma,
+        )  # fmt: skip
+
+    def velocity(self, image: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """[samples, C, h, w] in FP32."""
+        rows, columns = image.shape[1:3]
+        patches = self.proj_out(self.norm_out(image.flatten(1, 2), modulation)).float()
+        patches = patches.reshape(-1, rows, columns, self.patch**2, self.channels)
+        channels = patches.permute(0, 4, 3, 1, 2).flatten(1, 2)
+        return nn.functional.pixel_shuffle(channels, self.patch)
 
 
-def _each(values: torch.Tensor) -> torch.Tensor:
+class BranchTail(Tail):
+    """Image tokens → what one branch of guidance denoised; another component goes on."""
+
+    def forward(  # type: ignore[override]
+        self,
+        image: torch.Tensor,
+        modulation: torch.Tensor,
+        latents: torch.Tensor,
+        sigma: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        return (latents - each(sigma) * self.velocity(image, modulation),)
+
+
+def update(
+    latents: torch.Tensor,
+    denoised: torch.Tensor,
+    coefficients: torch.Tensor,
+    previous_denoised: torch.Tensor,
+    mask: torch.Tensor | None,
+    source: torch.Tensor | None,
+    source_noise: torch.Tensor | None,
+    next_sigma: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sampler's update: next latents, and what was denoised, as a mask says."""
+    a, b, c = (each(coefficients[:, i]) for i in range(3))
+    following = a * latents + b * denoised + c * previous_denoised
+    if mask is None or source is None or source_noise is None or next_sigma is None:
+        return following, denoised
+    # Selected, not mixed: what was not asked for stays out also where it is not finite.
+    kept = source + each(next_sigma) * (source_noise - source)
+    drawn = mask > 0.5
+    return torch.where(drawn, following, kept), torch.where(drawn, denoised, source)
+
+
+def each(values: torch.Tensor) -> torch.Tensor:
     """A value for each image [batch], to compute with latents."""
     return values.view(-1, 1, 1, 1)

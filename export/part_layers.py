@@ -99,4 +99,6 @@ class StoredSize:
         own = component_layers(part, component, first_blocks)
         layers = [stored_bytes(layer) for layer in own.values()]
         totals = [sum(tensors) for tensors in layers]
-        return cls(sum(totals), max(totals), allocated_bytes(chain.from_iterable(layers)))
+        return cls(
+            sum(totals), max(totals, default=0), allocated_bytes(chain.from_iterable(layers))
+        )

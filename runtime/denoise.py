@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from .devices.device import Buffer, Device, Fetch
 from .host_slots import SLOT_BYTES, HostSlots
 from .job import Step
 from .short_steps import COEFFICIENTS, PlannedStep, StepEngines, step_coefficients
+from .split_guidance import SplitRun, SplitSteps
 from .timing import Clock
 
 # Shapes whose buffers and graphs are kept.
@@ -103,7 +104,7 @@ class DenoiseLoop:
 
     def run(
         self,
-        engines: StepEngines,
+        engines: StepEngines | SplitRun,
         latents: np.ndarray,
         schedule: Schedule,
         conditioning: Iterator[StepConditioning],
@@ -116,7 +117,7 @@ class DenoiseLoop:
         """Denoise a batch.
 
         Args:
-            engines: which are open.
+            engines: which are open, of one device or of two.
             latents: float32 [B, C, h, w], noise or what it was mixed with.
             conditioning: of each step context [N, T, D] and modulation [N, R, D]; with guidance
                 N is 2 B, the unconditional branch first.
@@ -186,11 +187,13 @@ class DenoiseLoop:
 
     def _steps(
         self,
-        engines: StepEngines,
+        engines: StepEngines | SplitRun,
         latents: np.ndarray,
         run: RunInputs,
-        constants: Collection[str],
-    ) -> DirectSteps | RecordedSteps:
+        constants: Mapping[str, np.ndarray],
+    ) -> DirectSteps | RecordedSteps | SplitSteps:
+        if isinstance(engines, SplitRun):
+            return engines.steps(latents, run, constants)
         if not (self._device.queues and engines.full.recordable):
             return DirectSteps(self._device, engines, latents, run, constants)
         # Graphs read what is shared where it is.

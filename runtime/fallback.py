@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sd35_trt.errors import BundleError, NotFinite
-from sd35_trt.features import STEP_CACHE
+from sd35_trt.features import SPLIT_GUIDANCE, STEP_CACHE
 from sd35_trt.formats.bundle import Bundle
 
 from .job import Job, Result
@@ -79,11 +79,11 @@ class Fallback:
         # A budget is for one of the two at a time.
         limited = self._first.engines.budget is not None
         if limited:
-            self._first.engines.release()
+            self._first.release()
         self._second.activate()
         self._second.draw(jobs, clock)
         if limited:
-            self._second.engines.release()
+            self._second.release()
         self._first.activate()
 
 
@@ -111,7 +111,7 @@ def check_fallback(bundle: Bundle, fallback: Bundle) -> None:
         difference = f"takes adapters of a lower rank than {bundle.root}"
     elif nets := {c.name for c in mine.controls} - {c.name for c in its.controls}:
         difference = f"has no ControlNet {', '.join(sorted(nets))}, {bundle.root} has"
-    elif lacking := set(mine.requires) - {STEP_CACHE} - set(its.requires):
+    elif lacking := set(mine.requires) - {STEP_CACHE, SPLIT_GUIDANCE} - set(its.requires):
         difference = f"was built without {', '.join(sorted(lacking))}, {bundle.root} with it"
     if difference is not None:
         raise BundleError(

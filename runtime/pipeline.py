@@ -19,6 +19,7 @@ from .process import HomeProcess, leave_at_exit
 from .renderer import Renderer
 from .request import EXACT, MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
+from .second_device import split_names
 from .sessions.session import device_of, open_session
 from .sizes import check_count, check_latents
 from .source_pictures import pictures_of
@@ -108,8 +109,11 @@ class Pipeline:
                 with an image that is not finite is drawn again with it at once, and after two
                 anomalous images in a row every request is. Its engines load when it is needed.
             device: ``cpu``, ``cuda`` or ``cuda:N``; None takes what the bundle was built for.
-                Engines of ``onnxruntime`` run on either.
-            vram_budget: bytes of the device's memory to stay within, or as text: ``"8GiB"``.
+                Engines of ``onnxruntime`` run on either. Two, as ``cuda:0,cuda:1``, compute a
+                branch of guidance each, with a bundle that was built with ``--split-guidance``;
+                where the second is not there, or copies between them do not go directly, the first
+                draws alone, with a warning.
+            vram_budget: bytes of each device's memory to stay within, or as text: ``"8GiB"``.
                 Engines that have no room beside others are loaded for their stage, or stream
                 their weights. The planner counts weights, and working memory where the bundle
                 knows it; see :meth:`memory`.
@@ -127,11 +131,11 @@ class Pipeline:
             Sd35Error: there is no such device here.
         """
         bundle = Bundle.open(path, verify, trust_kernels)
-        device_of(bundle, device)
+        device_of(bundle, split_names(device)[0])
         other = None
         if fallback is not None:
             other = Bundle.open(fallback, verify, trust_kernels)
-            device_of(other, device)
+            device_of(other, split_names(device)[0])
         budget = None if vram_budget is None else memory_bytes("vram_budget", vram_budget)
         return cls(
             bundle, threads, fallback=other, device=device, vram_budget=budget,
@@ -199,7 +203,7 @@ class Pipeline:
             Sd35Error: the backend's package is not installed, or the pipeline is closed.
         """
         with self._own_turn("preload()"):
-            self._renderer.engines.open_all()
+            self._renderer.open_all()
 
     def memory(self) -> MemoryReport:
         """What the engines and their device take; the fallback's not counted.
@@ -210,11 +214,11 @@ class Pipeline:
         self._home.check("the pipeline")
         self._check_open()
         self._renderer.activate()
-        return self._renderer.engines.memory()
+        return self._renderer.memory()
 
     @property
     def device(self) -> str:
-        """Where it draws: ``cpu`` or ``cuda:N``."""
+        """Where it draws: ``cpu``, ``cuda:N``, or two with a comma between."""
         return self._renderer.device_name
 
     @property

@@ -28,13 +28,22 @@ from .latent_guard import Band, Guard
 from .noise import randn
 from .process import keep_from_forks
 from .request import Request, join, least_request
-from .resident import EngineSet, OpenSession
+from .resident import EngineSet, MemoryReport, OpenSession
 from .run_inputs import Source, run_inputs
 from .runner import ComponentRunner
 from .schedule import coefficients, make_sigmas, mix
+from .second_device import (
+    SPLIT,
+    SecondDevice,
+    branch_engines,
+    check_splits,
+    open_second,
+    split_names,
+)
 from .sessions.session import device_of
 from .short_steps import PlannedStep, StepEngines
 from .skip_layers import skip_scales
+from .split_guidance import SplitGuidance, SplitRun
 from .text_features import TextEncoder, TextFeatures
 from .timing import Clock, now_ns
 
@@ -80,17 +89,25 @@ class Renderer:
         self.step_cache = StepCache.of(bundle)
         self._train_timesteps = int(self._manifest.scheduler.num_train_timesteps)
         with ExitStack() as opened:
-            self._device = open_device(device_of(bundle, device))
+            name, other = split_names(device)
+            self._device = open_device(device_of(bundle, name))
             opened.callback(self._device.close)
             keep_from_forks(self._device)
-            self.engines = EngineSet(bundle, self._device, vram_budget, threads, open_session)
+            self._split: SplitGuidance | None = None
+            self._second: SecondDevice | None = None
+            if other is not None:
+                check_splits(bundle)
+                self._open_second(other, threads, open_session, vram_budget, opened)
+            self.engines = EngineSet(
+                bundle, self._device, vram_budget, threads, open_session, self._own_components()
+            )
             opened.callback(self.engines.release)
             self._runner = ComponentRunner(bundle, self._device, self.engines)
             self._loop = DenoiseLoop(self._device, limited=vram_budget is not None)
             opened.callback(self._loop.close)
-            for name in ("denoiser", SHORT_DENOISER):
-                self.engines.before_close(name, self._loop.forget)
-            within = None if vram_budget is None else self._loop.forget
+            for name in ("denoiser", SHORT_DENOISER, *SPLIT):
+                self.engines.before_close(name, self._forget)
+            within = None if vram_budget is None else self._forget
             self._feeder = AdapterFeeder(bundle, self._device, within)
             opened.callback(self._feeder.clear)
             self._text = TextEncoder(bundle, self._runner, self._feeder, prompt_cache)
@@ -103,10 +120,64 @@ class Renderer:
             opened.callback(self._device.activate)
             self._open = opened.pop_all()
 
+    def _open_second(
+        self,
+        name: str,
+        threads: int | None,
+        open_session: OpenSession,
+        budget: int | None,
+        opened: ExitStack,
+    ) -> None:
+        """Open the second device, if it is there."""
+        device = open_second(self._device, device_of(self.bundle, name))
+        if device is None:
+            return
+        self._split = SplitGuidance((self._device, device), self._manifest)
+        self._second = SecondDevice(
+            self.bundle, device, budget, threads, open_session, self._split.forget
+        )
+        opened.callback(self._second.close)
+        opened.callback(self._split.forget)
+        self._device.activate()
+
+    def _own_components(self) -> set[str]:
+        """Those that run on its first device."""
+        names = {component.name for component in self._manifest.components}
+        return names - ({"denoiser", SHORT_DENOISER} if self._second else set(SPLIT))
+
+    def _forget(self) -> None:
+        """Release the loop's graphs and buffers."""
+        self._loop.forget()
+        if self._split is not None:
+            self._split.forget()
+
     @property
     def device_name(self) -> str:
-        """Of the device that it draws on."""
-        return self._device.name
+        """Of the device that it draws on, or of both."""
+        return self._device.name + (f",{self._second.device.name}" if self._second else "")
+
+    def open_all(self) -> None:
+        """Open every engine that stays."""
+        if self._second is not None:
+            self._second.open_all()
+            self._device.activate()
+        self.engines.open_all()
+
+    def memory(self) -> MemoryReport:
+        """What is in memory now."""
+        report = self.engines.memory()
+        if self._second is None:
+            return report
+        second = self._second.memory()
+        self._device.activate()
+        return replace(report, second=second)
+
+    def release(self) -> None:
+        """Close every engine; they open again when they are used."""
+        if self._second is not None:
+            self._second.release()
+            self._device.activate()
+        self.engines.release()
 
     def activate(self) -> None:
         """Make its device the calling thread's."""
@@ -126,6 +197,9 @@ class Renderer:
             [use.name for use in request.controls],
             bool(self._planned(request)),
         )
+        if self._second is not None:
+            self._second.fit({**request.dims, "rank": rank})
+            self._device.activate()
 
     def draw(self, jobs: Sequence[Job], clock: Clock) -> None:
         """Draw jobs in one run and set the outcome of each; see
@@ -225,6 +299,8 @@ class Renderer:
                 count = len(request.seeds)
                 branches = [features[i : i + count][part] for i in range(0, len(texts), count)]
                 notes = _text_notes(job.request, branches)
+                if self._second is not None and job.request.plan is not None:
+                    notes.append("two devices compute every step in full")
                 result = _result(job, images[part], latents[part], notes, clock)
                 job.outcome = replace(result, short_steps=short)
 
@@ -265,7 +341,8 @@ class Renderer:
         adapters = AdapterInputs.of(self._manifest, request.adapters)
         mixes = request.adapters * (len(features) // len(request.seeds))
         nets = (control_part(use.name) for use in request.controls)
-        loop = ("denoiser", *([SHORT_DENOISER] if schedule.planned else []), *nets)
+        denoisers = SPLIT if self._second else ("denoiser",)
+        loop = (*denoisers, *([SHORT_DENOISER] if schedule.planned else []), *nets)
         conditioning = self._conditioning.begin(
             "conditioner", features, sigmas[:-1],
             self._feeder.ports("conditioner", adapters, mixes), loop,
@@ -273,17 +350,27 @@ class Renderer:
         if controls is not None:
             controls.condition(self._conditioning, features, sigmas)
         # Conditioners may be closed for it.
-        short = self.engines.use(SHORT_DENOISER) if schedule.planned else None
-        denoiser = StepEngines(self._manifest, self.engines.use("denoiser"), short)
+        engines = self._step_engines(request, source, bool(schedule.planned))
         if controls is not None:
             controls.open(self.engines)
         if request.decode:
-            self.engines.load_ahead("vae_decoder", "denoiser")
+            self.engines.load_ahead("vae_decoder", loop[0])
         ports = self._feeder.ports("denoiser", adapters, request.adapters)
         inputs = run_inputs(self._device, self._manifest, request, source, ports)
         return self._loop.run(
-            denoiser, latents, schedule, conditioning, after_step, watched, clock, inputs, controls
+            engines, latents, schedule, conditioning, after_step, watched, clock, inputs, controls
         )  # fmt: skip
+
+    def _step_engines(
+        self, request: Request, source: Source, short: bool
+    ) -> StepEngines | SplitRun:
+        """The engines of a run's steps, open."""
+        if self._split is None or self._second is None:
+            shorter = self.engines.use(SHORT_DENOISER) if short else None
+            return StepEngines(self._manifest, self.engines.use("denoiser"), shorter)
+        theirs, inputs = self._second.engines(), self._second.inputs(request, source)
+        self._device.activate()
+        return SplitRun(self._split, (branch_engines(self.engines), theirs), inputs)
 
     def _schedule(self, request: Request, sigmas: np.ndarray) -> Schedule:
         features, steps = self._manifest.features, len(sigmas) - 1
@@ -300,6 +387,8 @@ class Renderer:
     def _planned(self, request: Request) -> tuple[PlannedStep, ...]:
         """The steps of a request that has short ones; as the fallback's, another bundle's may have
         no such steps, or others."""
+        if self._second is not None:
+            return ()
         own = self._manifest.features.short_steps == request.short_blocks
         return request.planned_steps if own else ()
 

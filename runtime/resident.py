@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
-from sd35_trt.components import runs_every_step
+from sd35_trt.components import layer_holder, runs_every_step
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.residency import LOADED, RESIDENT, STREAMED, phases_of
@@ -48,12 +48,14 @@ class MemoryReport:
         device: what the device says.
         budget: bytes that were asked to be kept to; None where there is no limit.
         planned_peak: what the planner expects at most, for the largest request so far.
+        second: of the second device, where two draw one picture.
     """
 
     engines: Mapping[str, EngineMemory]
     device: DeviceMemory
     budget: int | None
     planned_peak: int
+    second: MemoryReport | None = None
 
 
 class EngineSet:
@@ -63,6 +65,7 @@ class EngineSet:
 
     Args:
         budget: bytes of device memory; None keeps every engine once it is open.
+        only: components that it has; None has all of the bundle.
 
     Attributes:
         budget: as given.
@@ -75,6 +78,7 @@ class EngineSet:
         budget: int | None,
         threads: int | None,
         open_session: OpenSession,
+        only: Collection[str] | None = None,
     ) -> None:
         self._bundle = bundle
         self._device = device
@@ -86,6 +90,7 @@ class EngineSet:
             name: component
             for name in chain.from_iterable(phases_of(names).values())
             if (component := bundle.manifest.component(name)) is not None
+            and (only is None or name in only)
         }
         self._sessions: dict[str, Session] = {}
         self._held: dict[str, int | None] = {}
@@ -174,10 +179,11 @@ class EngineSet:
     def open_all(self) -> None:
         """Open every engine that stays; the denoiser, which takes longest, beside the others."""
         stays = [name for name in self._components if self._stays(name)]
-        if "denoiser" in stays:
-            self.load_ahead("denoiser", "denoiser")
+        longest = next((name for name in stays if layer_holder(name) == "denoiser"), None)
+        if longest is not None:
+            self.load_ahead(longest, longest)
         # Waited for last, or what is behind it would be opened after it.
-        for name in sorted(stays, key=lambda name: name == "denoiser"):
+        for name in sorted(stays, key=lambda name: name == longest):
             self.use(name)
 
     def keeps(self, *names: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sd35_trt.components import BRANCH_DENOISER
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
 
@@ -13,7 +14,12 @@ from .devices.device import Buffer, Device
 from .resident import EngineSet
 
 # What runs after a component, for loading it meanwhile.
-_NEXT = {"clip_l": "clip_g", "clip_g": "t5", "t5": "conditioner", "conditioner": "denoiser"}
+_NEXT = {
+    "clip_l": ("clip_g",),
+    "clip_g": ("t5",),
+    "t5": ("conditioner",),
+    "conditioner": ("denoiser", BRANCH_DENOISER),
+}
 
 
 class ComponentRunner:
@@ -65,8 +71,8 @@ class ComponentRunner:
         }
         ports = self.component(name).outputs
         outputs = {port.name: device.empty(port.resolve(**dims), port.dtype) for port in ports}
-        if name in _NEXT:
-            self._engines.load_ahead(_NEXT[name], name)
+        for following in _NEXT.get(name, ()):
+            self._engines.load_ahead(following, name)
         session.run(feed, outputs)
         return outputs
 

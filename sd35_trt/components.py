@@ -1,8 +1,8 @@
 """The components of the ONNX contract and where in a checkpoint each comes from.
 
 Those of :data:`COMPONENTS` are in every model. A ControlNet is a part that a build adds, with two
-components of its own. The denoiser of short steps is a component that a build adds, of a part that
-is there.
+components of its own. The denoiser of short steps, and those of two GPUs, are components that a
+build adds, of a part that is there.
 """
 
 from __future__ import annotations
@@ -62,8 +62,16 @@ COMPONENTS = {
 #: The denoiser of short steps, which a build adds: it computes the first blocks of the other's.
 SHORT_DENOISER = "denoiser_short"
 
+#: The denoiser of one branch of guidance, which a build adds: two GPUs compute a branch each.
+BRANCH_DENOISER = "denoiser_branch"
+
+#: What both compute of the two branches: guidance and the sampler's update. It has no layers.
+COMBINE = "combine"
+
 # Components that a build adds, which compute with the layers of another.
-_BORROWERS = {SHORT_DENOISER: "denoiser"}
+_BORROWERS = {SHORT_DENOISER: "denoiser", BRANCH_DENOISER: "denoiser"}
+
+_COMBINE = ComponentRow(COMBINE, "transformer", layers=())
 
 
 def layer_holder(component: str) -> str:
@@ -107,8 +115,9 @@ def control_name(component: str) -> str | None:
 
 
 def runs_every_step(component: str) -> bool:
-    """Whether a component runs in the steps of a picture: denoisers and ControlNets."""
-    return layer_holder(component) == "denoiser" or (
+    """Whether a component runs in the steps of a picture: denoisers, what combines their branches,
+    and ControlNets."""
+    return layer_holder(component) in ("denoiser", COMBINE) or (
         control_name(component) is not None and not component.endswith(_CONDITIONER)
     )
 
@@ -136,6 +145,8 @@ def component_row(name: str) -> ComponentRow:
         KeyError: there is no such component.
     """
     net = control_name(name)
+    if name == COMBINE:
+        return _COMBINE
     if net is None:
         return replace(COMPONENTS[layer_holder(name)], name=name)
     layers = _CONDITIONING if name.endswith(_CONDITIONER) else _CONTROL_STEP
@@ -172,7 +183,7 @@ def module_owner(part: str, module: str) -> str | None:
 
 
 #: Components whose linears take adapters as inputs, where a bundle has them.
-ADAPTED = ("clip_l", "clip_g", "conditioner", "denoiser", SHORT_DENOISER)
+ADAPTED = ("clip_l", "clip_g", "conditioner", "denoiser", SHORT_DENOISER, BRANCH_DENOISER)
 
 #: Image pixels per latent pixel, in each direction: the autoencoder halves the size three times.
 LATENT_SCALE = 8
@@ -184,4 +195,4 @@ OPTIONAL_PARTS = ("text_encoder_3",)
 NO_T5 = "no T5: prompts are read by CLIP alone"
 
 #: Components that are compiled: the step. All else runs once per picture, operator by operator.
-COMPILED = ("denoiser", SHORT_DENOISER)
+COMPILED = ("denoiser", SHORT_DENOISER, BRANCH_DENOISER, COMBINE)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .components import ADAPTED, SHORT_DENOISER
+from .components import ADAPTED, COMBINE, SHORT_DENOISER
 
 #: What a manifest requires of its reader, by the feature.
 ADAPTERS = "adapters"
@@ -17,6 +17,7 @@ INPAINTING = "inpainting"
 SKIP_LAYER_GUIDANCE = "skip-layer-guidance"
 CONTROL = "control"
 STEP_CACHE = "step-cache"
+SPLIT_GUIDANCE = "split-guidance"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Features:
         skip_layer_guidance: whether a step can compute a third branch, without some blocks.
         control_blocks: of each ControlNet, whose outputs a step takes; 0 where there are none.
         short_steps: blocks that a short step computes; 0 where all steps are full ones.
+        split_guidance: whether two GPUs can compute a branch of guidance each.
     """
 
     adapter_ranks: tuple[int, ...] = ()
@@ -36,6 +38,7 @@ class Features:
     skip_layer_guidance: bool = False
     control_blocks: int = 0
     short_steps: int = 0
+    split_guidance: bool = False
 
     @classmethod
     def of(
@@ -52,6 +55,7 @@ class Features:
             SKIP_LAYER_GUIDANCE in requires,
             control_blocks if CONTROL in requires else 0,
             short_steps if STEP_CACHE in requires else 0,
+            SPLIT_GUIDANCE in requires,
         )
 
     @property
@@ -63,6 +67,7 @@ class Features:
             SKIP_LAYER_GUIDANCE: self.skip_layer_guidance,
             CONTROL: bool(self.control_blocks),
             STEP_CACHE: bool(self.short_steps),
+            SPLIT_GUIDANCE: self.split_guidance,
         }
         return tuple(name for name, there in named.items() if there)
 
@@ -73,9 +78,11 @@ class Features:
 
     def of_component(self, name: str) -> Features:
         """Those that a component has."""
-        own = self if name == "denoiser" else Features(self.adapter_ranks)
+        own = replace(self, split_guidance=False)
+        if name not in ("denoiser", SHORT_DENOISER):
+            own = Features(self.adapter_ranks, inpainting=self.inpainting and name == COMBINE)
         if name == SHORT_DENOISER:
-            own = replace(self, skip_layer_guidance=False)
+            own = replace(own, skip_layer_guidance=False)
         if name == "vae_encoder":
             own = replace(own, control_blocks=self.control_blocks)
         return own if name in ADAPTED else replace(own, adapter_ranks=())

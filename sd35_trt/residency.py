@@ -9,14 +9,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .components import SHORT_DENOISER, control_name, runs_every_step
+from .components import BRANCH_DENOISER, COMBINE, SHORT_DENOISER, control_name, runs_every_step
 
 #: Phases of a picture in their order → their components.
 PHASES = {
     "text": ("clip_l", "clip_g", "t5"),
     "image to image": ("vae_encoder",),
     "conditioning": ("conditioner",),
-    "denoising": ("denoiser", SHORT_DENOISER),
+    "denoising": ("denoiser", SHORT_DENOISER, BRANCH_DENOISER, COMBINE),
     "decoding": ("vae_decoder",),
 }
 

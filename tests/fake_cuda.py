@@ -8,6 +8,7 @@ event finds it overwritten.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
@@ -21,13 +22,15 @@ class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorPeerAccessAlreadyEnabled = 704
     cudaErrorInsufficientDriver = 35
     cudaErrorStreamCaptureInvalidated = 901
 
 
 class _Stream:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, device: int) -> None:
         self.number = number
+        self.device = device
         self.work: deque[Callable[[], bool]] = deque()
         self.recording: list[Callable[[], bool]] | None = None
 
@@ -36,7 +39,8 @@ class _Stream:
 
 
 class _Event:
-    def __init__(self) -> None:
+    def __init__(self, device: int) -> None:
+        self.device = device
         self.recorded = 0
         self.done = 0
         self.stream: _Stream | None = None
@@ -52,6 +56,8 @@ class FakeCuda:
         used: bytes of it that are allocated.
         calls: names of the functions that were called.
         alive: handles that were made and not destroyed: streams, events, pools, graphs, pinned.
+        peers: pairs of GPUs, of which the first may have access to the second's memory.
+        shared: pairs of GPUs, of which the second's pool was shared with the first.
     """
 
     cudaError_t = Status
@@ -63,6 +69,7 @@ class FakeCuda:
     )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaMemPoolAttr = SimpleNamespace(cudaMemPoolAttrReleaseThreshold=4)
+    cudaMemAccessFlags = SimpleNamespace(cudaMemAccessFlagsProtReadWrite=3)
     cudaMemAllocationType = SimpleNamespace(cudaMemAllocationTypePinned=1)
     cudaMemLocationType = SimpleNamespace(cudaMemLocationTypeDevice=1)
     cudaDeviceAttr = SimpleNamespace(
@@ -76,6 +83,10 @@ class FakeCuda:
         self.used = 0
         self.calls: list[str] = []
         self.alive: dict[str, int] = {}
+        self.peers = {(i, j) for i in range(devices) for j in range(devices) if i != j}
+        self.shared: set[tuple[int, int]] = set()
+        self._enabled: set[tuple[int, int]] = set()
+        self._active = threading.local()
         self._memory: dict[int, Any] = {}
         self._free: dict[int, list[Any]] = {}  # size → blocks to use again, as pools do
         self._streams: dict[int, _Stream] = {}
@@ -99,6 +110,7 @@ class FakeCuda:
             work()
             return True
 
+        assert self._streams[stream].device == self._device, "a launch on another GPU's stream"
         self._queue(self._streams[stream], run)
 
     def _queue(self, stream: _Stream, work: Callable[[], bool]) -> None:
@@ -122,8 +134,30 @@ class FakeCuda:
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
         return Status.cudaSuccess, self.driver
 
+    @property
+    def _device(self) -> int:
+        """The calling thread's."""
+        return getattr(self._active, "index", 0)
+
     def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
-        return (Status.cudaSuccess if index < self.devices else Status.cudaErrorInvalidValue,)
+        if index >= self.devices:
+            return (Status.cudaErrorInvalidValue,)
+        self._active.index = index
+        return (Status.cudaSuccess,)
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:
+        return (Status.cudaSuccess,)
+
+    def cudaDeviceCanAccessPeer(self, index: int, peer: int) -> tuple[Any, ...]:
+        return Status.cudaSuccess, int((index, peer) in self.peers)
+
+    def cudaDeviceEnablePeerAccess(self, peer: int, flags: int) -> tuple[Any, ...]:
+        pair = self._device, peer
+        assert pair in self.peers
+        if pair in self._enabled:
+            return (Status.cudaErrorPeerAccessAlreadyEnabled,)
+        self._enabled.add(pair)
+        return (Status.cudaSuccess,)
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
         return Status.cudaSuccess, self.total - self.used, self.total
@@ -144,7 +178,15 @@ class FakeCuda:
 
     def cudaMemPoolCreate(self, properties: Any) -> tuple[Any, ...]:
         self._make("pool")
-        return Status.cudaSuccess, object()
+        return Status.cudaSuccess, SimpleNamespace(device=properties.location.id)
+
+    def cudaMemAccessDesc(self) -> Any:
+        return SimpleNamespace(location=SimpleNamespace())
+
+    def cudaMemPoolSetAccess(self, pool: Any, accesses: list[Any], count: int) -> tuple[Any, ...]:
+        assert count == len(accesses)
+        self.shared |= {(access.location.id, pool.device) for access in accesses}
+        return (Status.cudaSuccess,)
 
     def cudaMemPoolSetAttribute(self, pool: Any, attribute: int, value: Any) -> tuple[Any, ...]:
         return (Status.cudaSuccess,)
@@ -199,10 +241,19 @@ class FakeCuda:
         self._queue(stream, copy)
         return (Status.cudaSuccess,)
 
+    def cudaMemcpyPeerAsync(
+        self, target: int, to: int, source: int, origin: int, size: int, stream: _Stream
+    ) -> tuple[Any, ...]:
+        assert stream.recording is None, "a copy between GPUs in a graph"
+        assert to == stream.device
+        if to != origin:
+            assert {(to, origin), (origin, to)} <= self._enabled & self.shared
+        return self.cudaMemcpyAsync(target, source, size, 3, stream)
+
     # Streams and events.
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        stream = _Stream(len(self._streams) + 1)
+        stream = _Stream(len(self._streams) + 1, self._device)
         self._streams[stream.number] = stream
         self._make("stream")
         return Status.cudaSuccess, stream
@@ -219,13 +270,14 @@ class FakeCuda:
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         self._make("event")
-        return Status.cudaSuccess, _Event()
+        return Status.cudaSuccess, _Event(self._device)
 
     def cudaEventDestroy(self, event: _Event) -> tuple[Any, ...]:
         self._make("event", -1)
         return (Status.cudaSuccess,)
 
     def cudaEventRecord(self, event: _Event, stream: _Stream) -> tuple[Any, ...]:
+        assert event.device == stream.device, "an event on another GPU's stream"
         event.recorded += 1
         event.stream = stream
         number = event.recorded
@@ -279,6 +331,7 @@ class FakeCuda:
         return (Status.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: Any, stream: _Stream) -> tuple[Any, ...]:
+        assert stream.device == self._device, "a graph on another GPU's stream"
         for work in graph:
             self._queue(stream, work)
         return (Status.cudaSuccess,)

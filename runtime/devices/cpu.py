@@ -11,7 +11,7 @@ import numpy as np
 
 from sd35_trt.errors import OutOfMemory, Sd35Error
 
-from .device import Buffer, DeviceMemory, Fetch, RecordedGraph
+from .device import Buffer, DeviceMemory, Fetch, Mark, RecordedGraph
 
 
 class _Here:
@@ -25,6 +25,10 @@ class _Here:
 
     def fence(self) -> None:
         """The reader has read before the next step begins."""
+
+
+class _Now:
+    """Nothing is queued: what was asked for is done."""
 
 
 class CpuDevice:
@@ -67,6 +71,18 @@ class CpuDevice:
 
     def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
         return _Here(np.asarray(buffer))
+
+    def mark(self) -> Mark:
+        return _Now()
+
+    def wait_for(self, mark: Any) -> None:
+        """It is done."""
+
+    def reaches(self, other: Any) -> bool:
+        return isinstance(other, CpuDevice)
+
+    def receive(self, target: Buffer, source: Buffer, other: Any) -> None:
+        self.copy(source, target)
 
     def capture(self, work: Callable[[], None]) -> RecordedGraph:
         raise Sd35Error("the CPU records no graphs", "call the work itself")

@@ -12,9 +12,10 @@ from cuda.bindings import runtime as cudart
 from sd35_trt.errors import Sd35Error
 
 from .cuda_memory import CudaBuffer, MemoryPool, pinned_array
-from .cuda_runtime import check, count_devices
+from .cuda_runtime import allow_peer, check, count_devices
 from .cuda_streams import (
     CudaFetch,
+    CudaMark,
     Events,
     create_stream,
     give_stream_back,
@@ -168,6 +169,42 @@ class CudaDevice:
         fetch = CudaFetch(buffer, slot, copied, self.stream_handle)
         self._events.give_back_with(fetch, ready, copied)
         return fetch
+
+    def mark(self) -> CudaMark:
+        event = self._events.take()
+        check(cudart.cudaEventRecord(event, self.stream_handle))
+        mark = CudaMark(event)
+        self._events.give_back_with(mark, event)
+        return mark
+
+    def wait_for(self, mark: Any) -> None:
+        check(cudart.cudaStreamWaitEvent(self.stream_handle, mark.event, 0))
+
+    def reaches(self, other: Any) -> bool:
+        if not isinstance(other, CudaDevice):
+            return False
+        return self._lets_in(other) and other._lets_in(self)
+
+    def _lets_in(self, other: CudaDevice) -> bool:
+        """Let another GPU at this one's memory, if it can."""
+        if other.index == self.index:
+            return True
+        if not check(cudart.cudaDeviceCanAccessPeer(other.index, self.index)):
+            return False
+        other.activate()
+        allow_peer(self.index)
+        self._pool.share(other.index)
+        return True
+
+    def receive(self, target: Buffer, source: Buffer, other: Any) -> None:
+        if source.nbytes != target.nbytes:
+            raise ValueError(f"{source.nbytes} bytes do not fit a buffer of {target.nbytes}")
+        check(
+            cudart.cudaMemcpyPeerAsync(
+                self.pointer(target), self.index, other.pointer(source), other.index,
+                source.nbytes, self.stream_handle,
+            )
+        )  # fmt: skip
 
     def _memcpy(self, target: int, source: int, nbytes: int, kind: Any, stream: Any) -> None:
         check(cudart.cudaMemcpyAsync(target, source, nbytes, kind, stream))

@@ -131,6 +131,14 @@ class MemoryPool:
             self._scratch = self._scratch_bytes = 0
             self.scratch_version += 1
 
+    def share(self, index: int) -> None:
+        """Let another GPU read and write the memory; peer access lets it at others' alone."""
+        access = cudart.cudaMemAccessDesc()
+        access.location.type = cudart.cudaMemLocationType.cudaMemLocationTypeDevice
+        access.location.id = index
+        access.flags = cudart.cudaMemAccessFlags.cudaMemAccessFlagsProtReadWrite
+        check(cudart.cudaMemPoolSetAccess(self._pool, [access], 1))
+
     def trim(self) -> None:
         """Give what has been freed back to the driver."""
         check(cudart.cudaMemPoolTrimTo(self._pool, 0))

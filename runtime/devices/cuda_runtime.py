@@ -67,3 +67,12 @@ def count_devices(name: str) -> int:
             f"{name} cannot be used: {reason}",
             "install the NVIDIA driver, or build for this machine with: sd35-trt build --gpu cpu",
         ) from error
+
+
+def allow_peer(index: int) -> None:
+    """Let the active GPU at another one's memory."""
+    (status,) = cudart.cudaDeviceEnablePeerAccess(index, 0)
+    if status == cudart.cudaError_t.cudaErrorPeerAccessAlreadyEnabled:
+        cudart.cudaGetLastError()  # or another library would take it for its own
+    else:
+        check((status,))

@@ -82,6 +82,20 @@ class CudaFetch:
         check(cudart.cudaStreamWaitEvent(self._stream, self._event, 0))
 
 
+class CudaMark:
+    """See :class:`sd35_trt.runtime.devices.device.Mark`.
+
+    Args:
+        event: recorded at that moment.
+
+    Attributes:
+        event: as given.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+
 class CudaGraph:
     """See :class:`sd35_trt.runtime.devices.device.RecordedGraph`."""
 

@@ -37,6 +37,10 @@ class Fetch(Protocol):
         """What is queued from now on runs after the copy: the source may be overwritten."""
 
 
+class Mark(Protocol):
+    """A moment of a device's queue."""
+
+
 class RecordedGraph(Protocol):
     """Recorded work."""
 
@@ -112,6 +116,18 @@ class Device(Protocol):
 
     def fetch(self, buffer: Buffer, slot: np.ndarray | None) -> Fetch:
         """Begin to copy a buffer to the host, beside the work that is queued after this."""
+
+    def mark(self) -> Mark:
+        """This moment of the queue, for another device of its kind; on the active device."""
+
+    def wait_for(self, mark: Any) -> None:
+        """What is queued from now on runs after what another device was asked for before a mark."""
+
+    def reaches(self, other: Any) -> bool:
+        """Whether copies from and to another device of its kind go directly; makes it so."""
+
+    def receive(self, target: Buffer, source: Buffer, other: Any) -> None:
+        """Queue a copy of another device's buffer; see :mod:`.peer_copies` for their order."""
 
     def capture(self, work: Callable[[], None]) -> RecordedGraph:
         """Record what ``work`` queues, without doing it.

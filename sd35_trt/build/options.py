@@ -27,6 +27,7 @@ class BuildOptions(ModelOptions):
         adapters: the largest rank of adapters that a run takes as inputs; None builds without.
         inpainting: a denoiser that keeps what a mask leaves of a picture.
         skip_layer_guidance: a denoiser for skip-layer guidance.
+        split_guidance: a denoiser of one branch of guidance, for two GPUs.
         short_steps: blocks that a short step computes; None takes the step cache's, or builds
             without short steps.
         step_cache: what ``sd35-trt calibrate --step-cache`` wrote: which steps are short.
@@ -53,6 +54,7 @@ class BuildOptions(ModelOptions):
     adapters: int | None = None
     inpainting: bool = False
     skip_layer_guidance: bool = False
+    split_guidance: bool = False
     short_steps: int | None = None
     step_cache: Path | None = None
     builder: str | None = None

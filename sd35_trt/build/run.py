@@ -62,6 +62,7 @@ def build(
         options.inpainting,
         options.skip_layer_guidance,
         decide_short_steps(options.short_steps, step_cache),
+        options.split_guidance,
     )
     cache = open_cache(options.cache_dir)
     with requirement("building", "build"):

@@ -83,6 +83,11 @@ from .output import print_json
 )
 @click.option("--skip-layer-guidance", is_flag=True, help="A denoiser for skip-layer guidance.")
 @click.option(
+    "--split-guidance",
+    is_flag=True,
+    help="A denoiser of one branch of guidance too: two GPUs then draw one picture, each a branch.",
+)
+@click.option(
     "--short-steps",
     type=int,
     default=None,

@@ -26,6 +26,7 @@ from sd35_trt.features import (
     CONTROL,
     INPAINTING,
     SKIP_LAYER_GUIDANCE,
+    SPLIT_GUIDANCE,
     STEP_CACHE,
     Features,
 )
@@ -53,7 +54,7 @@ READABLE = (1, 2)
 
 #: What a manifest may require of its reader, and this one knows.
 KNOWN_REQUIREMENTS: frozenset[str] = frozenset(
-    {ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, CONTROL, STEP_CACHE}
+    {ADAPTERS, INPAINTING, SKIP_LAYER_GUIDANCE, CONTROL, STEP_CACHE, SPLIT_GUIDANCE}
 )
 
 #: The input of a component with how much a sample has of each adapter.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sd35_trt.components import ADAPTED, SHORT_DENOISER, control_name, layer_holder
+from sd35_trt.components import ADAPTED, BRANCH_DENOISER, COMBINE, SHORT_DENOISER, control_name
 from sd35_trt.errors import BundleError
 
 from .bundle import ADAPTER_SCALES, RESIDUALS, Component, Manifest, Port, Tokenizer
@@ -28,7 +28,8 @@ _DTYPES = {
     **dict.fromkeys(
         ("timesteps", "latents", "sigma", "coefficients", "previous_denoised", "guidance",
          "next_latents", "denoised", "mask", "source", "source_noise", "next_sigma", "layer_mask",
-         "skip_guidance", "hint", "scale", "encoding", "change_coefficients"),
+         "skip_guidance", "hint", "scale", "encoding", "change_coefficients", "uncond_denoised",
+         "cond_denoised"),
         ("float32",),
     ),
 }  # fmt: skip
@@ -125,6 +126,26 @@ _CONTRACT = {
 }
 
 _CONTRACT[SHORT_DENOISER] = _CONTRACT["denoiser"]
+_CONTRACT[BRANCH_DENOISER] = _Ports(
+    {
+        "latents": LATENTS,
+        "sigma": "batch",
+        "context": "batch tokens context",
+        "modulation": "batch rows modulation",
+    },
+    {"denoised": LATENTS},
+)
+_CONTRACT[COMBINE] = _Ports(
+    {
+        "uncond_denoised": LATENTS,
+        "cond_denoised": LATENTS,
+        "latents": LATENTS,
+        "coefficients": "batch 3",
+        "previous_denoised": LATENTS,
+        "guidance": "batch",
+    },
+    {"next_latents": LATENTS, "denoised": LATENTS},
+)
 
 _REQUIRED = ("clip_l", "clip_g", "conditioner", "denoiser", "vae_decoder")
 _TEXT_ENCODERS = ("clip_l", "clip_g", "t5")
@@ -152,7 +173,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         if (ports := _ports(component)) is None:
             continue  # a later version's; the manifest would require it
         inputs, outputs = dict(ports.inputs), dict(ports.outputs)
-        if layer_holder(component.name) == "denoiser" and manifest.guided:
+        if component.name in ("denoiser", SHORT_DENOISER) and manifest.guided:
             inputs |= _GUIDANCE
         if component.name == "denoiser" and manifest.features.short_steps:
             outputs["change"] = _CHANGE
@@ -171,6 +192,10 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         )
     yield from control_faults(manifest)
     yield from short_step_faults(manifest)
+    if manifest.features.split_guidance:
+        yield from (f"it has no {x}" for x in (BRANCH_DENOISER, COMBINE) if x not in names)
+        if not manifest.guided:
+            yield "it splits guidance without guidance"
     if manifest.features.skip_layer_guidance and not manifest.guided:
         yield "it has skip-layer guidance without guidance"
     if (together := sizes["clip_l_pooled"] + sizes["clip_g_pooled"]) != sizes["pooled"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sd35_trt.checkpoints.look import Model
 from sd35_trt.checkpoints.merged import AnyCheckpoint
 from sd35_trt.checkpoints.structure import Structure
-from sd35_trt.components import SHORT_DENOISER
+from sd35_trt.components import BRANCH_DENOISER, COMBINE, SHORT_DENOISER
 from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import UsageError
@@ -60,6 +60,7 @@ def decide_features(
     inpainting: bool = False,
     skip_layer_guidance: bool = False,
     short_steps: int | None = None,
+    split_guidance: bool = False,
 ) -> Features:
     """The features that were asked for.
 
@@ -77,6 +78,7 @@ def decide_features(
         inpainting,
         skip_layer_guidance,
         short_steps=short_steps or 0,
+        split_guidance=split_guidance,
     )
 
 
@@ -190,6 +192,8 @@ def decide(
             "--skip-layer-guidance steers guidance, and this bundle has none",
             "leave it out, or build with: --guidance",
         )
+    if features.split_guidance:
+        _check_split_guidance(features, guided)
     features = decide_model_features(model, features)
     return Decision(
         model=model,
@@ -202,6 +206,19 @@ def decide(
         latent_channels=whole_number(transformer, "in_channels"),
         features=features,
     )
+
+
+def _check_split_guidance(features: Features, guided: bool) -> None:
+    if not guided:
+        raise UsageError(
+            "--split-guidance gives two GPUs a branch of guidance each, and this bundle has none",
+            "leave it out, or build with: --guidance",
+        )
+    if features.skip_layer_guidance:
+        raise UsageError(
+            "--split-guidance has two branches, --skip-layer-guidance needs a third",
+            "build two bundles",
+        )
 
 
 def decide_model_features(model: Model[AnyCheckpoint | Structure], features: Features) -> Features:
@@ -222,8 +239,9 @@ def decide_model_features(model: Model[AnyCheckpoint | Structure], features: Fea
 
 def bundle_components(model: Model[AnyCheckpoint | Structure], features: Features) -> list[str]:
     """The components of a model's bundle, those that features add last."""
-    names = model.components
-    return [*names, SHORT_DENOISER] if features.short_steps else names
+    short = [SHORT_DENOISER] if features.short_steps else []
+    split = [BRANCH_DENOISER, COMBINE] if features.split_guidance else []
+    return [*model.components, *short, *split]
 
 
 def _adapter_ranks(most: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.controlnets import part_source
-from sd35_trt.components import component_row, layer_holder, part_rows
+from sd35_trt.components import BRANCH_DENOISER, component_row, layer_holder, part_rows
 from sd35_trt.dimensions import Bounds
 from sd35_trt.engines.builder import Builder, ExportedComponent, load_builder
 from sd35_trt.errors import BundleError, UsageError
@@ -197,5 +197,5 @@ def _copies(name: str, options: ExportOptions, bounds: Mapping[str, Bounds]) -> 
     if name == "conditioner":
         return bounds["samples"][-1] * bounds["steps"][-1]
     # Guidance concatenates that of both branches; without, it is read from the input.
-    joined = layer_holder(name) == "denoiser" and options.guided
+    joined = layer_holder(name) == "denoiser" and name != BRANCH_DENOISER and options.guided
     return 2 * bounds["batch"][-1] if joined else 0
