@@ -42,7 +42,7 @@ class _Event:
     def __init__(self, device: int) -> None:
         self.device = device
         self.recorded = 0
-        self.done = 0
+        self.done: set[int] = set()  # of its recordings
         self.stream: _Stream | None = None
 
 
@@ -88,7 +88,8 @@ class FakeCuda:
         self._enabled: set[tuple[int, int]] = set()
         self._active = threading.local()
         self._memory: dict[int, Any] = {}
-        self._free: dict[int, list[Any]] = {}  # size → blocks to use again, as pools do
+        # GPU and size → blocks to use again, as pools do
+        self._free: dict[tuple[int, int], list[Any]] = {}
         self._streams: dict[int, _Stream] = {}
 
     def __getattribute__(self, name: str) -> Any:
@@ -202,7 +203,7 @@ class FakeCuda:
         if self.used + size > self.total:
             return Status.cudaErrorMemoryAllocation, None
         assert stream.recording is None, "allocation in a graph"
-        again = self._free.get(size)
+        again = self._free.get((stream.device, size))
         block = again.pop() if again else (ctypes.c_char * size)()
         # Nobody may count on what is in new memory.
         self._queue(stream, lambda: bool(ctypes.memset(block, 0xFF, size)))
@@ -217,7 +218,7 @@ class FakeCuda:
         self.used -= len(block)
 
         self._queue(stream, lambda: bool(ctypes.memset(block, 0xFF, len(block))))
-        self._free.setdefault(len(block), []).append(block)
+        self._free.setdefault((stream.device, len(block)), []).append(block)
         return (Status.cudaSuccess,)
 
     def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
@@ -283,7 +284,7 @@ class FakeCuda:
         number = event.recorded
 
         def record() -> bool:
-            event.done = number
+            event.done.add(number)
             return True
 
         self._queue(stream, record)
@@ -293,9 +294,8 @@ class FakeCuda:
         number, source = event.recorded, event.stream
 
         def wait() -> bool:
-            if event.done < number:
-                assert source is not None
-                self._drain(source, lambda: event.done >= number)
+            if source is not None and number not in event.done:
+                self._drain(source, lambda: number in event.done)
             return True
 
         self._queue(stream, wait)
@@ -304,7 +304,7 @@ class FakeCuda:
     def cudaEventSynchronize(self, event: _Event) -> tuple[Any, ...]:
         number = event.recorded
         if event.stream is not None:
-            self._drain(event.stream, lambda: event.done >= number)
+            self._drain(event.stream, lambda: number in event.done)
         return (Status.cudaSuccess,)
 
     # Graphs.
