@@ -19,7 +19,6 @@ from .process import HomeProcess, leave_at_exit
 from .renderer import Renderer
 from .request import EXACT, MAX_PROMPT_CHARS, Request, make_request
 from .resident import MemoryReport, OpenSession
-from .second_device import split_names
 from .sessions.session import device_of, open_session
 from .sizes import check_count, check_latents
 from .source_pictures import pictures_of
@@ -131,11 +130,11 @@ class Pipeline:
             Sd35Error: there is no such device here.
         """
         bundle = Bundle.open(path, verify, trust_kernels)
-        device_of(bundle, split_names(device)[0])
+        device_of(bundle, device)
         other = None
         if fallback is not None:
             other = Bundle.open(fallback, verify, trust_kernels)
-            device_of(other, split_names(device)[0])
+            device_of(other, device)
         budget = None if vram_budget is None else memory_bytes("vram_budget", vram_budget)
         return cls(
             bundle, threads, fallback=other, device=device, vram_budget=budget,

@@ -22,7 +22,7 @@ from .conditioning import Conditioning
 from .control_steps import ControlRun
 from .denoise import DenoiseLoop, Schedule
 from .devices.device import Buffer
-from .devices.opening import open_device
+from .devices.opening import open_device, split_names
 from .job import Job, Result, Step
 from .latent_guard import Band, Guard
 from .noise import randn
@@ -38,7 +38,6 @@ from .second_device import (
     branch_engines,
     check_splits,
     open_second,
-    split_names,
 )
 from .sessions.session import device_of
 from .short_steps import PlannedStep, StepEngines

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from sd35_trt.components import BRANCH_DENOISER, COMBINE
-from sd35_trt.errors import BundleError, Sd35Error, UsageError
+from sd35_trt.errors import BundleError, Sd35Error
 from sd35_trt.formats.bundle import Bundle
 
 from .adapters import AdapterFeeder, AdapterInputs
@@ -104,25 +104,6 @@ class SecondDevice:
 def branch_engines(engines: EngineSet) -> BranchEngines:
     """Those of a lane, open."""
     return BranchEngines(engines.use(BRANCH_DENOISER), engines.use(COMBINE))
-
-
-def split_names(device: str | None) -> tuple[str | None, str | None]:
-    """The devices of ``cuda:0,cuda:1``; of one, the second is None.
-
-    Raises:
-        UsageError: more than two, two of different kinds, or a comma too many.
-    """
-    if device is None or "," not in device:
-        return device, None
-    names = [name.strip() for name in device.split(",")]
-    if len(names) != 2 or not all(names):
-        raise UsageError(
-            f"device {device} is not two devices",
-            "one picture is drawn by two at most: cuda:0,cuda:1; a PipelinePool has more",
-        )
-    if len({name.partition(":")[0] for name in names}) > 1:
-        raise UsageError(f"device {device} is of two kinds", "give two of one: cuda:0,cuda:1")
-    return names[0], names[1]
 
 
 def check_splits(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .components import ADAPTED, COMBINE, SHORT_DENOISER
+from .components import ADAPTED, BRANCH_DENOISER, COMBINE, SHORT_DENOISER
 
 #: What a manifest requires of its reader, by the feature.
 ADAPTERS = "adapters"
@@ -83,7 +83,7 @@ class Features:
             own = Features(self.adapter_ranks, inpainting=self.inpainting and name == COMBINE)
         if name == SHORT_DENOISER:
             own = replace(own, skip_layer_guidance=False)
-        if name == "vae_encoder":
+        if name in ("vae_encoder", BRANCH_DENOISER):
             own = replace(own, control_blocks=self.control_blocks)
         return own if name in ADAPTED else replace(own, adapter_ranks=())
 

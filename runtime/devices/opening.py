@@ -37,3 +37,22 @@ def open_device(name: str) -> Device:
         )
     device: Device = module.CudaDevice(int(match[1] or 0))
     return device
+
+
+def split_names(device: str | None) -> tuple[str | None, str | None]:
+    """The devices of ``cuda:0,cuda:1``; of one, the second is None.
+
+    Raises:
+        UsageError: more than two, two of different kinds, or a comma too many.
+    """
+    if device is None or "," not in device:
+        return device, None
+    names = [name.strip() for name in device.split(",")]
+    if len(names) != 2 or not all(names):
+        raise UsageError(
+            f"device {device} is not two devices",
+            "one picture is drawn by two at most: cuda:0,cuda:1; a PipelinePool has more",
+        )
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise UsageError(f"device {device} is of two kinds", "give two of one: cuda:0,cuda:1")
+    return names[0], names[1]

@@ -11,6 +11,7 @@ from sd35_trt.compat.library import load_library
 from sd35_trt.errors import BundleError
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
+from sd35_trt.runtime.devices.opening import split_names
 
 
 class Session(Protocol):
@@ -69,19 +70,22 @@ def check_engines(bundle: Bundle) -> None:
 
 
 def device_of(bundle: Bundle, device_name: str | None = None) -> str:
-    """Name of the device that a bundle's engines run on.
+    """Name of the device that a bundle's engines run on, or of two with a comma between.
 
     Args:
-        asked: what the caller wants; None takes the usual one.
+        device_name: what the caller wants; None takes the usual one.
 
     Raises:
+        UsageError: see :func:`~sd35_trt.runtime.devices.opening.split_names`.
         BundleError: the engines do not run there.
     """
     check_engines(bundle)
     manifest = bundle.manifest
     kinds = BACKENDS[manifest.builder].devices
     name = kinds[0] if device_name is None else device_name
-    if name.partition(":")[0] not in kinds:
+    if split_names(name)[1] is not None:
+        name = ",".join(device_of(bundle, one) for one in split_names(name))
+    elif name.partition(":")[0] not in kinds:
         raise BundleError(
             f"{bundle.root} is built for {manifest.target} by {manifest.builder}, whose engines "
             f"do not run on {name}",

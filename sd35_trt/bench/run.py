@@ -46,7 +46,7 @@ def bench(options: BenchOptions, progress: Progress = silent) -> dict[str, Any]:
     bundle = Bundle.open(options.bundle, trust_kernels=options.trust_kernels)
     workload = decide_workload(bundle, options)
     peer = open_peer(bundle, options, workload)
-    gpu, note = Gpu.open() if workload.device != "cpu" else (None, "")
+    gpu, note = (None, "") if workload.device.startswith("cpu") else Gpu.open()
     notes = [note] if note else []
     sides = [Side(EngineContender(bundle, workload))]
     if peer is not None:

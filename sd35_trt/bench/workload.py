@@ -18,7 +18,7 @@ class Workload:
     """What is drawn, with the bundle's defaults filled in.
 
     Attributes:
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; two with a comma between.
         vram_budget: bytes that a bundle keeps to; None where there is no limit.
         prompt: before the number of the run is added.
         step_cache: of the bundle; its peer draws exactly.

@@ -306,7 +306,8 @@ def guided_option(text: str) -> Callable[[_Command], _Command]:
 
 def device_options(command: _Command) -> _Command:
     """Where and how a bundle runs: ``device``, ``vram_budget`` and ``trust_kernels``."""
-    return device_option()(engine_options(command))
+    two = "Two, as cuda:0,cuda:1, draw one picture, each a branch of guidance: see build "
+    return device_option(f"{two}--split-guidance.")(engine_options(command))
 
 
 def device_option(more: str = "") -> Callable[[_Command], _Command]:

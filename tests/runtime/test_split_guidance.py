@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from adapter_files import diffusers_names, random_layers, write
 from conftest import one_error_line, relative_error
+from control_nets import net_options, write_mini_nets
 from fake_cuda import FakeCuda
 from fake_engines import same
 from fake_gpu import QueuedSession, install_fake
@@ -23,7 +24,7 @@ from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.formats.adapter import write_adapter
 from sd35_trt.formats.bundle import Bundle
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.runtime import Pipeline, PipelinePool, Step, second_device
+from sd35_trt.runtime import Control, Pipeline, PipelinePool, Step, second_device
 from sd35_trt.runtime.job import Job
 
 QUICK: dict[str, Any] = {"steps": 4, "size": (64, 64)}
@@ -33,9 +34,10 @@ EQUAL = 1e-5
 
 
 @pytest.fixture(scope="module")
-def bundle(make_bundle: Callable[..., Path]) -> Path:
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Mini in FP32, for two devices, with all that this goes with."""
-    return make_bundle(split_guidance=True, inpainting=True, adapters=16)
+    nets = write_mini_nets(tmp_path_factory.mktemp("nets"))
+    return make_bundle(split_guidance=True, inpainting=True, adapters=16, **net_options(nets))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,12 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "a red star", "seed": 3, "guidance": 1.0, "t5_tokens": 64},
     {"prompt": "a red star", "seed": 3, "image": picture(), "strength": 0.7, "size": None},
     {"prompt": "a ring", "seed": 4, "image": picture(), "mask": mask(), "size": None},
-)
+    {"prompt": "a ring", "seed": 4, "controls": {"canny": picture()}},
+    {
+        "prompt": ["a ring", "a star"], "seed": 4,
+        "controls": {"canny": Control(picture(), end=0.6), "depth": Control(picture(), 0.5)},
+    },
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -163,6 +170,12 @@ def test_graphs_and_copies_of_two_gpus(
         {"prompt": ["a ring", "a star"], "seed": 5, "steps": 5},
         {"prompt": "a red star", "seed": 3, "steps": 6, "t5_tokens": 64},
         {"prompt": "a ring", "seed": 4, "image": picture(), "mask": mask(), "size": None},
+        {
+            "prompt": "a ring",
+            "seed": 4,
+            "steps": 6,
+            "controls": {"canny": Control(picture(), end=0.7)},
+        },
     ]
     with on_gpus(bundle, fake, device="cuda:0,cuda:1") as pipe:
         for request in requests:
