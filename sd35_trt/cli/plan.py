@@ -49,6 +49,11 @@ from .output import print_json
     "--short-steps", type=int, default=None, metavar="K", help="As for build. Default: none."
 )
 @click.option(
+    "--split-guidance",
+    is_flag=True,
+    help="Two GPUs draw one picture, each a branch of guidance; what each takes.",
+)
+@click.option(
     "--exact",
     is_flag=True,
     help="Ask TensorRT for RTX what working memory its engines take: a minute or two the first "

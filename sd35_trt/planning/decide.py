@@ -193,7 +193,7 @@ def decide(
             "leave it out, or build with: --guidance",
         )
     if features.split_guidance:
-        _check_split_guidance(features, guided)
+        check_split_guidance(features, guided)
     features = decide_model_features(model, features)
     return Decision(
         model=model,
@@ -208,7 +208,12 @@ def decide(
     )
 
 
-def _check_split_guidance(features: Features, guided: bool) -> None:
+def check_split_guidance(features: Features, guided: bool) -> None:
+    """Refuse to give two GPUs a branch of guidance each where there are not two.
+
+    Raises:
+        UsageError: there is none, or a third.
+    """
     if not guided:
         raise UsageError(
             "--split-guidance gives two GPUs a branch of guidance each, and this bundle has none",

@@ -21,6 +21,7 @@ class PlanOptions(ModelOptions):
         batch: pictures at once.
         guidance: whether both branches are computed; None asks the model variant.
         short_steps: blocks that a short step computes; None is without such steps.
+        split_guidance: two GPUs draw one picture, each a branch of guidance.
         exact: ask TensorRT for RTX for the activations, which takes a minute or two the first time.
         cache_dir: where its answers are kept; None takes the build's.
     """
@@ -32,5 +33,6 @@ class PlanOptions(ModelOptions):
     batch: int = 1
     guidance: bool | None = None
     short_steps: int | None = None
+    split_guidance: bool = False
     exact: bool = False
     cache_dir: Path | None = None

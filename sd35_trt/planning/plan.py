@@ -30,6 +30,7 @@ class Plan:
         residency: what stays, loads and streams.
         budget: bytes of device memory; None where there is no limit.
         least_bytes: the peak when as little as possible stays.
+        second: of the second GPU, where two draw one picture; the rest is of the first.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Plan:
     residency: Residency
     budget: int | None
     least_bytes: int
+    second: Plan | None = None
 
     @property
     def exact(self) -> bool:

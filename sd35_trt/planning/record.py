@@ -55,5 +55,6 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             }
             for name, sizes in plan.components.items()
         ],
+        "second": None if plan.second is None else plan_record(plan.second),
         "stages": [{"name": phase, "peak_bytes": peak} for phase, peak in plan.phase_peaks.items()],
     }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sd35_trt.checkpoints.look import look_at_structure
 from sd35_trt.compat.requirement import requirement
+from sd35_trt.components import BRANCH_DENOISER, COMBINE, SHORT_DENOISER
 from sd35_trt.errors import UsageError
 from sd35_trt.progress import Progress, silent
 from sd35_trt.residency import Residency, plan_residency
@@ -25,6 +26,7 @@ from sd35_trt.store.cache import open_cache
 from sd35_trt.targets import Target, find_target
 
 from .decide import (
+    check_split_guidance,
     decide_features,
     decide_guidance,
     decide_model_features,
@@ -60,7 +62,12 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
         guided = decide_guidance(model.variant, options.guidance)
         size = options.size or model.variant.size
         model.sizes.check(*size)
-        features = decide_model_features(model, decide_features(short_steps=options.short_steps))
+        features = decide_features(
+            short_steps=options.short_steps, split_guidance=options.split_guidance
+        )
+        if features.split_guidance:
+            check_split_guidance(features, guided)
+        features = decide_model_features(model, features)
         sizes = measure(model, policy, size, options.batch, guided, features)
         if options.exact:
             cache = open_cache(options.cache_dir)
@@ -72,8 +79,11 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
                 )
                 sizes[name] = replace(sizes[name], compiled=bytes_reported)
     budget = target.memory_bytes if options.vram is None else options.vram
+    second = {name: sizes[name] for name in (BRANCH_DENOISER, COMBINE) if name in sizes}
+    if second:
+        sizes = {n: size for n, size in sizes.items() if n not in ("denoiser", SHORT_DENOISER)}
     residency, least = _residency(sizes, model.variant.steps, target, budget)
-    return Plan(
+    result = Plan(
         model=model.name,
         variant=model.variant.name,
         target=target,
@@ -87,6 +97,11 @@ def plan(options: PlanOptions, progress: Progress = silent) -> Plan:
         budget=budget,
         least_bytes=least,
     )
+    if not second:
+        return result
+    theirs, least = _residency(second, model.variant.steps, target, budget)
+    other = replace(result, components=second, residency=theirs, least_bytes=least)
+    return replace(result, second=other)
 
 
 def replan(other: Plan, target: Target, vram: int | None = None) -> Plan:
@@ -109,6 +124,7 @@ def replan(other: Plan, target: Target, vram: int | None = None) -> Plan:
         residency=residency,
         budget=budget,
         least_bytes=least,
+        second=None if other.second is None else replan(other.second, target, vram),
     )
 
 

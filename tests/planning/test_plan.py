@@ -15,7 +15,9 @@ from sd35_trt.backends import BACKENDS
 from sd35_trt.checkpoints.diffusers import Checkpoint
 from sd35_trt.checkpoints.structure import Structure
 from sd35_trt.cli.tables.plan import print_plan
+from sd35_trt.components import BRANCH_DENOISER, COMBINE
 from sd35_trt.dimensions import dimension_bounds
+from sd35_trt.errors import UsageError
 from sd35_trt.export import weightless
 from sd35_trt.export.component import ExportOptions
 from sd35_trt.export.sizes import Sizes, component_sizes
@@ -352,3 +354,21 @@ def test_wrong_use_of_plan(run) -> None:  # type: ignore[no-untyped-def]
     status, _, err = run("plan", "--gpu", "ada", "--model", "./none")
     assert status == 1
     assert "is missing" in one_error_line(err)
+
+
+def test_two_gpus_hold_a_branch_each() -> None:
+    both = plan(PlanOptions(model="mini", split_guidance=True))
+    assert both.second is not None
+    assert {BRANCH_DENOISER, COMBINE} == set(both.second.components)
+    assert {BRANCH_DENOISER, COMBINE, "t5"} <= set(both.components)
+    assert "denoiser" not in both.components
+    assert both.second.residency.peak_bytes < both.residency.peak_bytes
+    alone = plan(PlanOptions(model="mini"))
+    mine, whole = both.components[BRANCH_DENOISER], alone.components["denoiser"]
+    assert mine.weights == whole.weights
+    assert mine.activations < whole.activations, "one branch is computed, not two"
+    record = plan_record(both)
+    assert record["second"]["peak_bytes"] == both.second.residency.peak_bytes
+    assert replan(both, find_target("h100")).second.target.name == "h100"  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="this bundle has none"):
+        plan(PlanOptions(model="mini", split_guidance=True, guidance=False))

@@ -13,6 +13,11 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
 
 
+def _second(plan: Plan) -> str:
+    names = ", ".join(plan.components)
+    return f"{format_bytes(plan.residency.peak_bytes)} for {names}: {plan.verdict}"
+
+
 def print_plan(plan: Plan) -> None:
     """Print what a model takes of a GPU's memory, by component and by stage."""
     data = plan_record(plan)
@@ -46,6 +51,7 @@ def print_plan(plan: Plan) -> None:
     per_image = f"{format_bytes(data['bus_bytes_per_image'])} of weights"
     if plan.bus_bandwidth is not None:
         per_image += f" over the bus, {_seconds(data['load_seconds_per_image'])}"
+    second = plan.second
     facts = {
         "weights": f"{format_bytes(data['weight_bytes'])}, of which "
         f"{format_bytes(data['resident_bytes'])} stay in memory",
@@ -54,6 +60,7 @@ def print_plan(plan: Plan) -> None:
         f"{DISK_BANDWIDTH / 1e9:g} GB/s",
         "per picture": per_image,
         "verdict": plan.verdict,
+        **({"second GPU": _second(second)} if second is not None else {}),
     }
     console.print()
     console.print(fact_table(facts))
