@@ -161,7 +161,7 @@ class JoinedLinear(nn.Module):
             return torch.stack([read(f"{name}.weight") for name in self._norms])
         if parameter == "operand_scale":
             scales = torch.stack([read(f"{operand}_scale") for operand in _OPERANDS])
-            return scales.float()[:, None].expand(self.operand_scale.shape)
+            return scales.float()[:, None].repeat(1, self.operand_scale.shape[1])
         if parameter == "input_scale":
             return read(f"{self.names[0]}.input_scale")
         if parameter in ("weight", "bias"):

@@ -209,7 +209,7 @@ def qkv(
                 weight_scale[i],
                 factor[i],
                 norm[i] if norm else None,
-                output_scale=operand_scale,
+                output_scale=None if operand_scale is None else operand_scale.contiguous(),
                 **_of_adapters(hidden, up, i),
             )
         )
