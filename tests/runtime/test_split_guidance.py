@@ -94,6 +94,33 @@ def test_two_devices_draw_what_one_draws(
     assert found.notes == expected.notes
 
 
+# What rounds otherwise moves a quantized value to its neighbour.
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"model": "large"}, EQUAL),
+        ({"model": "medium"}, EQUAL),
+        ({"policy": "half"}, 0.01),
+        ({"policy": "fp8"}, 0.05),
+        ({"policy": "fp8", "target": "h200", "builder": "inductor"}, 0.05),
+        ({"target": "h200", "builder": "inductor", "policy": "fp32"}, EQUAL),
+    ],
+)
+def test_other_models_policies_and_engines(
+    make_bundle: Callable[..., Path], request: pytest.FixtureRequest, options: dict[str, Any],
+    bound: float,
+) -> None:  # fmt: skip
+    if "model" in options:
+        options = {"model": str(request.getfixturevalue(f"{options['model']}_checkpoint"))}
+    bundle = make_bundle(split_guidance=True, **options)
+    latents = []
+    for device in ("cpu", "cpu,cpu"):
+        with Pipeline.load(bundle, threads=1, device=device) as pipe:
+            latents.append(pipe.generate("a red star", seed=3, **QUICK).latents)
+    assert relative_error(latents[1], latents[0]) < bound
+
+
 def test_adapters(one: Pipeline, two: Pipeline, tmp_path: Path) -> None:
     root = checkpoint_path()
     base = part_tensors(root, "transformer")
