@@ -5,7 +5,7 @@
 draws held-out captions in PyTorch, FP32, with short steps that were chosen on the calibration
 captions in several ways, and pairs every way with exact steps caption by caption. Beside them stand
 pictures of fewer steps, the choice of short steps at run time by a threshold, and with
-``--first-block-cache`` that of the package cache-dit, which draws with diffusers.
+``--cache-dit`` that of the package cache-dit, which draws with diffusers.
 """
 
 from __future__ import annotations
@@ -212,7 +212,6 @@ _CHOICES: dict[str, Callable[[Calibrated, int, Rule], Schedule]] = {
 _BEST = "measured weights", "least squares, guided"
 _FAST_CHOICES = "evenly", "estimated", "measured weights"
 _THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3)
-_CACHE_DIT = ((0.1, 2), (0.15, 2), (0.2, 2), (0.3, 2), (0.2, 8), (0.3, 8))
 
 
 class Study:
@@ -346,7 +345,10 @@ def printed(row: dict[str, Any]) -> str:
 @click.option("--setting", "settings", multiple=True, type=(int, str), show_default=True,
               default=((28, "euler"), (28, "dpmpp-2m"), (14, "euler"), (14, "dpmpp-2m")),
               help="Steps and sampler; the first is tried most thoroughly.")  # fmt: skip
-@click.option("--first-block-cache", is_flag=True, help="Also that of cache-dit.")
+@click.option("--cache-dit", multiple=True, type=(float, int), metavar="THRESHOLD FIRST",
+              help="Also First-Block-Cache with this threshold, and that many full steps first; "
+              "at the first setting.")  # fmt: skip
+@click.option("--peer-only", is_flag=True, help="Draw with cache-dit alone.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Processes for what is not torch's.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
@@ -355,7 +357,8 @@ def main(
     captions: int,
     calibration: int,
     settings: tuple[tuple[int, str], ...],
-    first_block_cache: bool,
+    cache_dit: tuple[tuple[float, int], ...],
+    peer_only: bool,
     device: str,
     workers: int,
     out: Path | None,
@@ -379,10 +382,10 @@ def main(
                 facts = {"captions": captions, "calibration": calibration, "rows": rows}
                 out.write_text(json.dumps(facts, indent=1) + "\n")
 
-        for number, study in enumerate(studies):
+        for number, study in enumerate(() if peer_only else studies):
             keep(study.attempts(number == 0))
-        if first_block_cache:
-            keep(studies[0].cache_dit(texts, _CACHE_DIT, device, workers))
+        if cache_dit:
+            keep(studies[0].cache_dit(texts, cache_dit, device, workers))
 
 
 if __name__ == "__main__":

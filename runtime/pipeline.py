@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.step_cache import StepCache
 
 from .adapters import AdapterShelf
 from .arguments import cache_bytes, check_watchers, memory_bytes
@@ -387,6 +388,18 @@ class Pipeline:
             step_cache=step_cache,
             plans=self._renderers[0].step_cache,
         )
+
+    def use_step_cache(self, cache: StepCache) -> None:
+        """Take the short steps of later requests from another step cache than the bundle's.
+
+        Args:
+            cache: of this bundle's model and short steps. A fallback keeps its own.
+
+        Raises:
+            UsageError: it is of another model, or of other short steps.
+        """
+        cache.check(self.manifest, "the step cache")
+        self._renderers[0].step_cache = cache
 
     def encode(
         self, image: PictureLike | list[PictureLike] | tuple[PictureLike, ...]

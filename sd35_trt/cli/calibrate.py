@@ -9,6 +9,7 @@ import click
 
 from .options import BYTES, SIZE, invocation, json_option, model_options
 from .output import print_json
+from .step_cache import Key, step_cache_options, write_step_cache
 
 
 @click.command()
@@ -67,8 +68,8 @@ from .output import print_json
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    metavar="DIR",
-    help="The calibration to write.",
+    metavar="DIR|FILE",
+    help="The calibration to write; with --step-cache a JSON file.",
 )
 @click.option(
     "--sensitivity",
@@ -83,9 +84,21 @@ from .output import print_json
     help="With --sensitivity: also write a policy that keeps the most sensitive groups half while "
     "the MMDiT's linears take no more than this, e.g. 5.5GB.",
 )
+@step_cache_options
 @json_option("Print the result as JSON.")
-def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: Any) -> None:
-    """Measure the scales and ranges that a build with an FP8 policy needs.
+@click.pass_context
+def command(
+    context: click.Context,
+    as_json: bool,
+    sensitivity: bool,
+    budget: int | None,
+    step_cache: Path | None,
+    step_cache_error: float | None,
+    plans: tuple[Key, ...],
+    **arguments: Any,
+) -> None:
+    """Measure the scales and ranges that a build with an FP8 policy needs; or, with --step-cache,
+    which steps of a bundle built with --short-steps can be short.
 
     Draws a set of prompts with diffusers, all steps and both guidance branches, and keeps the
     largest magnitude of every activation. A run that was stopped goes on where it was when the
@@ -97,7 +110,13 @@ def command(as_json: bool, sensitivity: bool, budget: int | None, **arguments: A
       sd35-trt calibrate --model ~/models/stable-diffusion-3.5-large --device cuda
         --size 1024x1024 --size 1344x768 --out calibrations/large
       sd35-trt calibrate --sensitivity --budget 9MB --out sensitivity
+      sd35-trt calibrate --step-cache bundles/short --out step_cache.json
     """
+    if step_cache is not None:
+        write_step_cache(context, step_cache, step_cache_error, plans, as_json)
+        return
+    if plans or step_cache_error is not None:
+        raise click.UsageError("--plan and --step-cache-error need --step-cache BUNDLE")
     from msgspec import to_builtins
 
     from sd35_trt.calibration.calibrate import CalibrateOptions, analyse_sensitivity

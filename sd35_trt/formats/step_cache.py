@@ -140,6 +140,10 @@ class StepCache(Struct, frozen=True, kw_only=True):
         """The plan of a picture; None where it has none."""
         return next((p for p in self.plans if p.key == (steps, sampler, shift)), None)
 
+    def speed(self, plan: StepPlan) -> float:
+        """How many times fewer blocks a plan computes than full steps."""
+        return plan.steps * self.blocks / plan.evaluations(self.short_blocks, self.blocks)
+
     def encode(self) -> bytes:
         """Contents of the file."""
         return encode(self)
