@@ -11,6 +11,9 @@ from .step_extrapolation import Rule, missed
 #: Of each step; None where it is a full one.
 Schedule = tuple[Coefficients | None, ...]
 
+# By the last two full steps: the estimate, and all full steps.
+_Paths = dict[tuple[int, int], tuple[float, tuple[int, ...]]]
+
 
 def schedule_of(full: tuple[int, ...], steps: int, rule: Rule) -> Schedule:
     """Coefficients of all steps where some are full.
@@ -48,7 +51,7 @@ def best_schedules(products: np.ndarray, weights: np.ndarray, rule: Rule) -> dic
     steps = len(products)
     costs = _segment_costs(products, weights, rule)
     # Least cost up to the full step `last` with `earlier` before it, and the steps that make it.
-    paths = {(0, 1): (0.0, (0, 1))}
+    paths: _Paths = {(0, 1): (0.0, (0, 1))}
     found: dict[int, Schedule] = {}
     for count in range(FIRST_STEPS, steps):
         ends = [
@@ -58,9 +61,6 @@ def best_schedules(products: np.ndarray, weights: np.ndarray, rule: Rule) -> dic
         found[count] = schedule_of(min(ends)[1], steps, rule)
         paths = _with_one_more(paths, costs, steps)
     return found
-
-
-_Paths = dict[tuple[int, int], tuple[float, tuple[int, ...]]]
 
 
 def _with_one_more(paths: _Paths, costs: np.ndarray, steps: int) -> _Paths:

@@ -28,3 +28,8 @@ def calibration_path() -> Path:
 def calibration_prompts_path() -> Path:
     """128 captions to calibrate with; none of them is among the evaluation's."""
     return Path(__file__).parent / "calibration_prompts.txt"
+
+
+def step_cache_path() -> Path:
+    """The packaged step cache, of short steps that compute the first block alone."""
+    return calibration_path() / "step_cache.json"

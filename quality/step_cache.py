@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -34,7 +35,7 @@ from .onnx_graph import Arrays
 from .watched_session import WatchedSession
 
 #: The median error of the last latents within which mini loses no more than a point of its scenes.
-ERROR = 0.035
+ERROR = 0.032
 
 # The search looks at every three steps.
 _LEAST_STEPS, _MOST_STEPS = 4, 150
@@ -164,7 +165,7 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def arguments(self, key: Key) -> dict[str, object]:
+    def arguments(self, key: Key) -> dict[str, Any]:
         """Of :meth:`Pipeline.generate`, but prompt and seed."""
         steps, sampler, shift = key
         return {
@@ -198,7 +199,7 @@ class _Pictures:
         seed = self._options.seed + number
         result = self._pipe.generate(
             self._prompts[number], seed=seed, step_cache=step_cache,
-            **self.arguments(key),  # type: ignore[arg-type]
+            **self.arguments(key),
         )  # fmt: skip
         return result.latents.copy()
 
@@ -280,7 +281,7 @@ def _default_key(bundle: Bundle) -> Key:
 
 def _check(keys: Sequence[Key], error: float) -> None:
     if not 0 < error < 1:
-        raise UsageError(f"--step-cache-error {error:g} is not between 0 and 1", "use e.g. 0.035")
+        raise UsageError(f"--step-cache-error {error:g} is not between 0 and 1", "use e.g. 0.032")
     for steps, sampler, shift in keys:
         if not _LEAST_STEPS <= steps <= _MOST_STEPS:
             raise UsageError(

@@ -14,6 +14,7 @@ from sd35_trt.engines.builder import EngineOptions, load_builder
 from sd35_trt.export.provenance import tool_versions
 from sd35_trt.formats.bundle import MANIFEST
 from sd35_trt.formats.step_cache import read_step_cache
+from sd35_trt.mini import step_cache_path
 from sd35_trt.planning.calibration import decide_calibration
 from sd35_trt.planning.decide import (
     check_dialect,
@@ -21,6 +22,7 @@ from sd35_trt.planning.decide import (
     decide_features,
     decide_policy,
     decide_short_steps,
+    packaged_step_cache,
 )
 from sd35_trt.planning.description import describe
 from sd35_trt.progress import Progress, silent
@@ -97,9 +99,10 @@ def build(
                 f"--policy {options.policy or policy.name} --out DIR, and give it as "
                 "--calibration DIR"
             )
+            step_cache = step_cache or packaged_step_cache(model, options.short_steps)
             if step_cache is not None:
                 files = file_hashes(model.checkpoint, ["transformer"], cache)
-                step_cache.check_model(files, options.step_cache)
+                step_cache.check_model(files, options.step_cache or step_cache_path())
             calibration = decide_calibration(model, policy, options.calibration, cache, advice)
             for line in describe(decision):
                 tell(line)

@@ -40,7 +40,7 @@ def step_cache_options(command: Callable[..., None]) -> Callable[..., None]:
             type=float,
             default=None,
             help="With --step-cache: of the last latents against those of full steps, relative, "
-            "the median over pictures. Default: 0.035.",
+            "the median over pictures. Default: 0.032.",
         ),
         click.option(
             "--plan",

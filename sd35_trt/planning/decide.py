@@ -12,7 +12,8 @@ from sd35_trt.dialects import Dialect
 from sd35_trt.dimensions import Defaults, Ranges, whole_number
 from sd35_trt.errors import UsageError
 from sd35_trt.features import PLAIN, Features
-from sd35_trt.formats.step_cache import StepCache
+from sd35_trt.formats.step_cache import StepCache, read_step_cache
+from sd35_trt.mini import step_cache_path
 from sd35_trt.policies import Policy, load_policy
 from sd35_trt.targets import Target
 from sd35_trt.variants import Variant
@@ -97,6 +98,14 @@ def decide_short_steps(wish: int | None, cache: StepCache | None) -> int | None:
             "leave out --short-steps",
         )
     return cache.short_blocks
+
+
+def packaged_step_cache(model: Model[AnyCheckpoint], blocks: int | None) -> StepCache | None:
+    """mini's own, where a build with short steps of its number of blocks was given none."""
+    if blocks is None or not model.packaged:
+        return None
+    cache = read_step_cache(step_cache_path())
+    return cache if cache.short_blocks == blocks else None
 
 
 def decide_guidance(variant: Variant, wish: bool | None) -> bool:

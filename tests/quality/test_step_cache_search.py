@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,15 @@ from click.testing import CliRunner
 
 from sd35_trt.cli import main
 from sd35_trt.errors import UsageError
-from sd35_trt.formats.step_cache import Key, StepPlan
-from sd35_trt.quality.step_cache import StepCacheOptions, _find, find_step_cache, step_weights
+from sd35_trt.formats.step_cache import Key, StepPlan, read_step_cache
+from sd35_trt.mini import checkpoint_path, step_cache_path
+from sd35_trt.quality.step_cache import (
+    ERROR,
+    StepCacheOptions,
+    _find,
+    find_step_cache,
+    step_weights,
+)
 
 
 class MadeUp:
@@ -42,6 +50,18 @@ def test_the_fewest_full_steps_within_the_error(most: float, short: int) -> None
     assert plan.short == short
     assert plan.error == errors.median == pytest.approx(short / 1000)
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_the_packaged_one_is_of_the_packaged_transformer() -> None:
+    cache = read_step_cache(step_cache_path())
+    folder = checkpoint_path()
+    digests = {name: sha256((folder / name).read_bytes()).hexdigest() for name in cache.files}
+    assert "transformer/config.json" in cache.files
+    cache.check_model(digests, "the packaged one")
+    plan = cache.plan(28, "euler", 3.0)
+    assert plan is not None
+    assert plan.error <= ERROR
+    assert cache.speed(plan) >= 1.7
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
