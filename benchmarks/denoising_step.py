@@ -68,13 +68,14 @@ def diffusers_step(
 
     def velocity(branches: slice, **options: Any) -> torch.Tensor:
         samples = torch.cat([latents, latents])[branches]
-        return module(  # type: ignore[no-any-return]
+        sample: torch.Tensor = module(
             hidden_states=samples.to(dtype),
             encoder_hidden_states=prompts[branches].to(dtype),
             pooled_projections=pooled[branches].to(dtype),
             timestep=torch.full((len(samples),), 1000 * _SIGMA, device=latents.device),
             **options,
         ).sample.float()
+        return sample
 
     controls = {} if residuals is None else {"block_controlnet_hidden_states": residuals}
     uncond, cond = velocity(slice(None), **controls).chunk(2)

@@ -217,7 +217,7 @@ def inner_products(changes: Tensor, guided: bool) -> np.ndarray:
     rows = [guided_direction(c) if guided else c for c in changes]
     flat = torch.stack([row.flatten() for row in rows])
     parts = [part.double() for part in flat.split(1 << 20, dim=1)]
-    return sum(part @ part.T for part in parts).cpu().numpy()  # type: ignore[union-attr]
+    return torch.stack([part @ part.T for part in parts]).sum(0).cpu().numpy()
 
 
 def _fit(change: Tensor, last: Tensor, earlier: Tensor, guided: bool) -> tuple[float, float]:
@@ -265,5 +265,9 @@ class _Thresholds:
     def _near(self, residual: Tensor) -> Tensor:
         """Of each picture, over both branches: bool [n]."""
         difference, before = (residual - self._residual).abs(), self._residual.abs()
-        shares = [sum(part.mean((1, 2)) for part in x.chunk(2)) for x in (difference, before)]
-        return shares[0] / shares[1] < self._most
+        shares = [
+            torch.stack([part.mean((1, 2)) for part in x.chunk(2)]).sum(0)
+            for x in (difference, before)
+        ]
+        near: Tensor = shares[0] / shares[1] < self._most
+        return near

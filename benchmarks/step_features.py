@@ -120,7 +120,7 @@ def with_peft(module: Any, rank: int) -> None:
     """Give diffusers' transformer an adapter of the linears that ours are given one of."""
     from peft import LoraConfig
 
-    targets = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0",
-               "to_add_out", "net.0.proj", "net.2")  # fmt: skip
+    targets = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0",
+               "to_add_out", "net.0.proj", "net.2"]  # fmt: skip
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=targets)
     module.add_adapter(config)

@@ -124,14 +124,8 @@ class Engines:
         folder.mkdir()
         self._model.tensors.on_host = True
         options = ExportOptions(_CLIP_TOKENS, dialect=dialect)
-        export_component(
-            name,
-            self._model,
-            self._policy,
-            options,
-            folder,
-            scales=self._scales,  # type: ignore[arg-type]
-        )
+        model: Any = self._model
+        export_component(name, model, self._policy, options, folder, scales=self._scales)
         self._model.tensors.on_host = False
         return folder
 
