@@ -21,17 +21,20 @@ from diffusers import (
     StableDiffusion3InpaintPipeline,
 )
 from fake_gpu import QueuedSession, install_fake
+from msgspec.structs import replace
 from originals import part_tensors
 from PIL import Image
 from short_step_blocks import Kind, short_steps
 
 from sd35_trt.checkpoints.adapter_convert import convert_adapter
-from sd35_trt.errors import UsageError
+from sd35_trt.errors import BundleError, Cancelled, UsageError
 from sd35_trt.formats.adapter import write_adapter
-from sd35_trt.formats.bundle import Bundle
+from sd35_trt.formats.bundle import Bundle, Manifest
+from sd35_trt.formats.contract import check_contract
 from sd35_trt.formats.step_cache import STEP_CACHE, StepCache, StepPlan, transformer_files
 from sd35_trt.mini import checkpoint_path
-from sd35_trt.runtime import Control, Pipeline, PipelinePool
+from sd35_trt.quality.engines import compare_engines
+from sd35_trt.runtime import Control, Pipeline, PipelinePool, Step
 from sd35_trt.runtime.job import Job, Result
 from sd35_trt.runtime.short_steps import SCRATCH, PlannedStep, StepKinds, planned_steps
 
@@ -123,7 +126,8 @@ def draw(peer: Any, first_blocks: int, kinds: list[Kind], **options: Any) -> np.
     peer.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(SEED)
     with short_steps(peer.transformer, first_blocks, kinds), encoder_mean(peer):
-        latents: np.ndarray = peer(PROMPT, generator=generator, **PEER, **options).images.numpy()
+        drawn = peer(PROMPT, generator=generator, **{**PEER, **options})
+        latents: np.ndarray = drawn.images.numpy()
     return latents
 
 
@@ -365,6 +369,97 @@ def test_recorded_steps_draw_the_same(
         for kind in ("fast", "exact", "fast", "fast", "exact"):
             result = recorded.generate(PROMPT, step_cache=kind, **options)
             assert np.array_equal(result.latents, expected[kind]), kind
+
+
+# What a manifest has to state.
+
+
+def altered(manifest: Manifest, component: str, **changes: Any) -> Manifest:
+    """With other fields of a component."""
+    components = tuple(
+        replace(c, **changes) if c.name == component else c for c in manifest.components
+    )
+    return replace(manifest, components=components)
+
+
+def test_what_does_not_fit_together_is_refused(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    check_contract(manifest, bundle)
+    full, short = manifest.component("denoiser"), manifest.component("denoiser_short")
+    assert full is not None
+    assert short is not None
+    others = tuple(c for c in manifest.components if c != short)
+    narrow = tuple(
+        replace(p, dtype="float16") if p.name == "last_change" else p for p in short.inputs
+    )
+    silent = tuple(port for port in full.outputs if port.name != "change")
+    wrong = {
+        "has no denoiser_short": replace(manifest, components=others),
+        "denoiser has no output change": altered(manifest, "denoiser", outputs=silent),
+        "takes last_change in float16, the denoiser has it in float32": altered(
+            manifest, "denoiser_short", inputs=narrow
+        ),
+        "compute no block": replace(manifest, short_steps=0),
+        "a denoiser_short and no short steps": replace(manifest, requires=()),
+    }
+    for reason, other in wrong.items():
+        with pytest.raises(BundleError, match=reason):
+            check_contract(other, bundle)
+
+
+def test_engines_are_compared_with_their_graphs(bundle: Path) -> None:
+    """Whatever the step cache says: that of short steps too."""
+    graphs = {c.name: bundle / c.files[0].path for c in Bundle.open(bundle).manifest.components}
+    comparison = compare_engines(Bundle.open(bundle), graphs, steps=1)
+    assert comparison.passed
+    ports = {(port.component, port.port) for port in comparison.ports}
+    assert {("denoiser", "change"), ("denoiser_short", "next_latents")} <= ports
+
+
+# By every builder and in every precision.
+
+
+def step_error(bundle: Path, truth: dict[str, np.ndarray], kind: str) -> float:
+    """Of the latents after the third step, which is short in a fast request."""
+    seen: list[np.ndarray] = []
+
+    def watch(step: Step) -> bool:
+        seen.append(step.latents.copy())
+        return len(seen) < 3
+
+    with Pipeline.load(bundle, device="cpu") as pipe, pytest.raises(Cancelled):
+        pipe.generate(PROMPT, seed=SEED, size=SIZE, step_cache=kind, callback=watch, **QUICK)
+    truth.setdefault(kind, seen[-1])
+    return relative_error(seen[-1], truth[kind])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("builder", ["onnxruntime", "inductor"])
+def test_in_every_precision(
+    builder: str, make_bundle: Callable[..., Path], step_cache: Path, bundle: Path
+) -> None:
+    """A short step is hardly further from FP32's than a full one is."""
+    truth: dict[str, np.ndarray] = {}
+    assert [step_error(bundle, truth, kind) for kind in ("fast", "exact")] == [0, 0]
+    target = {"onnxruntime": "cpu", "inductor": "h200"}[builder]
+    options: dict[str, Any] = {"target": target, "builder": builder, "step_cache": step_cache}
+    policies = ["fp32", "half", "fp8", *(["int8-weight"] if builder == "onnxruntime" else [])]
+    for policy in policies:
+        narrow = make_bundle(policy=policy, **options)
+        short, full = (step_error(narrow, truth, kind) for kind in ("fast", "exact"))
+        assert short <= 1.5 * full + 1e-5, policy
+        if policy == "fp32":
+            assert short <= 1e-4
+
+
+@pytest.mark.nightly
+def test_without_guidance(make_bundle: Callable[..., Path], step_cache: Path, peer: Any) -> None:
+    with Pipeline.load(make_bundle(guidance=False, step_cache=step_cache)) as pipe:
+        options: dict[str, Any] = {**QUICK, "guidance": 1.0}
+        result = pipe.generate(PROMPT, seed=SEED, size=SIZE, step_cache="fast", **options)
+    expected = draw(peer, 2, KINDS, **SIDES, guidance_scale=1.0)
+    assert result.short_steps == 4
+    assert relative_error(result.latents, expected) <= 1e-3
 
 
 def test_within_a_budget(bundle: Path, pipe: Pipeline) -> None:
