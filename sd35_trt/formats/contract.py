@@ -168,6 +168,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     names = [component.name for component in manifest.components]
     yield from (f"it has two components {name}" for name in names if names.count(name) > 1)
     yield from (f"it has no {name}" for name in _REQUIRED if name not in names)
+    # What a bundle says that it is comes first: ports follow from it.
+    yield from short_step_faults(manifest)
     sizes = {"channels": manifest.latent_channels}
     for component in manifest.components:
         if (ports := _ports(component)) is None:
@@ -191,7 +193,6 @@ def _faults(manifest: Manifest) -> Iterator[str]:
             if port.name not in inputs
         )
     yield from control_faults(manifest)
-    yield from short_step_faults(manifest)
     if manifest.features.split_guidance:
         yield from (f"it has no {x}" for x in (BRANCH_DENOISER, COMBINE) if x not in names)
         if not manifest.guided:

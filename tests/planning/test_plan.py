@@ -46,7 +46,8 @@ def test_weights_are_those_of_the_bundle(policy: str, make_bundle: Callable[...,
     manifest = Bundle.open(make_bundle(policy=policy)).manifest
     components = plan(PlanOptions("mini", "cpu", policy)).components
     assert set(components) == {c.name for c in manifest.components}
-    assert list(components) == [n for names in PHASES.values() for n in names]
+    in_order = [n for names in PHASES.values() for n in names]
+    assert list(components) == [n for n in in_order if n in components]
     for component in manifest.components:
         predicted = components[component.name].weights
         assert predicted == pytest.approx(component.weight_bytes, rel=0.01), component.name
@@ -314,7 +315,7 @@ def test_turbo_needs_no_guidance(monkeypatch: pytest.MonkeyPatch, large: Plan) -
     monkeypatch.setattr(module, "measure", lambda *a: requests.append(a) or large.components)
     turbo = plan(PlanOptions("large-turbo", "rtx4090", size=(512, 512)))
     assert (turbo.variant, turbo.steps, turbo.guided) == ("large-turbo", 4, False)
-    assert requests[0][2:] == ((512, 512), 1, False)
+    assert requests[0][2:5] == ((512, 512), 1, False)
 
 
 def test_plan_prints_a_table(run, large: Plan, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

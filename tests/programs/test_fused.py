@@ -113,8 +113,9 @@ def errors(
 
 
 # E4M3 results may be rounded to the other neighbour where FP16 rounded the sums before.
-LIMITS = {"modulated": 0.03, "qkv": 2e-3, "gelu": 0.03, "gated": 3e-3, "gated_half": 2e-3,
-          "low_rank": 1e-3, "fp8_attention": 0.01}  # fmt: skip
+E4M3_LIMIT = 0.03
+LIMITS = {"modulated": E4M3_LIMIT, "qkv": 2e-3, "gelu": E4M3_LIMIT, "gated": 3e-3,
+          "gated_half": 2e-3, "low_rank": 1e-3, "fp8_attention": 0.01}  # fmt: skip
 
 #: Operators that are our own kernels'.
 KERNELS = [name for name in FUNCTIONS if name != "fp8_attention"]
@@ -131,7 +132,8 @@ def test_kernels_compute_what_the_operators_mean(tilings: int) -> None:
     actual = json.loads(process.stdout)
     assert len(actual) == 2 * tilings * (len(KERNELS) + len(ADAPTED) + 1)
     for key, values in actual.items():
-        assert all(error <= LIMITS[key.split()[0]] for error in values), (key, values)
+        limit = E4M3_LIMIT if key.endswith("quantized") else LIMITS[key.split()[0]]
+        assert all(error <= limit for error in values), (key, values)
 
 
 @pytest.mark.parametrize("operator", FUNCTIONS)
