@@ -94,7 +94,9 @@ class Plan:
         bundle = self._bundle_path(model, builder, policy)
         # Not every backend has kernels for FP8 everywhere.
         optional = policy == "fp8"
-        words = ("-m", "sd35_trt", "build", "--gpu", self.target, "--builder", builder,
+        # What ONNX Runtime draws from on a GPU is built for the CPU.
+        target = "cpu" if builder == "onnxruntime" else self.target
+        words = ("-m", "sd35_trt", "build", "--gpu", target, "--builder", builder,
                  "--policy", policy, "--out", str(bundle), *options)  # fmt: skip
         needs = self.work / "medium" if model == "medium" else None
         yield Part(f"build-{bundle.name}", words, bundle, limit, needs, optional)
