@@ -95,7 +95,7 @@ comfyui:
 	COMFYUI=$(abspath $(COMFYUI)) OMP_NUM_THREADS=1 $(COMFYUI_VENV)/bin/python -m pytest -s tests/comfyui
 
 calibration: $(STAMP)
-	$(BIN)/pip install -q "opencv-python-headless>=4.8"
+	$(BIN)/pip install -q -e ".[control]"
 	$(BIN)/sd35-trt calibrate --model mini --policy fp8 --controlnet canny=mini:canny --out mini/calibration
 
 clean:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sd35_trt.backends import BACKENDS
+from sd35_trt.compat.requirement import installed_version
 from sd35_trt.components import runs_every_step
 from sd35_trt.dimensions import Bounds
 from sd35_trt.errors import Sd35Error, UsageError
@@ -96,7 +97,7 @@ class InductorBuilder:
 
     def versions(self) -> dict[str, str]:
         versions = {"torch": str(torch.__version__)}
-        if flash := flash_attention.installed_version():
+        if flash := installed_version(flash_attention.PACKAGE):
             versions[flash_attention.PACKAGE] = flash
         return versions
 

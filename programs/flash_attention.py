@@ -8,7 +8,6 @@ Source: the package flash-attn-4 (github.com/Dao-AILab/flash-attention, flash_at
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import os
 import re
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from sd35_trt.compat.requirement import installed_version
 
 logger = logging.getLogger("sd35_trt")
 
@@ -39,27 +40,19 @@ _KEEP, _FOLDER = (f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}" for name in ("ENABLED
 _KERNEL = re.compile(r"[0-9a-f]{64}/(\w+/)?[0-9a-f]{64}\.o")
 
 
-def installed_version() -> str | None:
-    """Of the package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 @functools.cache
 def is_usable(device: torch.device) -> bool:
     """Whether a device runs it, and it can be loaded."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != _MAJOR:
         return False
-    if installed_version() is None:
+    if installed_version(PACKAGE) is None:
         return False
     try:
         _library()
     except Exception as error:  # noqa: BLE001 (its dependencies may fail in any way)
         logger.warning(
             "%s %s cannot be loaded (%s: %s): attention takes PyTorch's own kernels",
-            PACKAGE, installed_version(), type(error).__name__, str(error).split("\n")[0],
+            PACKAGE, installed_version(PACKAGE), type(error).__name__, str(error).split("\n")[0],
         )  # fmt: skip
         return False
     return True

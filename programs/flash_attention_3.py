@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sd35_trt.compat.requirement import installed_version
 from sd35_trt.errors import Sd35Error
 
 from . import fused
@@ -28,14 +28,6 @@ _MAJOR = 9
 _FIX = "build the bundle with another --policy, e.g. fp8, which leaves attentions in half precision"
 
 
-def installed_version() -> str | None:
-    """Of the package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 @functools.cache
 def register(device: torch.device) -> None:
     """Let PyTorch call it for the operator on CUDA devices.
@@ -46,7 +38,7 @@ def register(device: torch.device) -> None:
     if torch.cuda.get_device_capability(device)[0] != _MAJOR:
         name = torch.cuda.get_device_name(device)
         raise Sd35Error(f"attention in FP8 runs on Hopper GPUs, and this is {name}", _FIX)
-    if installed_version() is None:
+    if installed_version(PACKAGE) is None:
         raise Sd35Error(
             f"attention in FP8 needs {PACKAGE}, which is not installed",
             "pip install 'sd35-trt[hopper]'",
@@ -54,7 +46,7 @@ def register(device: torch.device) -> None:
     try:
         library = importlib.import_module("fa3_fwd_interface")
     except (ImportError, OSError, RuntimeError) as error:
-        reason, found = str(error).split("\n")[0], f"{PACKAGE} {installed_version()}"
+        reason, found = str(error).split("\n")[0], f"{PACKAGE} {installed_version(PACKAGE)}"
         raise Sd35Error(f"{found} cannot be loaded: {reason}", _FIX) from error
     kernel = functools.partial(attention, library)
     fused.fp8_attention.register_kernel("cuda", kernel)

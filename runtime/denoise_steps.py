@@ -10,7 +10,8 @@ import numpy as np
 
 from sd35_trt.formats.bundle import RESIDUALS
 
-from .devices.device import Buffer, Device, RecordedGraph
+from .devices.device import Buffer, Device
+from .recorder import Recorder
 from .short_steps import COEFFICIENTS, SCRATCH, StepEngines
 
 # Inputs that differ from step to step and have so many values for each image.
@@ -211,9 +212,7 @@ class RecordedSteps:
         self._denoised = [device.empty(latents.shape, np.float32) for _ in range(2)]
         self._inputs: StepInputs | None = None
         self._sources: list[int] = []  # addresses of what they were copied from
-        self._graphs: dict[tuple[int, StepKind], RecordedGraph] = {}
-        self._ran: set[tuple[int, StepKind]] = set()
-        self._scratch_version = device.scratch_version
+        self._recorder = Recorder(device, records=True)
 
     def is_of(self, engines: StepEngines) -> bool:
         """Whether the graphs are of these engines; of full steps alone, they may have more."""
@@ -251,25 +250,14 @@ class RecordedSteps:
         """Queue a step; returns its buffers."""
         own = self._place(inputs)
         turn = index % 2
-        key = turn, kind
-        if self._device.scratch_version != self._scratch_version:
-            self._forget()
-        graph = self._graphs.get(key)
-        if graph is None and key in self._ran:
-            graph = self._device.capture(lambda: self._compute(turn, own, kind))
-            self._graphs[key] = graph
-        if graph is None:
-            self._compute(turn, own, kind)
-            self._ran.add(key)
-        else:
-            graph.replay()
+        self._recorder.run((turn, kind), lambda: self._compute(turn, own, kind))
         return StepOutputs(self._latents[1 - turn], self._denoised[turn])
 
     def _place(self, inputs: StepInputs) -> StepInputs:
         """Copy a step's inputs to where the graphs read them, which is returned."""
         # The text may be of another length.
         if self._inputs is None or self._inputs.context.shape != inputs.context.shape:
-            self._forget()
+            self._recorder.forget()
             self._inputs = StepInputs(*(self._device.empty(b.shape, b.dtype) for b in inputs))
             self._sources = []
         addresses = [self._device.pointer(buffer) for buffer in inputs]
@@ -292,14 +280,7 @@ class RecordedSteps:
         }
         self.engines.run((kind.short, kind.slot), feed, outputs, self._changes)
 
-    def _forget(self) -> None:
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
-        self._ran.clear()
-        self._scratch_version = self._device.scratch_version
-
     def close(self) -> None:
         """Release the graphs."""
         self._device.synchronize()
-        self._forget()
+        self._recorder.forget()

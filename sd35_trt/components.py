@@ -193,6 +193,3 @@ OPTIONAL_PARTS = ("text_encoder_3",)
 
 #: What users are told of a model that lacks it.
 NO_T5 = "no T5: prompts are read by CLIP alone"
-
-#: Components that are compiled: the step. All else runs once per picture, operator by operator.
-COMPILED = ("denoiser", SHORT_DENOISER, BRANCH_DENOISER, COMBINE)

@@ -14,7 +14,7 @@ from typing import Any
 from sd35_trt.backends import BACKENDS
 from sd35_trt.compat.library import load_library
 from sd35_trt.compat.tensorrt import freed_on_error, make_logger
-from sd35_trt.components import COMPILED
+from sd35_trt.components import runs_every_step
 from sd35_trt.errors import BundleError, OutOfMemory, Sd35Error
 from sd35_trt.formats.bundle import Bundle, Component
 from sd35_trt.runtime.devices.device import Buffer, Device
@@ -55,7 +55,7 @@ class TensorRTSession:
         self._limit_weights(options.held_bytes)
         self._cache: Any = None
         self._cache_file = kernel_file(component, _present(device), trt.__version__)
-        self._context = self._create_context(is_step=component.name in COMPILED)
+        self._context = self._create_context(is_step=runs_every_step(component.name))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._scratch_bytes = 0
         # The library replaces kernels while it runs and records graphs by itself.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd35_trt.components import COMPILED, runs_every_step
+from sd35_trt.components import runs_every_step
 from sd35_trt.dimensions import Bounds, dimension_bounds
 from sd35_trt.engines.builder import Builder, CompiledComponent, ExportedComponent
 from sd35_trt.planning.decide import Decision
@@ -111,7 +111,7 @@ def compiled_alone(
         if component.weight_bytes + _TIMED_COPIES * activations(component.name) > room:
             large.add(component.name)
     loop = (c.name for c in components if runs_every_step(c.name))
-    return frozenset((*COMPILED, *loop, *large))
+    return frozenset((*loop, *large))
 
 
 def _compile(

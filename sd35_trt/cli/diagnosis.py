@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from sd35_trt import __version__
 from sd35_trt.backends import BACKENDS, Backend, resolve
 from sd35_trt.compat.library import load_library
+from sd35_trt.compat.requirement import installed_version
 from sd35_trt.compat.tensorrt import make_builder, make_logger
 from sd35_trt.errors import Sd35Error, UsageError
 from sd35_trt.store.cache import default_cache_dir
@@ -32,7 +32,7 @@ def examine() -> dict[str, Any]:
         ``runtime`` (the library that runs it), ``gpu`` (the one present) and ``note`` (what to
         install).
     """
-    packages = {package: _version(package) for package in _BUILD_PACKAGES}
+    packages = {package: installed_version(package) for package in _BUILD_PACKAGES}
     complete = None not in packages.values()
     gpus, no_gpu = present_gpus()
     families = [target for target in targets().values() if target.name == target.family]
@@ -96,7 +96,7 @@ def _examine_target(
         companion.extra
         for companion in backend.companions
         if {*companion.compute_capabilities} & {*target.compute_capabilities}
-        and not _version(companion.package)
+        and not installed_version(companion.package)
     ]
     notes = []
     if not complete:
@@ -119,13 +119,6 @@ def _examine_target(
         "gpu": gpu.name if gpu else None,
         "note": "; ".join(notes),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _loads(module: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import engine_options
+from .options import engine_options, named_adapters_option
 
 
 @click.command()
@@ -25,13 +25,7 @@ from .options import engine_options
     default=None,
     help="CPU threads of each engine. Default: all cores.",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="NAME=FILE",
-    help="An adapter that requests may use by its name, for bundles built with --adapters.",
-)
+@named_adapters_option
 @engine_options
 def command(
     bundle: Path,

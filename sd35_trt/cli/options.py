@@ -254,6 +254,17 @@ def lora_option(command: _Command) -> _Command:
     )(command)
 
 
+def named_adapters_option(command: _Command) -> _Command:
+    """``adapters``: what requests of a server may use."""
+    return click.option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="An adapter that requests may use by its name, for bundles built with --adapters.",
+    )(command)
+
+
 def controlnet_option(command: _Command) -> _Command:
     """``controlnets``: nets beside the model."""
     return click.option(

@@ -9,7 +9,7 @@ import click
 
 from sd35_trt.compat.requirement import requirement
 
-from .options import BYTES, device_option, engine_options
+from .options import BYTES, device_option, engine_options, named_adapters_option
 
 
 @click.command()
@@ -47,13 +47,7 @@ from .options import BYTES, device_option, engine_options
     metavar="[NAME=]BUNDLE",
     help="Bundle that draws when pictures are anomalous; with NAME for that bundle alone.",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="NAME=FILE",
-    help="An adapter that requests may use by its name, for bundles built with --adapters.",
-)
+@named_adapters_option
 @click.option(
     "--control",
     "controls",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator
 
 from sd35_trt.errors import Sd35Error
@@ -32,3 +33,11 @@ def requirement(purpose: str, extra: str) -> Iterator[None]:
             raise Sd35Error(f"{purpose} needs {library or error}", fix) from error
         reason = f"{library or 'a library'} does not load ({error})"
         raise Sd35Error(f"{purpose}: {reason}", fix) from error
+
+
+def installed_version(distribution: str) -> str | None:
+    """Of a distribution, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from sd35_trt.build.compile import compiled_alone
-from sd35_trt.components import COMPILED
 from sd35_trt.engines.builder import ExportedComponent
 from sd35_trt.formats.bundle import Port
 
@@ -31,6 +30,11 @@ TEXT = _component(
     "clip_l", GIB // 4, Port("ids", "int64", ("batch", 77)), Port("x", "float16", ("batch", 768))
 )
 
+STEP = _component(
+    "control_canny", GIB // 4, Port("latents", "float32", ("batch", 16, "height", "width")),
+    Port("residuals", "float16", ("batch", 64)),
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("activations", "device_bytes", "large"),
@@ -40,11 +44,14 @@ def test_what_takes_much_of_the_gpu_is_compiled_alone(
     activations: int, device_bytes: int, large: bool
 ) -> None:
     names = compiled_alone(
-        [TEXT, DECODER],
-        {"clip_l": LARGEST, "vae_decoder": LARGEST},
-        {"vae_decoder": activations}.__getitem__,  # nobody asks of the small one
+        [TEXT, DECODER, STEP],
+        dict.fromkeys(("clip_l", "vae_decoder", "control_canny"), LARGEST),
+        {
+            "vae_decoder": activations,
+            "control_canny": 0,
+        }.__getitem__,  # nobody asks of the small one
         device_bytes,
     )
     assert ("vae_decoder" in names) == large
     assert "clip_l" not in names
-    assert names >= set(COMPILED)
+    assert "control_canny" in names  # it runs in every step

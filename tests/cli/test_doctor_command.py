@@ -99,9 +99,11 @@ def test_doctor_names_what_is_faster(run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     hint = "faster with: pip install 'sd35-trt[hopper]'"
     assert hint in run("doctor")[1]
-    installed = diagnosis._version
+    installed = diagnosis.installed_version
     monkeypatch.setattr(
-        diagnosis, "_version", lambda name: "4.0" if name == "flash-attn-4" else installed(name)
+        diagnosis,
+        "installed_version",
+        lambda name: "4.0" if name == "flash-attn-4" else installed(name),
     )
     assert hint not in run("doctor")[1]
 

@@ -1,4 +1,4 @@
-"""The step cache's file: what it holds, what is refused, and how a bundle gets it."""
+"""The step cache's file: what it holds, what is refused, and which bundles take it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from sd35_trt.errors import BundleError, UsageError
 from sd35_trt.formats.bundle import Bundle, describe_file, write_manifest
 from sd35_trt.formats.step_cache import STEP_CACHE, StepCache, StepPlan, read_step_cache
-from sd35_trt.store.step_caches import set_step_cache
 
 FILES = {"transformer/config.json": "0" * 64}
 
@@ -88,16 +87,18 @@ def test_a_hostile_file_is_refused(change: dict[str, Any], reason: str, tmp_path
         read_step_cache(path)
 
 
-def test_a_bundle_is_given_one(bundle: Path) -> None:
-    before = (bundle / "denoiser/weights.data").stat()
+def give(root: Path, cache: StepCache) -> None:
+    """Put it into a bundle as a file of its manifest."""
+    (root / STEP_CACHE).write_bytes(cache.encode())
+    manifest = Bundle.open(root).manifest
+    files = (*manifest.files, describe_file(root, STEP_CACHE))
+    write_manifest(root, replace(manifest, files=files))
+
+
+def test_a_bundles_own_is_read(bundle: Path) -> None:
     assert StepCache.of(Bundle.open(bundle)) is None
-    set_step_cache(bundle, CACHE)
+    give(bundle, CACHE)
     assert StepCache.of(Bundle.open(bundle, verify=True)) == CACHE
-    assert (bundle / "denoiser/weights.data").stat().st_ino == before.st_ino
-    other = replace(CACHE, plans=())
-    set_step_cache(bundle, other)
-    assert StepCache.of(Bundle.open(bundle, verify=True)) == other
-    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
 
 
 @pytest.mark.parametrize(
@@ -109,18 +110,13 @@ def test_a_bundle_is_given_one(bundle: Path) -> None:
 )
 def test_anothers_is_refused(cache: StepCache, reason: str, bundle: Path) -> None:
     with pytest.raises(UsageError, match=reason):
-        set_step_cache(bundle, cache)
-    assert StepCache.of(Bundle.open(bundle)) is None
-    # Nor does a bundle that has it all the same draw with it.
-    (bundle / STEP_CACHE).write_bytes(cache.encode())
-    manifest = Bundle.open(bundle).manifest
-    files = (*manifest.files, describe_file(bundle, STEP_CACHE))
-    write_manifest(bundle, replace(manifest, files=files))
+        cache.check(Bundle.open(bundle).manifest, STEP_CACHE)
+    give(bundle, cache)
     with pytest.raises(BundleError, match=reason):
         StepCache.of(Bundle.open(bundle))
 
 
 def test_a_bundle_without_short_steps_takes_none(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "plain")
+    manifest = write_bundle(tmp_path / "plain")
     with pytest.raises(UsageError, match="no short steps — build it with: --short-steps 2"):
-        set_step_cache(tmp_path / "plain", CACHE)
+        CACHE.check(manifest, STEP_CACHE)

@@ -53,3 +53,10 @@ def test_a_wheel_has_all_of_mini(installed):
     assert set().union(*map(files, own)) <= set().union(*map(files, paths))
     assert len(paths) == len(own) + 1
     assert not (installed / "sd35_trt" / "mini" / "training").exists()
+
+
+def test_what_shows_features_is_small():
+    """Everyone installs it."""
+    assert all(path.stat().st_size <= 0.5e6 for path in lora_paths().values())
+    for folder in controlnet_paths().values():
+        assert sum(path.stat().st_size for path in folder.rglob("*")) <= 5e6

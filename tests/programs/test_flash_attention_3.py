@@ -48,7 +48,7 @@ def test_other_gpus_and_missing_packages_are_refused(monkeypatch: pytest.MonkeyP
         ((9, 0), None, r"needs fa3-fwd, which is not installed — pip install 'sd35-trt\[hopper\]'"),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        monkeypatch.setattr(flash_attention_3, "installed_version", lambda p=package: p)
+        monkeypatch.setattr(flash_attention_3, "installed_version", lambda name, p=package: p)
         flash_attention_3.register.cache_clear()
         with pytest.raises(Sd35Error, match=message):
             kernels.find(TARGET, GPU)

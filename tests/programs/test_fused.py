@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sd35_trt.compat.requirement import installed_version
 from sd35_trt.programs import flash_attention_3, fused, kernels
 from sd35_trt.programs.fused import E4M3, FUNCTIONS
 
@@ -145,7 +146,7 @@ def test_on_a_hopper_gpu(operator: str, tokens: tuple[int, ...], fast: bool, ran
     kernel = kernels.find(f"sd35.{operator}.default", torch.device("cuda", 0))
     if rank and operator not in ADAPTED:
         pytest.skip("it takes no adapters")
-    if operator == "fp8_attention" and flash_attention_3.installed_version() is None:
+    if operator == "fp8_attention" and installed_version(flash_attention_3.PACKAGE) is None:
         pytest.skip("fa3-fwd is not installed")
     options = {"use_fast_accum": fast} if operator in ("qkv", "gelu", "gated") else {}
     actual = errors(kernel, operator, tokens, 1536, "cuda:0", rank, **options)
